@@ -1,0 +1,60 @@
+# Everything a newcomer needs: `make demo`, `make test`. Before a commit: `make check`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := PYTHONDONTWRITEBYTECODE=1 PATH="$(CURDIR)/$(BIN):$$PATH"
+
+.PHONY: help demo test check format lint types contracts lock clean
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.test ## run the worker on embedded PostgreSQL and Redis, with a live view (DEMO_SECONDS=60 ends by itself)
+	@$(RUN) $(BIN)/python -m app.demo
+
+test: $(VENV)/.test ## the whole suite on real servers that it starts itself
+	@$(RUN) $(BIN)/pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.check ## format, lint, types, contracts, tests: the one command before a commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory test
+
+format: $(VENV)/.check ## rewrite the sources in the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: ## resolve requirements/*.txt anew (needs uv)
+	for set in run "test --extra test --extra demo --extra build" "check --extra test --extra demo --extra build --extra check"; do \
+	  set -- $$set; name=$$1; shift; \
+	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	    --quiet "$$@" pyproject.toml --output-file requirements/$$name.txt; \
+	done
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# A stock Debian has python3 and pip but no ensurepip: then pip installs into the new environment from outside.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(VENV)
+
+define install
+	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then pip="$(BIN)/python -m pip"; \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then pip="$(PYTHON) -m pip --python $(BIN)/python"; \
+	else echo "pip is needed: apt-get install python3-pip, or python3-venv" >&2; exit 1; fi; \
+	echo "installing the locked packages of requirements/$(1).txt"; \
+	$$pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/$(1).txt && \
+	$$pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+endef
+
+$(VENV)/.test: $(VENV)/bin/python requirements/test.txt pyproject.toml
+	$(call install,test)
+
+$(VENV)/.check: $(VENV)/bin/python requirements/check.txt pyproject.toml
+	$(call install,check)
+	@touch $(VENV)/.test

@@ -1,0 +1,71 @@
+"""agents-stale: flags active agents without a heartbeat as stale; the next heartbeat flips them back.
+
+An agent that never sent a heartbeat has none to be late with: its NULL is not before any cutoff, and it stays.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from app.batch import Batch
+from app.config import variable
+from app.events import Severity
+from app.sweeper import SweeperSettings, Wording, sweeper
+from app.values import Cadence, PositiveDuration
+
+
+class AgentsStale(SweeperSettings):
+    """When an agent counts as stale."""
+
+    interval: Cadence = variable(
+        "SB_SWEEP_AGENTS_INTERVAL",
+        "SB_WORKER_AGENTS_STALE_INTERVAL",
+        default="60s",
+        meaning="how often silent agents are looked for",
+    )
+    stale_after: PositiveDuration = variable(
+        "SB_SWEEP_AGENTS_STALE_AFTER",
+        "SB_WORKER_AGENTS_STALE_AFTER",
+        default="5m",
+        meaning="time without a heartbeat after which an active agent is stale",
+    )
+
+    @property
+    def older_than(self) -> timedelta:
+        """Agents last heard of longer ago than this."""
+        return self.stale_after
+
+
+FLIP = """
+WITH silent AS MATERIALIZED (
+    SELECT ctid FROM agents
+     WHERE ctid >= %(start)s::tid AND ctid < %(stop)s::tid
+       AND status = 'active' AND last_seen_at < %(cutoff)s
+     LIMIT %(limit)s
+       FOR UPDATE SKIP LOCKED
+), flipped AS (
+    UPDATE agents SET status = 'stale'
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM silent))
+       AND status = 'active' AND last_seen_at < %(cutoff)s
+ RETURNING 1
+)
+SELECT (SELECT count(*) FROM silent) AS found,
+       (SELECT max(ctid)::text FROM silent) AS last,
+       count(*) AS changed
+  FROM flipped
+"""
+
+
+@sweeper(
+    "agents-stale",
+    needs={"agents": ("SELECT", "UPDATE")},
+    settings=AgentsStale,
+    wording=Wording(
+        Severity.WARN,
+        "agents flagged stale (no heartbeat past cutoff)",
+        "flag stale agents failed",
+        "flipped",
+    ),
+)
+def agents_stale(batch: Batch[AgentsStale]) -> Mapping[str, int]:
+    """Flip one range's silent agents."""
+    return batch.walk(FLIP)

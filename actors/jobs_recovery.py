@@ -1,0 +1,80 @@
+"""jobs-recovery: expires jobs whose claim ran out, most likely because the agent died while it executed them.
+
+The api gives such a job to another agent as well when one asks; the grace leaves it the time to. A job that is
+expired is never picked up again, and its parent request stays open: those are counted as `with_request`.
+"""
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from app.batch import Batch
+from app.config import variable
+from app.events import Severity
+from app.sweeper import SweeperSettings, Wording, sweeper
+from app.values import Cadence, Duration
+
+
+class JobsRecovery(SweeperSettings):
+    """When a claim counts as dead."""
+
+    interval: Cadence = variable(
+        "SB_SWEEP_JOBS_INTERVAL",
+        "SB_WORKER_JOBS_RECOVERY_INTERVAL",
+        default="30s",
+        meaning="how often dead claims are looked for",
+    )
+    grace: Duration = variable(
+        "SB_SWEEP_JOBS_GRACE",
+        default="0s",
+        meaning="time after the end of a claim in which another agent may still take the job over",
+    )
+
+    @property
+    def older_than(self) -> timedelta:
+        """Claims that ran out longer ago than the grace."""
+        return self.grace
+
+
+EXPIRE = """
+WITH dead AS MATERIALIZED (
+    SELECT ctid FROM sync_jobs
+     WHERE ctid >= %(start)s::tid AND ctid < %(stop)s::tid
+       AND status = 'claimed' AND claim_expires_at < %(cutoff)s
+     LIMIT %(limit)s
+       FOR UPDATE SKIP LOCKED
+), expired AS (
+    UPDATE sync_jobs SET status = 'expired'
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM dead))
+       AND status = 'claimed' AND claim_expires_at < %(cutoff)s
+ RETURNING job_type, request_id
+)
+SELECT (SELECT count(*) FROM dead) AS found,
+       (SELECT max(ctid)::text FROM dead) AS last,
+       count(*) AS changed,
+       count(*) FILTER (WHERE job_type = 'sync') AS sync,
+       count(*) FILTER (WHERE job_type = 'discover') AS discover,
+       count(*) FILTER (WHERE job_type = 'verify') AS verify,
+       count(*) FILTER (WHERE job_type = 'delete') AS delete,
+       count(*) FILTER (WHERE job_type = 'patch') AS patch,
+       count(*) FILTER (WHERE job_type = 'read') AS read,
+       count(request_id) AS with_request
+  FROM expired
+"""
+
+
+@sweeper(
+    "jobs-recovery",
+    needs={"sync_jobs": ("SELECT", "UPDATE")},
+    settings=JobsRecovery,
+    wording=Wording(
+        Severity.WARN,
+        "stuck jobs marked expired",
+        "recover stuck jobs failed",
+        "flipped",
+        detail="claim_expires_at past; agent likely crashed mid-execute",
+    ),
+    counts=("sync", "discover", "verify", "delete", "patch", "read", "with_request"),
+)
+def jobs_recovery(batch: Batch[JobsRecovery]) -> Mapping[str, int]:
+    """Expire one range's dead claims."""
+    return batch.walk(EXPIRE)

@@ -1,0 +1,63 @@
+"""secrets-stale: flags secrets that no discovery has seen for long as missing; the next sighting flips them back."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from app.batch import Batch
+from app.config import variable
+from app.events import Severity
+from app.sweeper import SweeperSettings, Wording, sweeper
+from app.values import Cadence, PositiveDuration
+
+
+class SecretsStale(SweeperSettings):
+    """When a secret counts as missing."""
+
+    interval: Cadence = variable(
+        "SB_SWEEP_SECRETS_INTERVAL",
+        "SB_WORKER_SECRETS_STALE_INTERVAL",
+        default="5m",
+        meaning="how often unseen secrets are looked for",
+    )
+    stale_after: PositiveDuration = variable(
+        "SB_SWEEP_SECRETS_STALE_AFTER",
+        "SB_WORKER_SECRETS_STALE_AFTER",
+        default="24h",
+        meaning="time without a sighting after which a secret is missing; about three discovery intervals is wise",
+    )
+
+    @property
+    def older_than(self) -> timedelta:
+        """Secrets last seen longer ago than this."""
+        return self.stale_after
+
+
+FLIP = """
+WITH unseen AS MATERIALIZED (
+    SELECT ctid FROM secrets
+     WHERE ctid >= %(start)s::tid AND ctid < %(stop)s::tid
+       AND status = 'present' AND last_seen_at < %(cutoff)s
+     LIMIT %(limit)s
+       FOR UPDATE SKIP LOCKED
+), flipped AS (
+    UPDATE secrets SET status = 'missing'
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM unseen))
+       AND status = 'present' AND last_seen_at < %(cutoff)s
+ RETURNING 1
+)
+SELECT (SELECT count(*) FROM unseen) AS found,
+       (SELECT max(ctid)::text FROM unseen) AS last,
+       count(*) AS changed
+  FROM flipped
+"""
+
+
+@sweeper(
+    "secrets-stale",
+    needs={"secrets": ("SELECT", "UPDATE")},
+    settings=SecretsStale,
+    wording=Wording(Severity.WARN, "discovered secrets marked missing", "mark stale secrets failed", "flipped"),
+)
+def secrets_stale(batch: Batch[SecretsStale]) -> Mapping[str, int]:
+    """Flip one range's unseen secrets."""
+    return batch.walk(FLIP)

@@ -1,0 +1,62 @@
+"""wraps-expired: deletes one-time secret wraps whose time is over, consumed or not."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+
+from app.batch import Batch
+from app.config import variable
+from app.events import Severity
+from app.sweeper import SweeperSettings, Wording, sweeper
+from app.values import Cadence, Duration
+
+
+class WrapsExpired(SweeperSettings):
+    """When wraps are deleted."""
+
+    interval: Cadence = variable(
+        "SB_SWEEP_WRAPS_INTERVAL",
+        "SB_WORKER_WRAPS_EXPIRED_INTERVAL",
+        default="60s",
+        meaning="how often expired wraps are deleted",
+    )
+    retention: Duration = variable(
+        "SB_SWEEP_WRAPS_RETENTION",
+        default="0s",
+        meaning="how long an expired wrap is kept, so that the api can still answer that it is gone",
+    )
+
+    @property
+    def older_than(self) -> timedelta:
+        """Wraps that expired longer ago than the retention."""
+        return self.retention
+
+
+DELETE = """
+WITH doomed AS MATERIALIZED (
+    SELECT ctid FROM secret_wraps
+     WHERE ctid >= %(start)s::tid AND ctid < %(stop)s::tid
+       AND expires_at <= %(cutoff)s
+     LIMIT %(limit)s
+       FOR UPDATE SKIP LOCKED
+), deleted AS (
+    DELETE FROM secret_wraps
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM doomed))
+       AND expires_at <= %(cutoff)s
+ RETURNING 1
+)
+SELECT (SELECT count(*) FROM doomed) AS found,
+       (SELECT max(ctid)::text FROM doomed) AS last,
+       count(*) AS changed
+  FROM deleted
+"""
+
+
+@sweeper(
+    "wraps-expired",
+    needs={"secret_wraps": ("SELECT", "UPDATE", "DELETE")},
+    settings=WrapsExpired,
+    wording=Wording(Severity.INFO, "expired wraps purged", "delete expired wraps failed", "deleted"),
+)
+def wraps_expired(batch: Batch[WrapsExpired]) -> Mapping[str, int]:
+    """Delete one range's expired wraps."""
+    return batch.walk(DELETE)

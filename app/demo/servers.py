@@ -1,0 +1,249 @@
+"""Real PostgreSQL and Redis for the demo and the tests, started here and stopped here.
+
+Nothing stays behind: not after an exception, not after Ctrl-C (the servers have sessions of their own and are stopped
+by their owner), and on Linux not after kill -9 of the owner either (the kernel stops them). Both listen on the
+loopback interface, on ports that are free.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import psycopg
+import redis
+
+from app.demo.binaries import postgres_programs, redis_program
+
+_START_SECONDS = 30
+_PR_SET_PDEATHSIG = 1
+_NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_SMALL_SHM = 64 * 2**20
+
+
+class ServerFailed(Exception):
+    """A server did not start; the text has the end of its log."""
+
+
+class _Server:
+    """A process of its own session with a log."""
+
+    name = "server"
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, directory: Path, port: int | None) -> None:
+        self.directory = directory
+        self.port = port or _free_port()
+        self.log = directory / f"{self.name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start and wait until it answers. Raises ServerFailed."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Stop the orderly way and wait."""
+        self._end(self.stop_signal)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self.process is not None:
+            self.process.send_signal(number)
+            try:
+                self.process.wait(_START_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+
+    def _launch(self, command: Sequence[object], answers: Callable[[], object], user: int | None = None) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+                preexec_fn=lambda: _prepare(self.stop_signal, user),  # noqa: PLW1509 - no threads run at this point
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                answers()
+            except (psycopg.Error, redis.RedisError, OSError):
+                if self.process.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    continue
+                self.stop()
+                tail = self.log.read_text(errors="replace")[-2000:]
+                raise ServerFailed(f"{self.name} did not start:\n{tail}") from None
+            return
+
+
+class Postgres(_Server):
+    """A PostgreSQL cluster of its own in `directory`, superuser `postgres`, database `secrets_bridge`."""
+
+    name = "postgres"
+    stop_signal = signal.SIGINT  # its fast shutdown
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        port: int | None = None,
+        settings: Mapping[str, str] | None = None,
+        durable: bool = False,
+    ) -> None:
+        super().__init__(directory, port)
+        self._programs = postgres_programs()
+        self._data = directory / "postgres"
+        self._settings = {**({} if durable else _NOT_DURABLE), **(settings or {})}
+        self._user = _other_user()
+        # A socket's path may have 107 bytes at most, which a test's directory often exceeds.
+        self._sockets = Path(tempfile.mkdtemp(prefix="sb-pg-"))
+
+    def start(self) -> None:
+        """Create the cluster when it is not there, start it, and create the database."""
+        self._sockets.mkdir(exist_ok=True)
+        if self._user is not None:
+            os.chown(self._sockets, self._user, -1)
+        if not self._data.exists():
+            self._create()
+        words = [f"-c{name}={value}" for name, value in self._arguments().items()]
+        command = [self._programs / "postgres", "-D", self._data, *words]
+        self._launch(command, self._answers, self._user)
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            row = connection.execute("SELECT count(*) FROM pg_database WHERE datname = 'secrets_bridge'").fetchone()
+            if row == (0,):
+                connection.execute("CREATE DATABASE secrets_bridge")
+
+    def stop(self) -> None:
+        """Stop, and remove the socket's directory."""
+        super().stop()
+        shutil.rmtree(self._sockets, ignore_errors=True)
+
+    def crash(self) -> None:
+        """Stop at once, as a power cut would; start() recovers."""
+        self._end(signal.SIGQUIT)
+
+    def url(self, database: str = "secrets_bridge", user: str = "postgres") -> str:
+        """Give a DATABASE_URL."""
+        return f"postgres://{user}@127.0.0.1:{self.port}/{database}"
+
+    def _answers(self) -> None:
+        psycopg.connect(self.url("postgres"), connect_timeout=5).close()
+
+    def _arguments(self) -> dict[str, str]:
+        shared = shutil.disk_usage("/dev/shm") if Path("/dev/shm").is_dir() else None  # noqa: S108 - only measured
+        small = {} if shared and shared.free > _SMALL_SHM else {"dynamic_shared_memory_type": "mmap"}
+        listen = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": str(self._sockets),
+            "max_connections": "200",
+        }
+        return {**(small if sys.platform == "linux" else {}), **listen, **self._settings}
+
+    def _create(self) -> None:
+        self._data.mkdir(parents=True)
+        if self._user is not None:
+            os.chown(self._data, self._user, -1)
+            _open_parents(self._data)
+        words = [
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-sync",
+            "--no-instructions",
+        ]
+        done = subprocess.run(
+            [self._programs / "initdb", "-D", self._data, *words],
+            capture_output=True,
+            cwd="/",
+            check=False,
+            preexec_fn=lambda: _prepare(self.stop_signal, self._user),
+        )
+        if done.returncode:
+            shutil.rmtree(self._data, ignore_errors=True)
+            raise ServerFailed(f"initdb failed:\n{done.stderr.decode(errors='replace')[-2000:]}")
+
+
+class Redis(_Server):
+    """A Redis (or Valkey) server that keeps nothing on disk."""
+
+    name = "redis"
+
+    def __init__(self, directory: Path, *, port: int | None = None, program: Path | None = None) -> None:
+        super().__init__(directory, port)
+        self._program = program or redis_program()
+
+    def start(self) -> None:
+        """Start, empty."""
+        words = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self._launch([self._program, *words, "--dir", self.directory], self._answers)
+
+    def kill(self) -> None:
+        """End it with SIGKILL; everything in it is gone."""
+        self._end(signal.SIGKILL)
+
+    def url(self, database: int = 0) -> str:
+        """Give a REDIS_URL."""
+        return f"redis://127.0.0.1:{self.port}/{database}"
+
+    def _answers(self) -> None:
+        with redis.Redis(port=self.port, socket_timeout=5) as client:
+            client.ping()
+
+
+def _prepare(on_death: signal.Signals, user: int | None) -> None:
+    """Run in the child before it becomes the server: another user if need be, and an end with its owner."""
+    if user is not None:
+        os.setgroups([])
+        os.setgid(user)
+        os.setuid(user)
+    if sys.platform == "linux":  # after the change of user, which would clear it
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, on_death)
+
+
+def _other_user() -> int | None:
+    """Give the user to run PostgreSQL as when we are root, which it refuses."""
+    if os.getuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam("nobody").pw_uid
+    except KeyError:
+        return 65534
+
+
+def _open_parents(path: Path) -> None:
+    """Let the other user reach its data: pytest's and tempfile's directories are closed to everybody else."""
+    for parent in path.parents:
+        mode = parent.stat().st_mode
+        if parent.stat().st_uid == 0 and not mode & 0o001 and parent.is_relative_to(tempfile.gettempdir()):
+            parent.chmod(mode | 0o011)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,138 @@
+"""The grammar of values in environment variables: Go's, to the letter, since both workers read the same ones.
+
+Every parser raises ValueError with what is accepted, and never with what was given: it may be a secret that ended
+up under the wrong name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from enum import StrEnum
+from fractions import Fraction
+from typing import Annotated, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator
+
+T = TypeVar("T")
+
+_UNITS = {
+    "ns": 1,
+    "us": 10**3,
+    "µs": 10**3,
+    "μs": 10**3,
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
+_PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
+_DURATION = re.compile(rf"([-+]?)((?:{_PART.pattern})+|0)")
+_INT = re.compile(r"[-+]?[0-9]+")
+_MOST_NS = 2**63 - 1
+_TRUE, _FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
+_MOST_PORT = 65_535
+
+_NOT_A_DURATION = "not a duration; accepted: a Go duration such as 500ms, 30s, 1m30s or 24h"
+
+
+def parse_duration(text: str) -> timedelta:
+    """Read what Go's time.ParseDuration reads, in its range of 64-bit nanoseconds; cut off below a microsecond."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(_NOT_A_DURATION)
+    sign, body = match[1], match[2]
+    nanoseconds = int(sum(Fraction(number.rstrip(".")) * _UNITS[unit] for number, unit in _PART.findall(body)))
+    if nanoseconds > _MOST_NS:
+        raise ValueError(_NOT_A_DURATION + ", at most 292 years")
+    length = timedelta(microseconds=nanoseconds // 1000)
+    return -length if sign == "-" else length
+
+
+def format_duration(length: timedelta) -> str:
+    """Write a duration the short way: `1m30s`, `24h`, `1.5s`, `500ms`, `0s`. parse_duration reads it back."""
+    if length < timedelta(0):
+        return "-" + format_duration(-length)
+    micros = length // timedelta(microseconds=1)
+    if micros == 0:
+        return "0s"
+    if micros < 1_000_000:  # noqa: PLR2004 - a second
+        return f"{micros / 1000:g}ms" if micros >= 1000 else f"{micros}us"  # noqa: PLR2004
+    seconds, rest = divmod(micros, 1_000_000)
+    hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
+    fraction = f".{rest:06d}".rstrip("0") if rest else ""
+    parts = [f"{hours}h" if hours else "", f"{minutes}m" if minutes else ""]
+    parts.append(f"{seconds}{fraction}s" if seconds or fraction else "")
+    return "".join(parts)
+
+
+def parse_bool(text: str) -> bool:
+    """Read what Go's strconv.ParseBool reads."""
+    if text not in _TRUE + _FALSE:
+        raise ValueError("not a boolean; accepted: true, false, 1, 0, t, f")
+    return text in _TRUE
+
+
+def parse_int(text: str) -> int:
+    """Read a decimal integer with an optional sign; `020` is 20, and `0x10`, `1_0` and spaces are refused."""
+    if not _INT.fullmatch(text):
+        raise ValueError("not an integer; accepted: decimal digits such as 10")
+    return int(text)
+
+
+def parse_host_port(text: str) -> tuple[str, int]:
+    """Read `host:port`, `:port` (all interfaces, an empty host) or `[ipv6]:port`."""
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > _MOST_PORT or (":" in host and bare == host):
+        raise ValueError("not an address; accepted: host:port such as 127.0.0.1:8091 or 0.0.0.0:8091")
+    return bare, int(port)
+
+
+class LogLevel(StrEnum):
+    """How much is logged; `warning` is read as `warn`."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARN = "warn"
+    ERROR = "error"
+
+
+def parse_log_level(text: str) -> LogLevel:
+    """Read a level in any case."""
+    word = text.lower()
+    try:
+        return LogLevel("warn" if word == "warning" else word)
+    except ValueError:
+        raise ValueError("not a log level; accepted: debug, info, warn, error") from None
+
+
+def _from_text(parse: Callable[[str], T]) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse(value) if type(value) is str else value)
+
+
+def _at_least(least: timedelta, text: str) -> AfterValidator:
+    def check(value: timedelta) -> timedelta:
+        if value < least:
+            raise ValueError(text)
+        return value
+
+    return AfterValidator(check)
+
+
+def _positive(value: int) -> int:
+    if value < 1:
+        raise ValueError("must be at least 1")
+    return value
+
+
+_TICK = timedelta(microseconds=1)
+Duration = Annotated[timedelta, _from_text(parse_duration), _at_least(timedelta(0), "must not be negative")]
+PositiveDuration = Annotated[timedelta, _from_text(parse_duration), _at_least(_TICK, "must be more than 0")]
+#: How often something happens.
+Cadence = Annotated[timedelta, _from_text(parse_duration), _at_least(timedelta(seconds=1), "must be at least 1s")]
+Bool = Annotated[bool, _from_text(parse_bool)]
+PositiveInt = Annotated[int, _from_text(parse_int), AfterValidator(_positive)]
+HostPort = Annotated[tuple[str, int], _from_text(parse_host_port)]
+Level = Annotated[LogLevel, _from_text(parse_log_level)]

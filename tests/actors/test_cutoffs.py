@@ -1,0 +1,170 @@
+"""Each SQL sweeper on both sides of its cutoff, by the database's clock.
+
+A cutoff cannot be hit by rows that were inserted before it is taken, so rows stand a second to each side, and the row
+exactly on it is made by the batch's own statement, in the transaction whose now() is the cutoff.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import Connection
+from psycopg.rows import dict_row
+
+from actors.agents_stale import AgentsStale, agents_stale
+from actors.jobs_recovery import JobsRecovery, jobs_recovery
+from actors.secrets_stale import SecretsStale, secrets_stale
+from actors.wraps_expired import WrapsExpired, wraps_expired
+from app.batch import Batch
+from app.sweeper import Sweeper, SweeperSettings
+from tests.world import FIXED, Replica, column, insert_agent, insert_job, insert_secret, insert_wrap
+
+SECOND = timedelta(seconds=1)
+TICK = timedelta(microseconds=1)
+
+
+def once(database: str, sweeper: Sweeper[Any], settings: SweeperSettings) -> dict[str, int]:
+    """Do one batch at the fixed time."""
+    with psycopg.connect(database) as connection:
+        batch = Batch(
+            connection.cursor(row_factory=dict_row),
+            settings,
+            sweeper.table,
+            slot=0,
+            now=FIXED,
+            cutoff=FIXED - settings.older_than,
+        )
+        return dict(sweeper.batch(batch))
+
+
+@pytest.mark.parametrize("consumed", [True, False])
+def test_wraps_are_deleted_at_their_expiry_and_not_before(
+    database: str, sql: Connection[Any], consumed: bool
+) -> None:
+    gone = [insert_wrap(sql, FIXED - ago, consumed=consumed) for ago in (SECOND, TICK, timedelta(0))]
+    kept = [insert_wrap(sql, FIXED + ahead, consumed=consumed) for ahead in (TICK, SECOND)]
+
+    assert once(database, wraps_expired, WrapsExpired()) == {"changed": 3}
+
+    left = column(sql, "SELECT id::text FROM secret_wraps")
+    assert sorted(left) == sorted(kept)
+    assert not set(left) & set(gone)
+
+
+def test_a_retention_keeps_expired_wraps_for_so_long(database: str, sql: Connection[Any]) -> None:
+    settings = WrapsExpired(retention=timedelta(minutes=10))
+    insert_wrap(sql, FIXED - timedelta(minutes=10))
+    kept = insert_wrap(sql, FIXED - timedelta(minutes=10) + TICK)
+
+    assert once(database, wraps_expired, settings) == {"changed": 1}
+    assert column(sql, "SELECT id::text FROM secret_wraps") == [kept]
+
+
+def test_secrets_unseen_for_longer_than_the_cutoff_become_missing(database: str, sql: Connection[Any]) -> None:
+    day = timedelta(hours=24)
+    insert_secret(sql, "before", FIXED - day - SECOND)
+    insert_secret(sql, "just-before", FIXED - day - TICK)
+    insert_secret(sql, "on", FIXED - day)
+    insert_secret(sql, "after", FIXED - day + SECOND)
+    insert_secret(sql, "already", FIXED - 3 * day, status="missing")
+    sql.execute("UPDATE secrets SET updated_at = '2020-01-01'")  # the trigger overwrites it; a mark is what counts
+    touched = dict(sql.execute("SELECT secret_ref, updated_at FROM secrets").fetchall())
+
+    assert once(database, secrets_stale, SecretsStale()) == {"changed": 2}
+
+    status = dict(sql.execute("SELECT secret_ref, status FROM secrets").fetchall())
+    assert status == {
+        "before": "missing",
+        "just-before": "missing",
+        "on": "present",
+        "after": "present",
+        "already": "missing",
+    }
+    again = dict(sql.execute("SELECT secret_ref, updated_at FROM secrets").fetchall())
+    assert {ref for ref in touched if again[ref] != touched[ref]} == {"before", "just-before"}
+
+
+def test_active_agents_without_a_heartbeat_become_stale(database: str, sql: Connection[Any]) -> None:
+    five = timedelta(minutes=5)
+    insert_agent(sql, "before", last_seen_at=FIXED - five - SECOND)
+    insert_agent(sql, "just-before", last_seen_at=FIXED - five - TICK)
+    insert_agent(sql, "on", last_seen_at=FIXED - five)
+    insert_agent(sql, "after", last_seen_at=FIXED - five + SECOND)
+    insert_agent(sql, "never", last_seen_at=None)
+    for status in ("enrolled", "error", "disabled", "revoked", "stale"):
+        insert_agent(sql, status, status=status, last_seen_at=FIXED - 2 * five)
+
+    assert once(database, agents_stale, AgentsStale()) == {"changed": 2}
+
+    status = dict(sql.execute("SELECT name, status FROM agents").fetchall())
+    stale = {name for name, state in status.items() if state == "stale"}
+    assert stale == {"before", "just-before", "stale"}
+    assert status["never"] == "active"
+    assert all(status[state] == state for state in ("enrolled", "error", "disabled", "revoked"))
+
+
+def test_jobs_with_a_dead_claim_expire_and_are_counted_by_type(database: str, sql: Connection[Any]) -> None:
+    request = column(
+        sql,
+        "INSERT INTO access_requests (requester_id, type, justification)"
+        " VALUES (gen_random_uuid()::text, 'update', 'test') RETURNING id::text",
+    )[0]
+    dead = [
+        insert_job(sql, job_type="sync", claim_expires_at=FIXED - SECOND),
+        insert_job(sql, job_type="patch", claim_expires_at=FIXED - TICK, request_id=request),
+        insert_job(sql, job_type="patch", claim_expires_at=FIXED - SECOND),
+    ]
+    insert_job(sql, claim_expires_at=FIXED)
+    insert_job(sql, claim_expires_at=FIXED + SECOND)
+    insert_job(sql, claim_expires_at=None)
+    for status in ("queued", "succeeded", "failed", "expired"):
+        insert_job(sql, status=status, claim_expires_at=FIXED - SECOND)
+
+    counts = once(database, jobs_recovery, JobsRecovery())
+
+    assert {name: number for name, number in counts.items() if number} == {
+        "changed": 3,
+        "sync": 1,
+        "patch": 2,
+        "with_request": 1,
+    }
+    expired = column(sql, "SELECT id::text FROM sync_jobs WHERE status = 'expired'")
+    assert set(dead) < set(expired)
+    assert len(expired) == 4
+
+
+def test_a_grace_leaves_dead_claims_to_other_agents_for_so_long(database: str, sql: Connection[Any]) -> None:
+    settings = JobsRecovery(grace=timedelta(seconds=10))
+    insert_job(sql, claim_expires_at=FIXED - timedelta(seconds=10))
+    dead = insert_job(sql, claim_expires_at=FIXED - timedelta(seconds=10) - TICK)
+
+    assert once(database, jobs_recovery, settings)["changed"] == 1
+    assert column(sql, "SELECT id::text FROM sync_jobs WHERE status = 'expired'") == [dead]
+
+
+@pytest.mark.parametrize("sweeper", [wraps_expired, secrets_stale, agents_stale, jobs_recovery], ids=lambda s: s.name)
+def test_a_run_takes_its_cutoff_from_the_database_and_a_second_one_changes_nothing(
+    replica: Replica, sql: Connection[Any], sweeper: Sweeper[Any]
+) -> None:
+    settings = sweeper.settings()
+    now = sql.execute("SELECT now()").fetchone()
+    assert now is not None
+    cutoff = now[0] - settings.older_than
+    for side in (-timedelta(minutes=1), timedelta(minutes=1)):
+        insert_wrap(sql, cutoff + side)
+        insert_secret(sql, f"secret{side}", cutoff + side)
+        insert_agent(sql, f"agent{side}", last_seen_at=cutoff + side)
+        insert_job(sql, claim_expires_at=cutoff + side)
+
+    first = replica.run(sweeper, settings, slot=None)
+    assert first.changed == 1
+    assert first.cutoff is not None
+    assert abs(first.cutoff - cutoff) < timedelta(seconds=30)
+
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = 'epoch'")
+    sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = 'epoch'")
+    replica.locks._release.registered_client.flushall()  # type: ignore[attr-defined]  # noqa: SLF001
+    assert replica.run(sweeper, settings, slot=None).changed == 0

@@ -1,0 +1,91 @@
+"""Real servers for every test that needs one, started once a session and thrown away after it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis as redis_py
+from psycopg import Connection
+from psycopg_pool import ConnectionPool
+
+from app import schema
+from app.demo.binaries import redis_programs
+from app.demo.servers import Postgres, Redis
+from tests.world import Replica
+
+CONTROL_PLANE = Path(__file__).parent.parent / "app" / "demo" / "control_plane.sql"
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SB_", "DATABASE_", "REDIS_", "PG")) or name == "LOG_LEVEL":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """Give a PostgreSQL with a template database that has the control plane's schema and ours."""
+    with Postgres(tmp_path_factory.mktemp("pg")) as server:
+        with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE control_plane")
+        with psycopg.connect(server.url("control_plane"), autocommit=True) as connection:
+            connection.execute(CONTROL_PLANE.read_bytes())
+            schema.migrate(connection)
+        yield server
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Iterator[str]:
+    """Give the URL of a fresh database with both schemas."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE control_plane STRATEGY file_copy".encode())
+        yield postgres.url(name)
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture
+def sql(database: str) -> Iterator[Connection[Any]]:
+    """Give a connection to it, each statement committed."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """Give a Redis."""
+    with Redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session", params=sorted(redis_programs()))
+def any_redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """Give each kind of Redis that is here: the scripts must mean the same to all of them."""
+    with Redis(tmp_path_factory.mktemp("redis"), program=redis_programs()[request.param]) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(redis_server: Redis) -> Iterator[redis_py.Redis]:
+    """Give a client of an empty Redis."""
+    with redis_py.Redis.from_url(redis_server.url()) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def replica(database: str, redis: redis_py.Redis) -> Iterator[Replica]:
+    """Give what a worker process has: a runner and locks, without Dramatiq around them."""
+    pool = ConnectionPool[Connection[Any]](
+        database, kwargs={"autocommit": True}, min_size=0, max_size=4, timeout=5, open=True
+    )
+    with pool:
+        yield Replica(pool, redis, lease=timedelta(seconds=15))
