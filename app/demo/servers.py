@@ -224,6 +224,11 @@ def _prepare(on_death: signal.Signals, user: int | None) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, on_death)
 
 
+def end_with_owner() -> None:
+    """Have Linux end this child when the process that started it dies; for Popen's preexec_fn."""
+    _prepare(signal.SIGTERM, None)
+
+
 def _other_user() -> int | None:
     """Give the user to run PostgreSQL as when we are root, which it refuses."""
     if os.getuid() != 0:
@@ -240,6 +245,19 @@ def _open_parents(path: Path) -> None:
         mode = parent.stat().st_mode
         if parent.stat().st_uid == 0 and not mode & 0o001 and parent.is_relative_to(tempfile.gettempdir()):
             parent.chmod(mode | 0o011)
+
+
+def free_ports(count: int) -> int:
+    """Give the first of so many neighbouring ports that nobody listens on."""
+    while True:
+        first = _free_port()
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
 
 
 def _free_port() -> int:

@@ -1,0 +1,210 @@
+"""`make demo`: the Procfile on embedded servers, with two workers, and a live view of every sweeper.
+
+DEMO_SECONDS=60 ends it after a minute; else it runs until Ctrl-C. Nothing is left running or on disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from actors import SWEEPERS
+from app import schema, status
+from app.demo import data
+from app.demo.binaries import ServerMissing
+from app.demo.servers import Postgres, Redis, ServerFailed, end_with_owner, free_ports
+
+#: Shorter cadences than in production, so that there is something to see.
+CADENCES = {
+    "SB_SWEEP_WRAPS_INTERVAL": "5s",
+    "SB_SWEEP_SECRETS_INTERVAL": "10s",
+    "SB_SWEEP_AGENTS_INTERVAL": "5s",
+    "SB_SWEEP_AGENTS_STALE_AFTER": "60s",
+    "SB_SWEEP_JOBS_INTERVAL": "3s",
+    "SB_SWEEP_DISCOVER_INTERVAL": "15s",
+}
+WORKERS = 2
+REFRESH_SECONDS = 0.5
+_ROOT = Path(__file__).parent.parent.parent
+_SQL = Path(__file__).parent / "control_plane.sql"
+
+
+def main() -> int:
+    """Run the demo and give its exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    seconds = _seconds()
+    console = Console()
+    console.print("[bold]secrets-bridge worker[/], on a PostgreSQL and a Redis of its own. Ctrl-C ends it.")
+    try:
+        with tempfile.TemporaryDirectory(prefix="sb-demo-") as directory:
+            place = Path(directory)
+            with Postgres(place) as postgres, Redis(place) as redis:
+                return _Demo(console, postgres.url(), redis.url(), seconds).run()
+    except (ServerMissing, ServerFailed) as error:
+        console.print(f"[red]error:[/] {error}")
+        return 1
+    except KeyboardInterrupt:  # before there was anything to stop
+        return 0
+
+
+class _Demo:
+    """The replica's runner, the data that arrives, and what is shown of them."""
+
+    def __init__(self, console: Console, database: str, redis: str, seconds: float | None) -> None:
+        self.console = console
+        self.database = database
+        self.seconds = seconds
+        self.events: deque[str] = deque(maxlen=8)
+        self.lines: deque[str] = deque(maxlen=40)
+        self.notified = 0
+        ports = free_ports(WORKERS)
+        own = {"DATABASE_URL": database, "REDIS_URL": redis, "SB_WORKER_LOCAL_ADDR": f"127.0.0.1:{ports}"}
+        clean = {
+            key: value for key, value in os.environ.items() if not key.startswith(("SB_", "DATABASE_", "REDIS_"))
+        }
+        self.environ = {**clean, **own, **CADENCES, "SB_DISCOVER_TARGETS_JSON": data.TARGETS}
+        settings = [sweeper.settings for sweeper in SWEEPERS]
+        os.environ.update(CADENCES)
+        self.cadences = [(one.name, own.read().interval) for one, own in zip(SWEEPERS, settings, strict=True)]
+
+    def run(self) -> int:
+        with psycopg.connect(self.database, autocommit=True) as connection:
+            connection.execute(_SQL.read_bytes())
+            data.pile_up(connection)
+            schema.migrate(connection)
+            self.console.print(f"60,000 wraps, 9,000 secrets, 300 agents, 4,000 jobs; {WORKERS} workers, 1 scheduler")
+            started = time.monotonic()
+            with self._replica() as runner:
+                try:
+                    self._watch(connection, runner, started)
+                except KeyboardInterrupt:
+                    pass
+            self._summary(connection, time.monotonic() - started)
+        if runner.returncode:
+            self.console.print("[red]the replica failed:[/]", *self.lines, sep="\n")
+        return 1 if runner.returncode else 0
+
+    @contextmanager
+    def _replica(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Run `sb-worker run` while the body does, and let it end in its own time."""
+        words = [sys.executable, "-c", "from app.cli import main; main()", "run", "-c", f"worker={WORKERS}"]
+        process = subprocess.Popen(
+            words,
+            cwd=_ROOT,
+            env=self.environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=end_with_owner,  # noqa: PLW1509 - no threads run at this point
+        )
+        assert process.stdout is not None
+        os.set_blocking(process.stdout.fileno(), False)
+        try:
+            yield process
+        finally:
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not cut the clean-up
+            process.terminate()
+            while process.poll() is None:
+                self._read(process, 0.1)
+            self._read(process, 0)
+            process.stdout.close()
+            signal.signal(signal.SIGINT, before)
+
+    def _watch(self, connection: Connection[Any], runner: subprocess.Popen[bytes], started: float) -> None:
+        shown = time.monotonic() if self.console.is_terminal else 0.0
+        with Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="visible") as live:
+            while runner.poll() is None:
+                elapsed = time.monotonic() - started
+                if self.seconds is not None and elapsed >= self.seconds:
+                    return
+                data.moment(connection)
+                self._read(runner, REFRESH_SECONDS)
+                sweepers = status.read(connection, self.cadences)
+                if self.console.is_terminal:
+                    live.update(self._view(sweepers, elapsed), refresh=True)
+                elif time.monotonic() - shown >= 5:  # noqa: PLR2004 - a line for each sweeper every five seconds
+                    shown = time.monotonic()
+                    for one in sweepers:
+                        print(json.dumps(one.as_json()), flush=True)
+
+    def _view(self, sweepers: list[status.SweeperStatus], elapsed: float) -> Group:
+        left = f", {self.seconds - elapsed:.0f}s left" if self.seconds is not None else ""
+        title = f"{elapsed:.0f}s{left}; {self.notified} notifications"
+        return Group(status.table(sweepers, title), Text("\n".join(self.events), style="dim"))
+
+    def _read(self, runner: subprocess.Popen[bytes], seconds: float) -> None:
+        """Take in what the replica logs, for at most so long."""
+        stream = runner.stdout
+        assert stream is not None
+        deadline = time.monotonic() + seconds
+        with selectors.DefaultSelector() as selector:
+            selector.register(stream, selectors.EVENT_READ)
+            while selector.select(max(0.0, deadline - time.monotonic())):
+                lines = stream.read()
+                if not lines:
+                    return
+                for line in lines.decode(errors="replace").splitlines():
+                    self._line(line)
+
+    def _line(self, line: str) -> None:
+        self.lines.append(line)
+        try:
+            record = json.loads(line)
+        except ValueError:
+            return
+        if record.get("msg") == "notification":
+            self.notified += 1
+            numbers = {key: value for key, value in record.items() if isinstance(value, int)}
+            told = ", ".join(f"{key}={value:,}" for key, value in numbers.items())
+            self.events.append(f"{record['time'][11:19]} {record['level']:<5} {record['title']} ({told})")
+
+    def _summary(self, connection: Connection[Any], elapsed: float) -> None:
+        sweepers = status.read(connection, self.cadences)
+        if self.console.is_terminal:
+            self.console.print(status.table(sweepers, f"after {elapsed:.0f}s"))
+        row = connection.execute(_TOTALS).fetchone()
+        runs, slots, changed, workers, late = row or (0, 0, 0, 0, 0)
+        self.console.print(
+            f"{runs:,} runs of {slots:,} slots by {workers} workers, each slot once; {changed:,} rows changed; "
+            f"runs began {late:.0f} ms after their slot at the median; {self.notified} notifications",
+            highlight=False,
+        )
+
+
+_TOTALS = """
+SELECT count(*), count(DISTINCT (name, slot)), coalesce(sum(changed), 0), count(DISTINCT worker),
+       coalesce(1000 * percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM started_at - slot)), 0)
+  FROM secrets_bridge_worker.sweep_run WHERE outcome = 'success'
+"""
+
+
+def _seconds() -> float | None:
+    text = os.environ.get("DEMO_SECONDS", "")
+    if not text:
+        return None
+    if not text.isdecimal() or not int(text):
+        print("error: DEMO_SECONDS must be a number of seconds, such as 60", file=sys.stderr)
+        sys.exit(2)
+    return float(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
