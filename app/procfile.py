@@ -1,8 +1,8 @@
 """Runs the processes of a Procfile as one replica: `sb-worker run`, process 1 of a container.
 
-Signals go to each entry's main process only. A runner that signals whole groups reaches Dramatiq's workers twice, once
-by itself and once through their main process. Each entry has a session of its own, so that Ctrl-C in a terminal
-reaches the runner alone.
+Signals go to each entry's main process only. A runner that signals whole groups reaches Dramatiq's workers twice,
+once by itself and once through their main process, and the second signal cuts their jobs. Each entry has a session
+of its own, so that Ctrl-C in a terminal reaches the runner alone.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def run(  # noqa: PLR0913 - what a replica may be told
     itself makes the replica incomplete: the others are stopped and its status is returned, 128 + n for a death by
     signal n, 1 in place of 0. SIGTERM, SIGINT or SIGHUP stop all of them; then the status is 0 if each ended with 0
     or of the SIGTERM, else the first other one. Whoever is left `grace` + PATIENCE_SECONDS after its SIGTERM is
-    killed with its process group.
+    killed with its process group. From a stop on, further stops are ignored, also after the return, since the
+    program is expected to end; only a third Ctrl-C at a terminal kills at once.
 
     `replicas` says how many of an entry to run, 1 unless told. `on_line` gets each line that a process `name` (or
     `name.number`, of several) wrote, and by default writes it to stderr. Call this from the main thread: signal
@@ -85,7 +86,7 @@ def run(  # noqa: PLR0913 - what a replica may be told
     with runner.listening():
         if release and RELEASE in commands:
             first = _Member(RELEASE, commands[RELEASE], _environment(environ, 1))
-            if (status := runner.until_one_ends([first])) or runner.told:
+            if status := runner.until_one_ends([first]):
                 return status
         return runner.until_one_ends(members) or (0 if runner.told else 1)
 
@@ -134,7 +135,7 @@ class _Process:
         own, words = _split(member.command)
         self.name = member.name
         self._rest = b""
-        self.popen = subprocess.Popen(  # noqa: S603 - the Procfile is as trusted as this program
+        self.popen = subprocess.Popen(
             words,
             env={**member.environ, **own},
             stdin=subprocess.DEVNULL,
@@ -144,7 +145,7 @@ class _Process:
             start_new_session=True,
             preexec_fn=partial(_end_with, os.getpid()),  # noqa: PLW1509 - two system calls, nothing that locks
         )
-        assert self.popen.stdout is not None  # noqa: S101 - for the type checkers
+        assert self.popen.stdout is not None
         self.pipe = self.popen.stdout
         os.set_blocking(self.pipe.fileno(), False)
 
@@ -153,6 +154,11 @@ class _Process:
         """The exit status of a process that has ended, as a shell would put it."""
         code = self.popen.returncode
         return 128 - code if code < 0 else code
+
+    @property
+    def obeyed(self) -> bool:
+        """Whether it ended of SIGTERM, as one that does not handle it should."""
+        return self.popen.returncode == -signal.SIGTERM
 
     def kill_group(self) -> None:
         """Kill the process and all that it started. Only for one that runs: so the group's id is still its own."""
@@ -205,30 +211,36 @@ class _Runner:
             self._on_line = _discard  # it may be what failed
             self._stop()
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # Signals come in pairs, and one that comes while the program leaves must not become its status.
+                signal.signal(number, signal.SIG_IGN if self.told and number in _STOPS else handler)
             signal.set_wakeup_fd(waker)
             self._selector.close()
             os.close(reader)
             os.close(writer)
 
     def until_one_ends(self, members: Sequence[_Member]) -> int:
-        """Run these until one ends or a stop is asked for, and stop the rest. Give the status that this comes to."""
+        """Run these until one ends or a stop is asked for, and stop the rest. Give the status that this comes to.
+
+        Nothing is started once a stop was asked for.
+        """
         self._processes = []
         for member in members:
             if not self.told and (failure := self._start(member)):
                 self._stop()
                 return failure
+        if not members:
+            self._on_line("runner", "[ERROR] there is nothing to run")
         while not self.told and self._processes and len(self._alive()) == len(self._processes):
             self._wait(1.0)
-        ended = [process for process in self._processes if process not in self._alive()]
+        ended = [process for process in self._processes if process.popen.returncode is not None]
         for process in ended if not self.told else ():
+            self._pass_on(process)  # its own last words come first
             level = "INFO" if process.name == RELEASE and not process.status else "ERROR"
             self._on_line(process.name, f"[{level}] ended by itself with status {process.status}")
         self._stop()
-        # A host that signals every process at once may reach the others before us: so look again who was told.
+        # A host that signals all processes of a container may reach the others first: so `told` counts by now.
         if self.told:
-            codes = (process.status for process in self._processes if process.popen.returncode != -signal.SIGTERM)
-            return next(filter(None, codes), 0)
+            return next(filter(None, (process.status for process in self._processes if not process.obeyed)), 0)
         return ended[0].status if ended else 0
 
     def _start(self, member: _Member) -> int:
@@ -253,8 +265,7 @@ class _Runner:
             self._on_line(process.name, "[ERROR] did not end in time; killed")
             process.kill_group()
         for process in self._processes:
-            if not process.pipe.closed:
-                self._pass_on(process, last=True)
+            self._pass_on(process, last=True)
 
     def _alive(self) -> list[_Process]:
         return [process for process in self._processes if process.popen.poll() is None]
@@ -273,6 +284,8 @@ class _Runner:
             self._bury()
 
     def _pass_on(self, process: _Process, *, last: bool = False) -> None:
+        if process.pipe.closed:
+            return
         descriptor = process.pipe.fileno()
         lines = process.read(last=last)
         if process.pipe.closed:
@@ -282,7 +295,7 @@ class _Runner:
 
     def _bury(self) -> None:
         """Reap the orphans that process 1 inherits; our own children are left to Popen, which keeps their status."""
-        own = {process.popen.pid: process.popen for process in self._processes}
+        own = {process.popen.pid: process.popen for process in self._alive()}  # an orphan may have an old number
         with suppress(ChildProcessError):
             while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 if found.si_pid in own:

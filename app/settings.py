@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator
 from app.config import Settings, variable
 from app.database_url import DatabaseUrl, parse_database_url
 from app.redis_url import RedisUrl, parse_redis_url
-from app.values import HostPort, Level, PositiveDuration, PositiveInt
+from app.values import HostPort, Level, LongDuration, PositiveDuration, PositiveInt
 
 
 def _database_url(value: object) -> DatabaseUrl:
@@ -102,7 +102,7 @@ class WorkerSettings(Settings):
     shutdown_grace: PositiveDuration = variable(
         "SB_WORKER_SHUTDOWN_GRACE", default="15s", meaning="time between SIGTERM and the end, at most"
     )
-    lease: Annotated[PositiveDuration, "at least 1s"] = variable(
+    lease: LongDuration = variable(
         "SB_WORKER_LOCK_LEASE",
         default="15s",
         meaning="lifetime of a sweeper's Redis lock; renewed every third of it",

@@ -130,8 +130,12 @@ def _positive(value: int) -> int:
 _TICK = timedelta(microseconds=1)
 Duration = Annotated[timedelta, _from_text(parse_duration), _at_least(timedelta(0), "must not be negative")]
 PositiveDuration = Annotated[timedelta, _from_text(parse_duration), _at_least(_TICK, "must be more than 0")]
+#: At least a second: a lifetime, or how long something may go on.
+LongDuration = Annotated[
+    timedelta, _from_text(parse_duration), _at_least(timedelta(seconds=1), "must be at least 1s")
+]
 #: How often something happens.
-Cadence = Annotated[timedelta, _from_text(parse_duration), _at_least(timedelta(seconds=1), "must be at least 1s")]
+Cadence = LongDuration
 Bool = Annotated[bool, _from_text(parse_bool)]
 PositiveInt = Annotated[int, _from_text(parse_int), AfterValidator(_positive)]
 HostPort = Annotated[tuple[str, int], _from_text(parse_host_port)]

@@ -99,7 +99,7 @@ class _Server:
 
 
 class Postgres(_Server):
-    """A PostgreSQL cluster of its own in `directory`, superuser `postgres`, database `secrets_bridge`."""
+    """A PostgreSQL cluster of its own, with its log in `directory`, superuser `postgres`, database `secrets_bridge`."""
 
     name = "postgres"
     stop_signal = signal.SIGINT  # its fast shutdown
@@ -114,17 +114,17 @@ class Postgres(_Server):
     ) -> None:
         super().__init__(directory, port)
         self._programs = postgres_programs()
-        self._data = directory / "postgres"
         self._settings = {**({} if durable else _NOT_DURABLE), **(settings or {})}
         self._user = _other_user()
-        # A socket's path may have 107 bytes at most, which a test's directory often exceeds.
-        self._sockets = Path(tempfile.mkdtemp(prefix="sb-pg-"))
+        # A home of its own: a socket's path may have 107 bytes at most, which a test's directory often exceeds,
+        # and another user must be able to get there.
+        self._home = Path(tempfile.mkdtemp(prefix="sb-pg-"))
+        self._data = self._home / "data"
+        if self._user is not None:
+            os.chown(self._home, self._user, -1)
 
     def start(self) -> None:
         """Create the cluster when it is not there, start it, and create the database."""
-        self._sockets.mkdir(exist_ok=True)
-        if self._user is not None:
-            os.chown(self._sockets, self._user, -1)
         if not self._data.exists():
             self._create()
         words = [f"-c{name}={value}" for name, value in self._arguments().items()]
@@ -135,10 +135,10 @@ class Postgres(_Server):
             if row == (0,):
                 connection.execute("CREATE DATABASE secrets_bridge")
 
-    def stop(self) -> None:
-        """Stop, and remove the socket's directory."""
-        super().stop()
-        shutil.rmtree(self._sockets, ignore_errors=True)
+    def __exit__(self, *_: object) -> None:
+        """Stop, and remove the cluster."""
+        self.stop()
+        shutil.rmtree(self._home, ignore_errors=True)
 
     def crash(self) -> None:
         """Stop at once, as a power cut would; start() recovers."""
@@ -157,16 +157,12 @@ class Postgres(_Server):
         listen = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),
-            "unix_socket_directories": str(self._sockets),
+            "unix_socket_directories": str(self._home),
             "max_connections": "200",
         }
         return {**(small if sys.platform == "linux" else {}), **listen, **self._settings}
 
     def _create(self) -> None:
-        self._data.mkdir(parents=True)
-        if self._user is not None:
-            os.chown(self._data, self._user, -1)
-            _open_parents(self._data)
         words = [
             "--username=postgres",
             "--auth=trust",
@@ -237,14 +233,6 @@ def _other_user() -> int | None:
         return pwd.getpwnam("nobody").pw_uid
     except KeyError:
         return 65534
-
-
-def _open_parents(path: Path) -> None:
-    """Let the other user reach its data: pytest's and tempfile's directories are closed to everybody else."""
-    for parent in path.parents:
-        mode = parent.stat().st_mode
-        if parent.stat().st_uid == 0 and not mode & 0o001 and parent.is_relative_to(tempfile.gettempdir()):
-            parent.chmod(mode | 0o011)
 
 
 def free_ports(count: int) -> int:
