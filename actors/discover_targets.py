@@ -148,9 +148,7 @@ class _Reader:
         if self.problems:
             return Target("", "", {})
         for key in sorted(self.entry.keys() - _KEYS):
-            self.warnings.append(
-                f"key {key if _SAFE_WORD.fullmatch(key) else '(not shown)'} is not known, and ignored"
-            )
+            self.warnings.append(f"key {key if _SAFE_WORD.fullmatch(key) else '(not shown)'} is not known, and ignored")
         provider = self._text("provider", "provider_type")
         if provider not in PROVIDERS:
             self.problems.append(f"provider must be one of {', '.join(PROVIDERS)}")

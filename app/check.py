@@ -72,9 +72,7 @@ def database_findings(settings: DatabaseSettings, sweepers: Sequence[Sweeper[Any
         try:
             yield from _connected(connection, sweepers)
         except psycopg.Error as error:
-            yield Finding(
-                "postgres", False, f"a look at the catalog failed: {' '.join(filter(None, describe(error)))}"
-            )
+            yield Finding("postgres", False, f"a look at the catalog failed: {' '.join(filter(None, describe(error)))}")
 
 
 def _connected(connection: Connection[Any], sweepers: Sequence[Sweeper[Any]]) -> Iterator[Finding]:
@@ -104,9 +102,7 @@ def _api(connection: Connection[Any]) -> Iterator[Finding]:
 def _sweeper(connection: Connection[Any], sweeper: Sweeper[Any]) -> Finding:
     missing = [table for table in sweeper.needs if not _ask(connection, _PRESENT, table)]
     if missing:
-        return Finding(
-            sweeper.name, False, f"table missing: {', '.join(missing)}; the sweeper rests until it is there"
-        )
+        return Finding(sweeper.name, False, f"table missing: {', '.join(missing)}; the sweeper rests until it is there")
     lacking = [
         f"{privilege} on {table}"
         for table, privileges in sweeper.needs.items()

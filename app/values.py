@@ -131,9 +131,7 @@ _TICK = timedelta(microseconds=1)
 Duration = Annotated[timedelta, _from_text(parse_duration), _at_least(timedelta(0), "must not be negative")]
 PositiveDuration = Annotated[timedelta, _from_text(parse_duration), _at_least(_TICK, "must be more than 0")]
 #: At least a second: a lifetime, or how long something may go on.
-LongDuration = Annotated[
-    timedelta, _from_text(parse_duration), _at_least(timedelta(seconds=1), "must be at least 1s")
-]
+LongDuration = Annotated[timedelta, _from_text(parse_duration), _at_least(timedelta(seconds=1), "must be at least 1s")]
 #: How often something happens.
 Cadence = LongDuration
 Bool = Annotated[bool, _from_text(parse_bool)]

@@ -44,8 +44,10 @@ CASES: list[tuple[dict[str, str], str]] = [
     ({"SB_WORKER_LOCK_LEASE": "100ms"}, "SB_WORKER_LOCK_LEASE: must be at least 1s"),
     (
         {"SB_SWEEP_WRAPS_INTERVAL": "30s", "SB_WORKER_WRAPS_EXPIRED_INTERVAL": "40s"},
-        "SB_SWEEP_WRAPS_INTERVAL: set together with SB_WORKER_WRAPS_EXPIRED_INTERVAL, to different values; "
-        "set one of them",
+        (
+            "SB_SWEEP_WRAPS_INTERVAL: set together with SB_WORKER_WRAPS_EXPIRED_INTERVAL, to different values; "
+            "set one of them"
+        ),
     ),
     ({"DATABASE_MAX_CONNS": "1_0"}, "DATABASE_MAX_CONNS: not an integer; accepted: decimal digits such as 10"),
     ({"DATABASE_MAX_CONNS": "0"}, "DATABASE_MAX_CONNS: must be at least 1"),

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +76,7 @@ class _Demo:
         self.notified = 0
         ports = free_ports(WORKERS)
         own = {"DATABASE_URL": database, "REDIS_URL": redis, "SB_WORKER_LOCAL_ADDR": f"127.0.0.1:{ports}"}
-        clean = {
-            key: value for key, value in os.environ.items() if not key.startswith(("SB_", "DATABASE_", "REDIS_"))
-        }
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(("SB_", "DATABASE_", "REDIS_"))}
         self.environ = {**clean, **own, **CADENCES, "SB_DISCOVER_TARGETS_JSON": data.TARGETS}
         settings = [sweeper.settings for sweeper in SWEEPERS]
         os.environ.update(CADENCES)
@@ -91,11 +89,8 @@ class _Demo:
             schema.migrate(connection)
             self.console.print(f"60,000 wraps, 9,000 secrets, 300 agents, 4,000 jobs; {WORKERS} workers, 1 scheduler")
             started = time.monotonic()
-            with self._replica() as runner:
-                try:
-                    self._watch(connection, runner, started)
-                except KeyboardInterrupt:
-                    pass
+            with self._replica() as runner, suppress(KeyboardInterrupt):
+                self._watch(connection, runner, started)
             self._summary(connection, time.monotonic() - started)
         if runner.returncode:
             self.console.print("[red]the replica failed:[/]", *self.lines, sep="\n")

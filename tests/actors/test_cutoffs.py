@@ -11,6 +11,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import redis as redis_py
 from psycopg import Connection
 from psycopg.rows import dict_row
 
@@ -20,7 +21,7 @@ from actors.secrets_stale import SecretsStale, secrets_stale
 from actors.wraps_expired import WrapsExpired, wraps_expired
 from app.batch import Batch
 from app.sweeper import Sweeper, SweeperSettings
-from tests.world import FIXED, Replica, column, insert_agent, insert_job, insert_secret, insert_wrap
+from tests.world import FIXED, Replica, column, insert_agent, insert_job, insert_secret, insert_wrap, rows
 
 SECOND = timedelta(seconds=1)
 TICK = timedelta(microseconds=1)
@@ -40,10 +41,13 @@ def once(database: str, sweeper: Sweeper[Any], settings: SweeperSettings) -> dic
         return dict(sweeper.batch(batch))
 
 
+def stamps(sql: Connection[Any]) -> dict[str, Any]:
+    """Give when each secret was last written."""
+    return {row["secret_ref"]: row["updated_at"] for row in rows(sql, "SELECT secret_ref, updated_at FROM secrets")}
+
+
 @pytest.mark.parametrize("consumed", [True, False])
-def test_wraps_are_deleted_at_their_expiry_and_not_before(
-    database: str, sql: Connection[Any], consumed: bool
-) -> None:
+def test_wraps_are_deleted_at_their_expiry_and_not_before(database: str, sql: Connection[Any], consumed: bool) -> None:
     gone = [insert_wrap(sql, FIXED - ago, consumed=consumed) for ago in (SECOND, TICK, timedelta(0))]
     kept = [insert_wrap(sql, FIXED + ahead, consumed=consumed) for ahead in (TICK, SECOND)]
 
@@ -71,11 +75,11 @@ def test_secrets_unseen_for_longer_than_the_cutoff_become_missing(database: str,
     insert_secret(sql, "after", FIXED - day + SECOND)
     insert_secret(sql, "already", FIXED - 3 * day, status="missing")
     sql.execute("UPDATE secrets SET updated_at = '2020-01-01'")  # the trigger overwrites it; a mark is what counts
-    touched = dict(sql.execute("SELECT secret_ref, updated_at FROM secrets").fetchall())
+    touched = stamps(sql)
 
     assert once(database, secrets_stale, SecretsStale()) == {"changed": 2}
 
-    status = dict(sql.execute("SELECT secret_ref, status FROM secrets").fetchall())
+    status = {row["secret_ref"]: row["status"] for row in rows(sql, "SELECT secret_ref, status FROM secrets")}
     assert status == {
         "before": "missing",
         "just-before": "missing",
@@ -83,7 +87,7 @@ def test_secrets_unseen_for_longer_than_the_cutoff_become_missing(database: str,
         "after": "present",
         "already": "missing",
     }
-    again = dict(sql.execute("SELECT secret_ref, updated_at FROM secrets").fetchall())
+    again = stamps(sql)
     assert {ref for ref in touched if again[ref] != touched[ref]} == {"before", "just-before"}
 
 
@@ -99,11 +103,11 @@ def test_active_agents_without_a_heartbeat_become_stale(database: str, sql: Conn
 
     assert once(database, agents_stale, AgentsStale()) == {"changed": 2}
 
-    status = dict(sql.execute("SELECT name, status FROM agents").fetchall())
-    stale = {name for name, state in status.items() if state == "stale"}
+    states = {row["name"]: row["status"] for row in rows(sql, "SELECT name, status FROM agents")}
+    stale = {name for name, state in states.items() if state == "stale"}
     assert stale == {"before", "just-before", "stale"}
-    assert status["never"] == "active"
-    assert all(status[state] == state for state in ("enrolled", "error", "disabled", "revoked"))
+    assert states["never"] == "active"
+    assert all(states[state] == state for state in ("enrolled", "error", "disabled", "revoked"))
 
 
 def test_jobs_with_a_dead_claim_expire_and_are_counted_by_type(database: str, sql: Connection[Any]) -> None:
@@ -147,7 +151,7 @@ def test_a_grace_leaves_dead_claims_to_other_agents_for_so_long(database: str, s
 
 @pytest.mark.parametrize("sweeper", [wraps_expired, secrets_stale, agents_stale, jobs_recovery], ids=lambda s: s.name)
 def test_a_run_takes_its_cutoff_from_the_database_and_a_second_one_changes_nothing(
-    replica: Replica, sql: Connection[Any], sweeper: Sweeper[Any]
+    replica: Replica, sql: Connection[Any], redis: redis_py.Redis, sweeper: Sweeper[Any]
 ) -> None:
     settings = sweeper.settings()
     now = sql.execute("SELECT now()").fetchone()
@@ -166,5 +170,5 @@ def test_a_run_takes_its_cutoff_from_the_database_and_a_second_one_changes_nothi
 
     sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = 'epoch'")
     sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = 'epoch'")
-    replica.locks._release.registered_client.flushall()  # type: ignore[attr-defined]  # noqa: SLF001
+    redis.flushall()
     assert replica.run(sweeper, settings, slot=None).changed == 0

@@ -1,4 +1,4 @@
-"""discover-scheduler: one job a target, never a second one that is open, and a bad target is alone with its trouble."""
+"""discover-scheduler: one job a target, never a second open one, and a bad target is alone with its trouble."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def next_slot(sql: Connection[Any], replica: Replica) -> None:
     sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - interval '1 hour'")
     sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = slot - id * interval '1 hour'")
     sql.execute("UPDATE sync_jobs SET created_at = created_at - interval '1 hour'")
-    replica.locks._release.registered_client.flushall()  # noqa: SLF001
+    replica.locks._release.registered_client.flushall()
 
 
 def test_the_seeds_shape_becomes_the_job_that_an_agent_can_decode(replica: Replica, sql: Connection[Any]) -> None:
@@ -114,7 +114,7 @@ def test_a_finished_job_of_an_earlier_slot_does_not_stand_in_the_way(
 
 
 def test_targets_that_differ_in_one_thing_are_different(replica: Replica, sql: Connection[Any]) -> None:
-    base = {"cluster": "c", "provider": "vault"}
+    base: dict[str, Any] = {"cluster": "c", "provider": "vault"}
     others = [
         base | {"scope": "a/"},
         base | {"config": {"x": 1}},
@@ -215,7 +215,7 @@ def test_the_cluster_of_an_agent_may_be_in_its_scope(replica: Replica, sql: Conn
     ],
 )
 def test_targets_that_cannot_work_are_refused_without_showing_them(text: str, problem: str) -> None:
-    with pytest.raises(ValueError, match="target|accepted") as refused:
+    with pytest.raises(ValueError, match=r"target|accepted") as refused:
         parse(text)
     assert problem in str(refused.value).splitlines()
     assert "hunter2" not in str(refused.value)
@@ -239,9 +239,7 @@ def test_without_the_variable_nothing_is_scheduled() -> None:
     assert DiscoverScheduler().interval == timedelta(minutes=5)
 
 
-def test_a_job_in_the_making_elsewhere_is_not_waited_for(
-    database: str, replica: Replica, sql: Connection[Any]
-) -> None:
+def test_a_job_in_the_making_elsewhere_is_not_waited_for(database: str, replica: Replica, sql: Connection[Any]) -> None:
     with psycopg.connect(database) as other:
         other.execute(
             "INSERT INTO sync_jobs (job_type, correlation_id, payload) VALUES ('discover', gen_random_uuid(), '{}')"

@@ -129,7 +129,7 @@ def test_failures_are_counted_until_a_success(client: redis.Redis) -> None:
 
 def test_an_acquire_whose_reply_was_lost_is_ours(client: redis.Redis) -> None:
     mine = locks(client)
-    script = mine._acquire  # noqa: SLF001 - the place where the network is
+    script = mine._acquire
     calls = []
 
     def unreliable(**words: object) -> object:
@@ -139,7 +139,7 @@ def test_an_acquire_whose_reply_was_lost_is_ours(client: redis.Redis) -> None:
             raise redis.ConnectionError("the reply was lost")
         return answer
 
-    mine._acquire = unreliable  # type: ignore[assignment]  # noqa: SLF001
+    mine._acquire = unreliable  # type: ignore[assignment]
     assert isinstance(mine.acquire(NAME, slot=1, sent=None, max_age=MINUTE), Lease)
     assert calls[0] == calls[1]
 
@@ -174,7 +174,7 @@ def test_a_lock_that_could_not_be_renewed_is_lost_when_its_lease_is_over(
     started = time.monotonic()
     any_redis_server.kill()
     try:
-        eventually(lambda: lease._lost.is_set(), 3)  # noqa: SLF001 - told by the keeper, not by the clock
+        eventually(lambda: lease._lost.is_set(), 3)
         assert 0.2 < time.monotonic() - started < 1.2
     finally:
         any_redis_server.start()

@@ -36,7 +36,8 @@ def expired(sql: Connection[Any], count: int, *, consumed: bool = False) -> None
     sql.execute(
         "INSERT INTO secret_wraps (encrypted_value, nonce, data_key_ciphertext, kms_key_id, content_hash, byte_length,"
         " expires_at, consumed_at, consumed_by_user) SELECT '\\x01', '\\x02', '\\x03', 'k', '\\x04', 1, '2026-01-01',"
-        " CASE WHEN %(consumed)s THEN now() END, CASE WHEN %(consumed)s THEN 'u' END FROM generate_series(1, %(count)s)",
+        " CASE WHEN %(consumed)s THEN now() END, CASE WHEN %(consumed)s THEN 'u' END"
+        " FROM generate_series(1, %(count)s)",
         {"count": count, "consumed": consumed},
     )
 
@@ -133,9 +134,7 @@ def test_a_tick_far_ahead_of_the_databases_clock_is_refused(replica: Replica, sq
 
 
 def test_a_tick_a_little_ahead_is_run(replica: Replica, sql: Connection[Any]) -> None:
-    hour = WrapsExpired(
-        interval=timedelta(hours=24 * 365 * 200)
-    )  # its next slot is always less than half away or not
+    hour = WrapsExpired(interval=timedelta(hours=24 * 365 * 200))  # its next slot is always less than half away or not
     del hour
     interval = timedelta(seconds=2)
     own = WrapsExpired(interval=interval)
