@@ -8,6 +8,7 @@ torn down and built again, it would drop the delayed messages that it holds, and
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
 import redis
@@ -35,7 +36,11 @@ class Broker(RedisBroker):
     """Dramatiq's Redis broker for ticks."""
 
     _down_until = 0.0
-    _down = False
+
+    def __init__(self, **words: Any) -> None:
+        super().__init__(**words)  # type: ignore[no-untyped-call]
+        #: Ticks of each actor that were lost since the last one that got through, which carries their number.
+        self._lost: Counter[str] = Counter()
 
     @property
     def consumer_class(self) -> type[_Consumer]:
@@ -56,11 +61,10 @@ class Broker(RedisBroker):
                 raise redis.ConnectionError
             message = super().enqueue(self._stamped(message, cadence), delay=delay)
         except redis.RedisError as error:
-            self._lost(message, error)
+            self._lose(message, error)
         else:
-            if self._down:
-                self._down = False
-                log.info("ticks go out again")
+            if lost := self._lost.pop(message.actor_name, 0):
+                log.info("ticks go out again", task=message.actor_name, lost=lost)
         return message
 
     def _stamped(self, message: Message[Any], cadence: Every) -> Message[Any]:
@@ -68,12 +72,13 @@ class Broker(RedisBroker):
         if "scheduled_at" not in message.options or "slot" in message.options:
             return message
         seconds, micros = cast("tuple[int, int]", self.client.time())
-        return message.copy(options={"slot": cadence.current(), "sent": seconds * 1_000_000 + micros})
+        stamp = {"slot": cadence.current(), "sent": seconds * 1_000_000 + micros}
+        return message.copy(options={**stamp, "lost": self._lost[message.actor_name]})
 
-    def _lost(self, message: Message[Any], error: redis.RedisError) -> None:
+    def _lose(self, message: Message[Any], error: redis.RedisError) -> None:
         if time.monotonic() >= self._down_until:
             log.error("tick not sent, Redis is away", task=message.actor_name, error=describe(error).error)
-        self._down = True
+        self._lost[message.actor_name] += 1
         self._down_until = time.monotonic() + PAUSE_SECONDS
 
 

@@ -101,6 +101,11 @@ LEASE_LOST = Counter("worker_sweep_lease_lost_total", "Locks lost while a run he
 FENCED = Counter("worker_sweep_fenced_batches_total", "Batches refused because a newer run had begun.", ["task"])
 INTERRUPTED = Counter("worker_sweep_interrupted_total", "Runs found unfinished by their successor.", ["task"])
 TICKS_DROPPED = Counter("worker_sweep_ticks_dropped_total", "Ticks that no run was made for.", ["task", "reason"])
+TICKS_LOST = Counter(
+    "worker_scheduler_ticks_lost_total",
+    "Ticks that a scheduler could not send because Redis was away; told by the next tick that it sent.",
+    ["task"],
+)
 TABLE_MISSING = Gauge(
     "worker_sweep_table_missing",
     "1 while the api's table that a sweeper needs is not there.",
@@ -113,7 +118,7 @@ TARGETS_SKIPPED = Counter(
 BUILD_INFO = Gauge("worker_build_info", "1, with the version.", ["version"], multiprocess_mode="max")
 
 _PER_TASK = (RUN_SECONDS, LOCK_SKIPPED, LAST_SUCCESS, ROWS_CHANGED, BATCHES, BATCH_SECONDS, LATENESS)
-_PER_TASK_TOO = (HANDED_OVER, LEASE_LOST, FENCED, INTERRUPTED, TABLE_MISSING)
+_PER_TASK_TOO = (HANDED_OVER, LEASE_LOST, FENCED, INTERRUPTED, TICKS_LOST, TABLE_MISSING)
 
 
 def preset(task: str) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from types import FrameType
 from typing import Any, NoReturn
@@ -26,7 +25,7 @@ from dramatiq.middleware import Callbacks, Retries
 from app import __version__, config, database, logs, metrics, probes, schema
 from app import lease as leases
 from app.broker import Broker
-from app.errors import BootError, ConfigError, LeaseLost, NotDue, Reason, SchemaError, SweepFailed
+from app.errors import BootError, ConfigError, SchemaError
 from app.events import Fanout, Sink
 from app.middleware.lock import SweepLock
 from app.middleware.metrics import Metrics
@@ -36,13 +35,11 @@ from app.runner import Runner
 from app.schedule import Every
 from app.settings import DatabaseSettings, RedisSettings, WorkerSettings
 from app.sweeper import Sweeper, SweeperSettings
+from app.tick import Tick
 
 log = structlog.get_logger("worker")
 
 QUEUE = "sweeps"
-#: The wait before the first retry, and the longest one.
-FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=1), timedelta(hours=1)
-JITTER = 0.2
 #: How long Dramatiq waits for a sign of life before it gives a worker's messages to others.
 HEARTBEAT = timedelta(seconds=30)
 #: How many of a million broker commands look for such workers; about one in ten seconds at our rate of polling.
@@ -116,7 +113,7 @@ class _Assembly:
         )
         self.registered: list[str] = []
         grace = worker.shutdown_grace.total_seconds()
-        self.broker = Broker(  # type: ignore[no-untyped-call]
+        self.broker = Broker(
             client=self.queue,
             namespace=store.queue_namespace,
             heartbeat_timeout=HEARTBEAT // timedelta(milliseconds=1),
@@ -140,7 +137,7 @@ class _Assembly:
         declare = dramatiq.actor(
             actor_name=sweeper.name, queue_name=QUEUE, broker=self.broker, periodic=Every(settings.interval)
         )
-        declare(_body(self.runner, sweeper, settings))
+        declare(Tick(self.runner, sweeper, settings).run)
         self.registered.append(sweeper.name)
         log.info("scheduler task registered", task=sweeper.name, interval=settings.interval)
 
@@ -180,60 +177,6 @@ class _Assembly:
 
     def _ping_postgres(self) -> None:
         database.ping(self.pool)
-
-
-def _body(runner: Runner, sweeper: AnySweeper, settings: SweeperSettings) -> Callable[[], None]:
-    """Give the function that Dramatiq calls for a tick."""
-
-    def run() -> None:
-        held = leases.current.get()
-        if held is None:  # the middleware's doing; without a lock nothing may run
-            raise LeaseLost
-        count = metrics.RUNS.labels
-        try:
-            runner.run(sweeper, settings, held)
-        except NotDue as error:
-            _not_due(sweeper.name, held, error.reason)
-        except LeaseLost:
-            count(sweeper.name, "failure").inc()
-        except SweepFailed as error:
-            wait = backoff(held.attempt, settings.interval)
-            if wait is not None:
-                raise Retry(str(error), delay=wait // timedelta(milliseconds=1)) from None
-            count(sweeper.name, "failure").inc()
-        else:
-            count(sweeper.name, "success").inc()
-
-    run.__doc__ = sweeper.batch.__doc__
-    run.__name__ = run.__qualname__ = sweeper.batch.__name__
-    run.__module__ = sweeper.batch.__module__
-    return run
-
-
-def backoff(attempt: int, interval: timedelta) -> timedelta | None:
-    """Give the wait after failed attempt number `attempt` (from 0), doubled each time; None to leave it be.
-
-    A retry that would come after the next tick is left to that tick, which starts from the beginning: so an outage
-    does not pile up chains of retries, one for each tick of it.
-    """
-    planned: timedelta = FIRST_RETRY * (1 << min(attempt, 20))
-    if planned * 2 - FIRST_RETRY >= interval:  # the sum of all waits up to and with this one
-        return None
-    return min(planned, LONGEST_RETRY) * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - not a secret
-
-
-def _not_due(name: str, held: leases.Lease, reason: Reason) -> None:
-    metrics.TABLE_MISSING.labels(name).set(reason is Reason.TABLE_MISSING)
-    if reason is Reason.SUPERSEDED:
-        held.nothing_to_do()
-        metrics.RUNS.labels(name, "skipped_lock").inc()
-        metrics.LOCK_SKIPPED.labels(name).inc()
-    if reason is Reason.TABLE_MISSING:
-        log.warning("the api's table is missing; the sweep rests until it is there", task=name)
-    else:
-        metrics.TICKS_DROPPED.labels(name, reason.value).inc()
-    if reason is Reason.FUTURE:
-        log.warning("tick from the future refused; a scheduler's clock is ahead of the database's", task=name)
 
 
 def _end_on_signals() -> None:

@@ -227,6 +227,7 @@ def test_an_outage_of_redis_is_outlived_by_all(
     assert worker.popen.poll() is None
     assert scheduler.popen.poll() is None
     assert scheduler.text.count("tick not sent") < 20
+    assert eventually(lambda: worker.metric("worker_scheduler_ticks_lost_total")) >= 4
 
 
 def test_an_outage_of_postgres_fails_runs_and_no_process(
@@ -290,3 +291,60 @@ def test_a_retry_comes_after_the_lock_is_free_and_before_the_next_tick(
         told = [one["title"] for one in worker.records if one["msg"] == "notification"]
         assert told == ["flag stale agents failed", "sweep recovered"]
         assert "Traceback" not in worker.text
+
+
+def test_nothing_that_must_not_be_seen_is_seen_anywhere(
+    database: str, sql: Connection[Any], redis: redis_py.Redis, redis_server: Redis, tmp_path: Path
+) -> None:
+    """Plant canaries in rows, in both URLs and in the targets, let everything succeed and fail at DEBUG, and look."""
+    sql.execute(
+        "INSERT INTO secret_wraps (encrypted_value, nonce, data_key_ciphertext, kms_key_id, content_hash, byte_length,"
+        " expires_at) SELECT 'canary', 'canary', 'canary', 'canary-key', 'canary', 1, '2026-01-01'"
+    )
+    sql.execute("INSERT INTO agents (name, secret_hash, last_seen_at) VALUES ('canary-agent', 'canary', '2026-01-01')")
+    sql.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'no: %', NEW USING DETAIL = NEW::text; END $$"
+    )
+    sql.execute("CREATE TRIGGER refuse BEFORE UPDATE ON agents FOR EACH ROW EXECUTE FUNCTION refuse()")
+    sql.execute("CREATE TRIGGER refuse BEFORE INSERT ON sync_jobs FOR EACH ROW EXECUTE FUNCTION refuse()")
+    env = environment(
+        database.replace("postgres@", "postgres:canary-password@"),
+        redis_server.url() + "?client_name=canary-client",
+        **QUICK,
+        LOG_LEVEL="debug",
+        SB_SWEEP_DISCOVER_INTERVAL="1s",
+        SB_DISCOVER_TARGETS_JSON='[{"name": "t", "cluster": "canary-cluster", "provider": "vault"}]',
+    )
+    with (
+        Process(WORKER, env, tmp_path / "worker.log") as worker,
+        Process(SCHEDULER, env, tmp_path / "scheduler.log") as scheduler,
+    ):
+        worker.ready()
+        eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="success", task="wraps-expired") >= 2)
+        eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="failure", task="agents-stale") >= 2)
+        eventually(
+            lambda: worker.metric("worker_scheduler_runs_total", outcome="failure", task="discover-scheduler") >= 2
+        )
+        seen = [worker.get("/metrics").text, worker.get("/readyz").text]
+        seen += [repr((key, redis.dump(key))) for key in redis.scan_iter("*")]
+        seen += [
+            repr(rows(sql, f"SELECT * FROM secrets_bridge_worker.{table}")) for table in ("sweep_run", "sweep_state")
+        ]
+        assert (worker.end(), scheduler.end()) == (0, 0)
+        seen += [worker.text, scheduler.text]
+    assert [text for text in seen if "canary" in text] == []
+    assert "RaiseException" in worker.text
+    assert "one target failed, the others go on" in worker.text
+
+
+def test_a_table_that_appears_brings_its_sweeper_to_life(
+    worker: Process, scheduler: Process, sql: Connection[Any]
+) -> None:
+    eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="success", task="agents-stale") >= 1)
+    sql.execute("ALTER TABLE agents RENAME TO elsewhere")
+    eventually(lambda: worker.metric("worker_sweep_table_missing", task="agents-stale") == 1)
+    sql.execute("ALTER TABLE elsewhere RENAME TO agents")
+    eventually(lambda: worker.metric("worker_sweep_table_missing", task="agents-stale") == 0)
+    warned = [one for one in worker.records if "table is missing" in one["msg"]]
+    assert len(warned) == 1

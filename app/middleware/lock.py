@@ -43,6 +43,8 @@ class SweepLock(Middleware):
             return
         name, options = message.actor_name, message.options
         attempt = options.get("retries", 0)
+        if not attempt:
+            metrics.TICKS_LOST.labels(name).inc(options.get("lost", 0))
         try:
             got = self._locks.acquire(
                 name,

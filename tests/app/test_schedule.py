@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from app.schedule import Every, microseconds, moment, slot_at
-from app.worker import backoff
+from app.tick import backoff
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
