@@ -144,7 +144,7 @@ def status_command(as_json: bool, watch: bool) -> None:
 @click.option("-c", "--concurrency", default="", metavar="worker=2,...", help="How many of which process to run.")
 def run(path: str, release: bool, concurrency: str) -> None:
     """Run every process of the Procfile as one replica; ends when one of them ends, or by SIGTERM."""
-    (worker,) = _load_only(WorkerSettings)
+    worker, *_ = _load()  # all of it, so that what is wrong is told once and not by every process
     try:
         commands = procfile.parse(Path(path).read_text(encoding="utf-8"))
         replicas = _replicas(concurrency, set(commands))
