@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,17 +154,18 @@ def run(path: str, release: bool, concurrency: str) -> None:
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
     # The processes are started by name; they are beside this program, whether or not that is on the path.
-    beside = str(Path(sys.executable).parent)
-    path_there = {"PATH": os.pathsep.join((beside, os.environ.get("PATH", "")))}
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     host, port = worker.local_address
-
-    def environ(number: int) -> dict[str, str]:
-        """Give the second worker and those after it probe addresses of their own: the next ports."""
-        address = f"[{host}]:{port + number - 1}" if ":" in host else f"{host}:{port + number - 1}"
-        return {**os.environ, **path_there, **({"SB_WORKER_LOCAL_ADDR": address} if number > 1 else {})}
-
+    environs = dict(_addresses(host, port, replicas.get("worker", 1)))
     grace = worker.shutdown_grace.total_seconds()
-    sys.exit(procfile.run(commands, replicas=replicas, grace=grace, environ=environ, release=release))
+    procfile.become(commands, replicas=replicas, grace=grace, release=release, environs=environs)
+
+
+def _addresses(host: str, port: int, workers: int) -> Iterator[tuple[int, dict[str, str]]]:
+    """Give the second worker and those after it probe addresses of their own: the next ports."""
+    shown = f"[{host}]" if ":" in host else host
+    for number in range(2, workers + 1):
+        yield number, {"SB_WORKER_LOCAL_ADDR": f"{shown}:{port + number - 1}"}
 
 
 def _replicas(text: str, names: set[str]) -> dict[str, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,6 +38,10 @@ def _prepare() -> None:
             leftover.unlink(missing_ok=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(mine)
     os.environ["dramatiq_prom_db"] = str(mine)  # noqa: SIM112 - Dramatiq's name for it
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:  # a read-only root: Dramatiq's metrics ask for the temporary folder and do not use it
+        tempfile.tempdir = str(mine)
 
 
 def _alive(pid: str) -> bool:

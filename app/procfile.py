@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from types import FrameType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 OnLine = Callable[[str, str], None]
 #: The environment of every process, or a function from an entry's replica number (1, 2, ...) to its environment.
@@ -351,3 +351,23 @@ def _end_with(parent: int) -> None:
         _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before we asked
             os._exit(1)
+
+
+def become(commands: Mapping[str, str], *, environs: Mapping[int, Mapping[str, str]], **words: object) -> NoReturn:
+    """Replace this program by a runner with little in memory; signals and status stay those of this process.
+
+    Whoever calls has read the settings, with all the libraries that this takes; a runner that lives as long as the
+    replica should not carry them. `environs` has what to add to the environment of replicas number 1, 2, ...
+    """
+    task = json.dumps({"commands": dict(commands), "environs": environs, "words": words})
+    os.execv(sys.executable, [sys.executable, "-m", "app.procfile", task])
+
+
+def _main() -> int:
+    task = json.loads(sys.argv[1])
+    more = {int(number): environ for number, environ in task["environs"].items()}
+    return run(task["commands"], environ=lambda number: {**os.environ, **more.get(number, {})}, **task["words"])
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -44,7 +44,12 @@ def _environment(value: object) -> object:
 def memory_directory() -> str:
     """Name a writable directory, in memory where there is one: /dev/shm, else the system's temporary folder."""
     shared = Path("/dev/shm")  # noqa: S108 - probed, and only ever written below a folder of our own
-    return str(shared) if os.access(shared, os.W_OK) else tempfile.gettempdir()
+    if os.access(shared, os.W_OK):
+        return str(shared)
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:  # then the check of the setting says what to do
+        return str(shared)
 
 
 class DatabaseSettings(Settings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from psycopg import Connection
 from app import schema
 from app.demo.servers import Postgres, Redis
 from tests.conftest import CONTROL_PLANE
-from tests.processes import QUICK, SCHEDULER, WORKER, Process, environment
+from tests.processes import BIN, QUICK, SCHEDULER, WORKER, Process, environment
 from tests.world import column, eventually, insert_wrap, rows
 
 RUNS = "SELECT * FROM secrets_bridge_worker.sweep_run ORDER BY id"
@@ -348,3 +349,27 @@ def test_a_table_that_appears_brings_its_sweeper_to_life(
     eventually(lambda: worker.metric("worker_sweep_table_missing", task="agents-stale") == 0)
     warned = [one for one in worker.records if "table is missing" in one["msg"]]
     assert len(warned) == 1
+
+
+# Everything but /dev/shm is read-only, as in the container; `nobody` stands for its user.
+READ_ONLY = """
+mount --bind / / && mount -o remount,bind,ro / || exit 99
+mount -t tmpfs -o mode=1777 tmpfs /dev/shm || exit 99
+exec "$@"
+"""
+
+
+def test_a_worker_writes_to_dev_shm_only(env: dict[str, str], tmp_path: Path) -> None:
+    unshare = shutil.which("unshare")
+    if unshare is None or os.getuid() != 0:
+        pytest.skip("needs root on Linux, to make a file system read-only for one process")
+    words = (unshare, "--mount", "bash", "-c", READ_ONLY, "bash", str(BIN / WORKER[0]), *WORKER[1:])
+    with (
+        Process(words, {**env, "TMPDIR": "/nonexistent"}, tmp_path / "worker.log") as worker,
+        Process(SCHEDULER, env, tmp_path / "scheduler.log"),
+    ):
+        eventually(lambda: worker.popen.poll() is not None or worker.get("/readyz").status_code == 200, 30)
+        if worker.popen.poll() == 99:
+            pytest.skip("this machine does not let root mount")
+        eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="success") >= 4)
+        assert worker.end() == 0
