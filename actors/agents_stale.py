@@ -48,10 +48,8 @@ WITH silent AS MATERIALIZED (
        AND status = 'active' AND last_seen_at < %(cutoff)s
  RETURNING 1
 )
-SELECT (SELECT count(*) FROM silent) AS found,
-       (SELECT max(ctid)::text FROM silent) AS last,
-       count(*) AS changed
-  FROM flipped
+SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM flipped) AS changed
+  FROM silent
 """
 
 

@@ -45,10 +45,8 @@ WITH unseen AS MATERIALIZED (
        AND status = 'present' AND last_seen_at < %(cutoff)s
  RETURNING 1
 )
-SELECT (SELECT count(*) FROM unseen) AS found,
-       (SELECT max(ctid)::text FROM unseen) AS last,
-       count(*) AS changed
-  FROM flipped
+SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM flipped) AS changed
+  FROM unseen
 """
 
 

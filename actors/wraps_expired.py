@@ -44,10 +44,8 @@ WITH doomed AS MATERIALIZED (
        AND expires_at <= %(cutoff)s
  RETURNING 1
 )
-SELECT (SELECT count(*) FROM doomed) AS found,
-       (SELECT max(ctid)::text FROM doomed) AS last,
-       count(*) AS changed
-  FROM deleted
+SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM deleted) AS changed
+  FROM doomed
 """
 
 
