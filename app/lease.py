@@ -35,14 +35,17 @@ log = structlog.get_logger("lease")
 #: Marks and streaks outlive any sensible interval and still do not stay for ever.
 _MEMORY = timedelta(days=7)
 
-# One call decides: is the tick too old (by this server's clock alone), is its slot done, is the lock free. A call
-# whose reply was lost is repeated with the same token and must find its own lock acquired, not held by a stranger.
+# One call decides: is the tick too old (by this server's clock alone), is its slot done, is the lock free. A run takes
+# the newest due slot, so an older tick asks for that one: else a scheduler whose clock is behind would find all its
+# slots done, by the runs that its own ticks had caused. A call whose reply was lost is repeated with the same token and
+# must find its own lock acquired, not held by a stranger.
 _ACQUIRE = """
 local now = redis.call('TIME')
 local micros = now[1] * 1000000 + now[2]
-local sent, age = tonumber(ARGV[4]), tonumber(ARGV[5])
-if sent and micros - sent > age then return {'stale', 0} end
+local sent, interval = tonumber(ARGV[4]), tonumber(ARGV[5])
+if sent and micros - sent > interval then return {'stale', 0} end
 local slot, mark = tonumber(ARGV[3]), tonumber(redis.call('GET', KEYS[2]) or '')
+if slot then slot = math.max(slot, micros - micros % interval) end
 if slot and mark and mark >= slot then return {'done', 0} end
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return {'held', 0} end
@@ -187,7 +190,7 @@ class Locks:
         threading.Thread(target=self._keep, name="lease-keeper", daemon=True).start()
 
     def acquire(
-        self, name: str, *, slot: Slot | None, sent: int | None, max_age: timedelta, attempt: int = 0
+        self, name: str, *, slot: Slot | None, sent: int | None, interval: timedelta, attempt: int = 0
     ) -> Lease | Refusal:
         """Take the lock for one tick, or say why not. Times in microseconds. Raises redis.RedisError.
 
@@ -199,7 +202,7 @@ class Locks:
             _ms(self._length),
             _text(slot),
             _text(sent),
-            max_age // timedelta(microseconds=1),
+            interval // timedelta(microseconds=1),
         ]
         before = time.monotonic()
         try:

@@ -198,9 +198,12 @@ def finish(
 
 
 def fail(cursor: Cursor[dict[str, Any]], held: Claim, failure: Failure) -> None:
-    """Close the run as failed and give its slot back, unless a newer run has claimed since."""
-    cursor.execute(GIVE_BACK, {"name": held.name, "token": held.token})
-    cursor.execute(CLOSE_FAILED, {"run": held.run, **failure._asdict()})
+    """Close the run as failed and give its slot back, unless a newer run has claimed since.
+
+    A run whose last commit was done although its answer was lost is closed already, and keeps its slot.
+    """
+    if cursor.execute(CLOSE_FAILED, {"run": held.run, **failure._asdict()}).rowcount:
+        cursor.execute(GIVE_BACK, {"name": held.name, "token": held.token})
 
 
 def record_failed(  # noqa: PLR0913 - the same

@@ -34,7 +34,7 @@ class Replica:
 
     def acquire(self, sweeper: Sweeper[Any], settings: SweeperSettings, slot: int | None = None) -> Lease | Refusal:
         """Take the lock as the middleware does."""
-        return self.locks.acquire(sweeper.name, slot=slot, sent=None, max_age=settings.interval)
+        return self.locks.acquire(sweeper.name, slot=slot, sent=None, interval=settings.interval)
 
     def run(self, sweeper: Sweeper[Any], settings: SweeperSettings, slot: int | None = None) -> Sweep:
         """Do one whole run: lock, sweep, release."""

@@ -50,7 +50,7 @@ class SweepLock(Middleware):
                 name,
                 slot=options.get("slot"),
                 sent=options.get("sent"),
-                max_age=cadence.interval,
+                interval=cadence.interval,
                 attempt=attempt,
             )
         except Exception as error:  # noqa: BLE001 - an actor must never run unlocked

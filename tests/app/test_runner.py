@@ -114,7 +114,7 @@ def test_a_late_tick_runs_the_newest_due_slot_and_covers_the_missed_ones(
     sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = slot - interval '10 s'")
     late = now_slot(sql, second.interval) - 8_000_000
 
-    lease = replica.locks.acquire("wraps-expired", slot=None, sent=None, max_age=MINUTE)
+    lease = replica.locks.acquire("wraps-expired", slot=None, sent=None, interval=MINUTE)
     assert isinstance(lease, Lease)
     lease.slot = late
     replica.runner.run(wraps_expired, second, lease)
@@ -274,6 +274,23 @@ def test_a_failed_run_gives_its_slot_back_and_shows_no_row_content(replica: Repl
     sql.execute("DROP TRIGGER refuse ON agents")
     assert replica.run(agents_stale, AgentsStale(), slot).changed == 1
     assert "canary" not in json.dumps([repr(replica.events), repr(rows(sql, RUNS)), str(error)])
+
+
+def test_a_run_whose_last_commit_got_through_keeps_its_slot(replica: Replica, sql: Connection[Any]) -> None:
+    class Unheard(Exception):
+        """The commit was done; its answer was lost."""
+
+    def unheard(_seconds: float) -> None:
+        raise Unheard
+
+    expired(sql, 10)
+    slot = now_slot(sql)
+    replica.runner.on_batch = unheard
+    replica.fails(wraps_expired, WrapsExpired(), slot)
+    assert sorted(run["outcome"] for run in rows(sql, RUNS)) == ["failure", "success"]
+    replica.runner.on_batch = lambda _seconds: None
+    with pytest.raises(NotDue):
+        replica.run(wraps_expired, WrapsExpired(), slot)
 
 
 def test_one_error_event_for_a_streak_of_failures_and_one_at_its_end(replica: Replica, sql: Connection[Any]) -> None:
