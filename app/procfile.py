@@ -19,10 +19,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from functools import partial
 from types import FrameType
 from typing import NamedTuple, NoReturn
+
+from app.printer import Printer
 
 OnLine = Callable[[str, str], None]
 #: The environment of every process, or a function from an entry's replica number (1, 2, ...) to its environment.
@@ -37,8 +38,6 @@ _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _KILL_AFTER = 3
 #: More than a pipe holds, so that one read empties it; and the longest piece of a line that is kept in memory.
 _PIPE = 1 << 20
-_COLOURS = (36, 33, 35, 32, 34, 31)
-_LEVELS = {"[CRITICAL]": "ERROR", "[ERROR]": "ERROR", "[WARNING]": "WARN"}
 _PR_SET_PDEATHSIG = 1
 # Looked up here, since little is safe to do between fork and exec.
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -82,7 +81,7 @@ def run(  # noqa: PLR0913 - what a replica may be told
     handlers and Linux's parent-death signal both belong to it.
     """
     members = list(_members(commands, replicas or {}, environ))
-    runner = _Runner(grace + PATIENCE_SECONDS, on_line or _Printer([member.name for member in members]))
+    runner = _Runner(grace + PATIENCE_SECONDS, on_line or Printer([member.name for member in members]))
     with runner.listening():
         if release and RELEASE in commands:
             first = _Member(RELEASE, commands[RELEASE], _environment(environ, 1))
@@ -308,40 +307,8 @@ class _Runner:
             self.told.append(number)
 
 
-class _Printer:
-    """Writes lines to stderr: prefixed and coloured on a terminal, else JSON records, made so where they are not."""
-
-    def __init__(self, names: list[str]) -> None:
-        self._colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(names)}
-        self._width = max(map(len, (*names, RELEASE)))
-        self._human = sys.stderr.isatty()
-
-    def __call__(self, name: str, line: str) -> None:
-        if self._human:
-            line = f"\x1b[{self._colours.get(name, 37)}m{name:<{self._width}}\x1b[0m | {line}"
-        elif not _is_record(line):
-            now = datetime.now().astimezone().isoformat(timespec="microseconds")
-            line = json.dumps({"time": now, "level": _level(line), "msg": line, "process": name})
-        with suppress(OSError):  # whoever read our lines has gone: no reason to stop working
-            print(line, file=sys.stderr, flush=True)
-
-
 def _discard(_name: str, _line: str) -> None:
     """Take a line and do nothing."""
-
-
-def _is_record(line: str) -> bool:
-    try:
-        return line.startswith("{") and isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
-
-
-def _level(line: str) -> str:
-    """Guess the level of a line by Dramatiq's marks and by the way our own settings and Python complain."""
-    if line.startswith(("config error", "Traceback")):
-        return "ERROR"
-    return next((level for mark, level in _LEVELS.items() if mark in line), "INFO")
 
 
 def _end_with(parent: int) -> None:
