@@ -35,17 +35,19 @@ class AgentsStale(SweeperSettings):
         return self.stale_after
 
 
+# The sum of nothing keeps the planner off the index on last_seen_at: with old statistics it would read the whole index
+# for every range of pages.
 FLIP = """
 WITH silent AS MATERIALIZED (
     SELECT ctid FROM agents
      WHERE ctid >= %(start)s::tid AND ctid < %(stop)s::tid
-       AND status = 'active' AND last_seen_at < %(cutoff)s
+       AND status = 'active' AND last_seen_at + interval '0' < %(cutoff)s
      LIMIT %(limit)s
        FOR UPDATE SKIP LOCKED
 ), flipped AS (
     UPDATE agents SET status = 'stale'
      WHERE ctid = ANY (ARRAY(SELECT ctid FROM silent))
-       AND status = 'active' AND last_seen_at < %(cutoff)s
+       AND status = 'active' AND last_seen_at + interval '0' < %(cutoff)s
  RETURNING 1
 )
 SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM flipped) AS changed

@@ -32,17 +32,19 @@ class SecretsStale(SweeperSettings):
         return self.stale_after
 
 
+# The sum of nothing keeps the planner off the index on last_seen_at: with old statistics it would read the whole index
+# for every range of pages.
 FLIP = """
 WITH unseen AS MATERIALIZED (
     SELECT ctid FROM secrets
      WHERE ctid >= %(start)s::tid AND ctid < %(stop)s::tid
-       AND status = 'present' AND last_seen_at < %(cutoff)s
+       AND status = 'present' AND last_seen_at + interval '0' < %(cutoff)s
      LIMIT %(limit)s
        FOR UPDATE SKIP LOCKED
 ), flipped AS (
     UPDATE secrets SET status = 'missing'
      WHERE ctid = ANY (ARRAY(SELECT ctid FROM unseen))
-       AND status = 'present' AND last_seen_at < %(cutoff)s
+       AND status = 'present' AND last_seen_at + interval '0' < %(cutoff)s
  RETURNING 1
 )
 SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM flipped) AS changed

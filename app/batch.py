@@ -30,12 +30,10 @@ log = structlog.get_logger("sweep")
 S = TypeVar("S", bound="SweeperSettings")
 T = TypeVar("T")
 
-#: Rows a transaction may change. The first is a guess that is safe everywhere, the range keeps a transaction
+#: Rows a transaction may change, and pages it may read: the first guess, which is safe everywhere, and the range
 #: between "not only overhead" and "100 ms on a slow disk".
 FIRST_ROWS, FEWEST_ROWS, MOST_ROWS = 500, 50, 5_000
-#: Pages a transaction may read, as a share of the rows it may change: reading a page that holds nothing to do
-#: costs about as much as changing two rows.
-PAGES_PER_ROW = 0.5
+FIRST_PAGES, FEWEST_PAGES, MOST_PAGES = 250, 25, 2_500
 #: What a transaction is meant to take, seconds, commit included.
 AIM = 0.020
 
@@ -43,15 +41,24 @@ _PAGES = "SELECT pg_relation_size(to_regclass(%(table)s)) / current_setting('blo
 
 
 class Steering:
-    """Chooses the size of the next transaction by how long the last one took, in both directions."""
+    """Chooses the size of the next transaction by how long the last one took, in both directions.
+
+    Rows and pages are steered apart: what was learned from reading pages without anything to do says nothing of how
+    long it takes to change rows, and the first full page after many empty ones must not meet a huge allowance.
+    """
 
     def __init__(self) -> None:
         self.rows = FIRST_ROWS
+        self.pages = FIRST_PAGES
 
-    def learn(self, seconds: float) -> None:
-        """Move towards AIM by at most a factor of two up and four down."""
+    def learn(self, seconds: float, found: int) -> None:
+        """Move towards AIM by at most a factor of two up and four down; `found` rows were there to be changed."""
         factor = min(2.0, max(0.25, AIM / max(seconds, 1e-6)))
-        self.rows = int(min(MOST_ROWS, max(FEWEST_ROWS, self.rows * factor)))
+        full = found >= self.rows
+        if full or (factor < 1 and found):
+            self.rows = int(min(MOST_ROWS, max(FEWEST_ROWS, self.rows * factor)))
+        if not full:
+            self.pages = int(min(MOST_PAGES, max(FEWEST_PAGES, self.pages * factor)))
 
 
 class Walk:
@@ -79,12 +86,12 @@ class Walk:
             self._ranges.append((self._pages, pages))
             self._pages = pages
 
-    def next(self, rows: int) -> tuple[str, str]:
-        """Give the next range as two tuple ids, the second one excluded."""
+    def next(self, pages: int) -> tuple[str, str]:
+        """Give the next range, of at most so many pages, as two tuple ids, the second one excluded."""
         if self._page >= self._ranges[0][1] and len(self._ranges) > 1:
             self._ranges.pop(0)
             self._page, self._item = self._ranges[0][0], 1
-        stop = min(self._page + max(1, int(rows * PAGES_PER_ROW)), self._ranges[0][1])
+        stop = min(self._page + pages, self._ranges[0][1])
         return f"({self._page},{self._item})", f"({stop},0)"
 
     def moved(self, stop: str, last: str | None) -> None:
@@ -108,6 +115,7 @@ class Batch(Generic[S]):
     cutoff: datetime
     position: int = 0
     done: bool = False
+    found: int = 0
 
     def __post_init__(self) -> None:
         self.steering = Steering()
@@ -135,10 +143,10 @@ class Batch(Generic[S]):
             pages = self.run(_PAGES, table=self.table)["pages"]
             self._walk = Walk(self.position, pages)
         limit = self.steering.rows
-        start, stop = self._walk.next(limit)
+        start, stop = self._walk.next(self.steering.pages)
         row = self.run(query, start=start, stop=stop, limit=limit, cutoff=self.cutoff)
-        found, last = row.pop("found"), row.pop("last")
-        self._walk.moved(stop, last if found >= limit else None)
+        self.found, last = row.pop("found"), row.pop("last")
+        self._walk.moved(stop, last if self.found >= limit else None)
         if self._walk.done:
             self._walk.grow(self.run(_PAGES, table=self.table)["pages"])
         self.done = self._walk.done

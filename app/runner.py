@@ -173,7 +173,7 @@ class _Run(Generic[S]):
         metrics.BATCHES.labels(name).inc()
         metrics.BATCH_SECONDS.labels(name).observe(seconds)
         metrics.ROWS_CHANGED.labels(name).inc(sweep.changed - self.sweep.changed)
-        batch.steering.learn(seconds)
+        batch.steering.learn(seconds, batch.found)
         self.runner.on_batch(seconds)
         self.claim, self.sweep, self.batches = claim, sweep, self.batches + 1
 
