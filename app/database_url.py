@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import parse_qsl, quote
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Conninfo
+
+from app.values import parse_int
 
 _ACCEPTED = "accepted: postgres://user:password@host:port/database or key=value pairs"
 _SCHEMES = ("postgres", "postgresql", "pgx5")
@@ -32,7 +34,13 @@ _PGX = frozenset(
     ]
 )
 _UNPREPARED = ("exec", "simple_protocol", "cache_describe", "describe_exec")
-_PAIR = re.compile(r"\s*([A-Za-z_][\w.]*)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?:[^\s'\\]|\\.)*))(?=\s|$)", re.DOTALL)
+_PAIR = re.compile(
+    r"([A-Za-z_][\w.]*)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?!')(?:[^\s\\]|\\.)*))(?:\s+|\Z)", re.ASCII | re.DOTALL
+)
+_NAME = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
+# Broken escapes, and what would end a text early: NUL for libpq, "#" for Go, which then takes a password's beginning
+# for a port.
+_UNFIT = re.compile(r"%(?![0-9A-Fa-f]{2})|%00|[\x00-\x1f\x7f#]")
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class DatabaseUrl:
 def parse_database_url(text: str) -> DatabaseUrl:
     """Read a URL or key=value pairs. Raises ValueError that shows nothing of the text."""
     try:
-        pairs = _from_url(text) if "://" in text else _from_pairs(text)
+        pairs = _from_url(text) if re.match(r"\w+://", text) else _from_pairs(text)
         own = {key: pairs.pop(key) for key in list(pairs) if key in _PGX}
         settings = {key: pairs.pop(key) for key in list(pairs) if key not in _KNOWN}
         if settings:
@@ -60,34 +68,36 @@ def parse_database_url(text: str) -> DatabaseUrl:
         _check_ports(pairs.get("port", ""))
     except (ValueError, psycopg.Error):
         raise ValueError(f"not a PostgreSQL URL; {_ACCEPTED}") from None
-    most = own.get("pool_max_conns", "")
-    if most and not (most.isascii() and most.isdecimal() and int(most)):
-        raise ValueError("pool_max_conns in the URL must be a number of at least 1")
+    most = _most(own.get("pool_max_conns", ""))
     unprepared = own.get("default_query_exec_mode") in _UNPREPARED or own.get("statement_cache_capacity") == "0"
-    return DatabaseUrl(conninfo, int(most) if most else None, not unprepared)
+    return DatabaseUrl(conninfo, most, not unprepared)
 
 
 def _from_url(text: str) -> dict[str, str]:
     """Let libpq read the URL without its query, which it is particular about."""
-    url = urlsplit(text)
-    if url.scheme not in _SCHEMES:
+    scheme, _, rest = text.partition("://")
+    if scheme.lower() not in _SCHEMES or _UNFIT.search(rest):
         raise ValueError
-    query = dict(parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query)))
-    # libpq wants a percent sign in front of two hex digits everywhere; user info that is well formed stays as it is.
-    plain = f"postgresql://{url.netloc}{quote(url.path, safe='/%')}"
+    place, _, parameters = rest.partition("?")
+    query = dict(parse_qsl(parameters, keep_blank_values=True, strict_parsing=bool(parameters), errors="strict"))
+    hosts, slash, path = place.partition("/")
+    plain = f"postgresql://{hosts}{slash}{quote(path, safe='/%')}"
     read = {key: str(value) for key, value in conninfo_to_dict(plain).items() if value is not None}
     return read | query
 
 
 def _from_pairs(text: str) -> dict[str, str]:
+    """Read key=value pairs with libpq's quotes and backslashes; libpq itself would refuse keys it does not know."""
+    if "\0" in text:
+        raise ValueError
     pairs: dict[str, str] = {}
     position = 0
-    text = text.rstrip()
+    text = text.lstrip()
     while position < len(text):
         match = _PAIR.match(text, position)
         if match is None:
             raise ValueError
-        pairs[match[1]] = re.sub(r"\\(.)", r"\1", match[2] if match[2] is not None else match[3])
+        pairs[match[1]] = re.sub(r"\\(.)", r"\1", match[2] if match[2] is not None else match[3], flags=re.DOTALL)
         position = match.end()
     if not pairs:
         raise ValueError
@@ -96,10 +106,22 @@ def _from_pairs(text: str) -> dict[str, str]:
 
 def _option(pair: tuple[str, str]) -> str:
     key, value = pair
-    if not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+    if not _NAME.fullmatch(key):
         raise ValueError
-    escaped = value.replace("\\", "\\\\").replace(" ", "\\ ")
+    escaped = re.sub(r"([\s\\])", r"\\\1", value, flags=re.ASCII)
     return f"-c {key}={escaped}"
+
+
+def _most(text: str) -> int | None:
+    if not text:
+        return None
+    try:
+        number = parse_int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ValueError("pool_max_conns in the URL must be a number of at least 1")
+    return number
 
 
 def _check_ports(ports: str) -> None:

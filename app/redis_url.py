@@ -37,7 +37,8 @@ _IGNORED = frozenset(
     ]
 )
 _KNOWN = ("db", "dial_timeout", "read_timeout", "pool_size", "protocol", "client_name")
-
+# Broken escapes, and what would end a text early: after "#" the beginning of a password would pass for a port.
+_UNFIT = re.compile(r"%(?![0-9A-Fa-f]{2})|[\x00-\x1f\x7f#]")
 
 _Kind = type[Connection] | type[SSLConnection] | type[UnixDomainSocketConnection]
 
@@ -64,19 +65,19 @@ class RedisUrl:
 def parse_redis_url(text: str) -> RedisUrl:
     """Read a URL. Raises ValueError that shows nothing of the text but the name of a parameter."""
     try:
+        if _UNFIT.search(text):
+            raise ValueError  # noqa: TRY301 - one message for all that is no URL
         url = urlsplit(text)
-        query = dict(parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query)))
-        kind, arguments = _place(url.scheme, url.hostname, url.port, unquote(url.path), query)
+        query = dict(parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query), errors="strict"))
+        kind, arguments = _place(url.scheme, url.hostname, url.port, unquote(url.path, errors="strict"), query)
+        user = {"username": url.username, "password": url.password}
+        arguments |= {key: unquote(value, errors="strict") for key, value in user.items() if value}
     except ValueError:
         raise ValueError(f"not a Redis URL; {_ACCEPTED}") from None
     for key in query:
         if key not in _KNOWN and key not in _IGNORED:
             name = key if re.fullmatch(r"[a-z_]{1,30}", key) else "(not shown)"
             raise ValueError(f"parameter {name} is not known; accepted: {', '.join(sorted((*_KNOWN, *_IGNORED)))}")
-    if url.username:
-        arguments["username"] = unquote(url.username)
-    if url.password:
-        arguments["password"] = unquote(url.password)
     size = _number(query, "pool_size", least=1)
     return RedisUrl(kind, arguments | _parameters(query), size)
 
@@ -88,12 +89,12 @@ def _place(
         if not path:
             raise ValueError
         return UnixDomainSocketConnection, {"path": path}
-    if scheme not in ("redis", "rediss") or not host:
+    if scheme not in ("redis", "rediss") or port == 0:
         raise ValueError
     number = path.strip("/")
     if number:
-        query.setdefault("db", str(parse_int(number)))
-    arguments: dict[str, Any] = {"host": host, "port": port or 6379}
+        query["db"] = query.get("db") or str(parse_int(number))
+    arguments: dict[str, Any] = {"host": host or "localhost", "port": port or 6379}
     if scheme == "redis":
         return Connection, arguments
     tls = {"ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_min_version": ssl.TLSVersion.TLSv1_2}

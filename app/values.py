@@ -29,8 +29,9 @@ _UNITS = {
 }
 _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _DURATION = re.compile(rf"([-+]?)((?:{_PART.pattern})+|0)")
-_INT = re.compile(r"[-+]?[0-9]+")
-_MOST_NS = 2**63 - 1
+_INT = re.compile(r"([-+]?)0*([0-9]{1,19})")
+_ADDRESS = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):([0-9]{1,5})")
+_LEAST_INT64, _MOST_INT64 = -(2**63), 2**63 - 1
 _TRUE, _FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
 _MOST_PORT = 65_535
 
@@ -43,8 +44,11 @@ def parse_duration(text: str) -> timedelta:
     if match is None:
         raise ValueError(_NOT_A_DURATION)
     sign, body = match[1], match[2]
-    nanoseconds = int(sum(Fraction(number.rstrip(".")) * _UNITS[unit] for number, unit in _PART.findall(body)))
-    if nanoseconds > _MOST_NS:
+    try:
+        nanoseconds = sum(int(Fraction(number.rstrip(".")) * _UNITS[unit]) for number, unit in _PART.findall(body))
+    except ValueError:  # thousands of digits, which Python does not read
+        raise ValueError(_NOT_A_DURATION) from None
+    if not _LEAST_INT64 <= (-nanoseconds if sign == "-" else nanoseconds) <= _MOST_INT64:
         raise ValueError(_NOT_A_DURATION + ", at most 292 years")
     length = timedelta(microseconds=nanoseconds // 1000)
     return -length if sign == "-" else length
@@ -75,19 +79,19 @@ def parse_bool(text: str) -> bool:
 
 
 def parse_int(text: str) -> int:
-    """Read a decimal integer with an optional sign; `020` is 20, and `0x10`, `1_0` and spaces are refused."""
-    if not _INT.fullmatch(text):
+    """Read a decimal integer of 64 bits, sign optional; `020` is 20, and `0x10`, `1_0` and spaces are refused."""
+    match = _INT.fullmatch(text)
+    if match is None or not _LEAST_INT64 <= (number := int(match[1] + match[2])) <= _MOST_INT64:
         raise ValueError("not an integer; accepted: decimal digits such as 10")
-    return int(text)
+    return number
 
 
 def parse_host_port(text: str) -> tuple[str, int]:
     """Read `host:port`, `:port` (all interfaces, an empty host) or `[ipv6]:port`."""
-    host, colon, port = text.rpartition(":")
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > _MOST_PORT or (":" in host and bare == host):
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match[3]) > _MOST_PORT:
         raise ValueError("not an address; accepted: host:port such as 127.0.0.1:8091 or 0.0.0.0:8091")
-    return bare, int(port)
+    return match[1] or match[2] or "", int(match[3])
 
 
 class LogLevel(StrEnum):
@@ -105,7 +109,7 @@ def parse_log_level(text: str) -> LogLevel:
     try:
         return LogLevel("warn" if word == "warning" else word)
     except ValueError:
-        raise ValueError("not a log level; accepted: debug, info, warn, error") from None
+        raise ValueError("not a log level; accepted: debug, info, warn, warning, error") from None
 
 
 def _from_text(parse: Callable[[str], T]) -> BeforeValidator:
