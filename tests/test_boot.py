@@ -51,7 +51,7 @@ CASES: list[tuple[dict[str, str], str]] = [
     ),
     ({"DATABASE_MAX_CONNS": "1_0"}, "DATABASE_MAX_CONNS: not an integer; accepted: decimal digits such as 10"),
     ({"DATABASE_MAX_CONNS": "0"}, "DATABASE_MAX_CONNS: must be at least 1"),
-    ({"LOG_LEVEL": "loud"}, "LOG_LEVEL: not a log level; accepted: debug, info, warn, error"),
+    ({"LOG_LEVEL": "loud"}, "LOG_LEVEL: not a log level; accepted: debug, info, warn, warning, error"),
     ({"SB_ENV": "staging"}, "SB_ENV: not an environment; accepted: dev, production"),
     (
         {"SB_WORKER_LOCAL_ADDR": "8091"},
@@ -99,7 +99,7 @@ def test_all_problems_are_told_at_once_by_every_command_and_only_once(command: s
     told = [line for line in done.stderr.splitlines() if line.startswith("config error")]
     assert sorted(told) == [
         "config error: DATABASE_URL: required, but not set",
-        "config error: LOG_LEVEL: not a log level; accepted: debug, info, warn, error",
+        "config error: LOG_LEVEL: not a log level; accepted: debug, info, warn, warning, error",
         "config error: SB_SWEEP_WRAPS_INTERVAL: must be at least 1s",
         f"config error: SB_WORKER_LOCK_LEASE: {DURATION}",
     ]
