@@ -34,7 +34,14 @@ _VERSION = "SELECT current_setting('server_version_num')::int"
 _PRESENT = "SELECT to_regclass(%s) IS NOT NULL"
 _PRIVILEGE = "SELECT has_table_privilege(to_regclass(%s), %s)"
 _MIGRATIONS = "SELECT dirty FROM schema_migrations"
-_OWN_TABLES = ("sweep_state", "sweep_run")
+_OWN_TABLES = (
+    "sweep_state",
+    "sweep_run",
+    "notification_event",
+    "notification_delivery",
+    "notification_target",
+    "notification_hold",
+)
 _OWN_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -17,12 +16,13 @@ from rich.table import Table
 
 from actors import SWEEPERS
 from app import __version__, check, config, database, logs, procfile, schema, status
+from app.cli_notify import dead, notify
 from app.errors import BootError, ConfigError, SchemaError
-from app.settings import DatabaseSettings, RedisSettings, WorkerSettings
-from app.worker import refuse
+from app.settings import DatabaseSettings
+from app.worker import Loaded, groups, load, refuse
+from sinks import SINKS
 
-_CORE = (WorkerSettings, DatabaseSettings, RedisSettings)
-_GROUPS: tuple[type[config.Settings], ...] = (*_CORE, *(sweeper.settings for sweeper in SWEEPERS))
+_GROUPS = groups(SWEEPERS, SINKS)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -33,13 +33,18 @@ def main() -> None:
     \b
     A replica is three processes, listed in the Procfile:
       sb-worker run                runs all of them, as the container does
-      dramatiq app.actors          a worker; any number may run, each sweep is done once
+      dramatiq app.actors          a worker and notifier; any number may run, each sweep is done once
       periodiq app.actors          a scheduler; any number may run
     \b
     Before the first start:
       sb-worker check              what is wrong with the settings, the servers, the privileges
       sb-worker config             every variable, its value and what it means
+      sb-worker notify test        one test notification to each sink that is configured
     """
+
+
+main.add_command(notify)
+main.add_command(dead)
 
 
 @main.command("check")
@@ -47,15 +52,15 @@ def main() -> None:
 def check_command(as_json: bool) -> None:
     """Check settings, servers, tables and privileges; status 1 when anything would not work."""
     logs.configure("error")
-    worker, db, store, *rest = _load()
+    loaded = _load()
     findings = [check.Finding("settings", True, "valid")]
     findings += [
         check.Finding("settings", False, f"{name} is not known, and not read", warning=True)
         for name in config.unknown(*_GROUPS)
     ]
-    findings += check.redis_findings(store, worker.lease / 5)
-    wanted = [sweeper for sweeper, own in zip(SWEEPERS, rest, strict=True) if own.enabled]
-    findings += check.database_findings(db, wanted)
+    findings += check.redis_findings(loaded.store, loaded.worker.lease / 5)
+    wanted = [sweeper for sweeper, own in zip(SWEEPERS, loaded.sweepers, strict=True) if own.enabled]
+    findings += check.database_findings(loaded.database, wanted)
     if as_json or not sys.stdout.isatty():
         for finding in findings:
             click.echo(json.dumps(finding._asdict()))
@@ -80,10 +85,7 @@ def config_command(as_json: bool) -> None:
             names = "\n".join((row.name, *(f"[dim]{twin}[/]" for twin in row.twins)))
             table.add_row(names, row.value, "default" if row.source == "default" else "set", row.default, row.meaning)
         Console().print(table)
-    try:
-        config.load(*_GROUPS)
-    except ConfigError as error:
-        refuse(error)
+    _load()
 
 
 @main.command()
@@ -94,7 +96,10 @@ def migrate(sql: bool) -> None:
         click.echo(schema.script())
         return
     logs.configure("error")
-    (db,) = _load_only(DatabaseSettings)
+    try:
+        (db,) = config.load(DatabaseSettings)
+    except ConfigError as error:
+        refuse(error)
     try:
         with database.connect(db) as connection:
             before = schema.installed(connection)
@@ -116,10 +121,11 @@ def migrate(sql: bool) -> None:
 def status_command(as_json: bool, watch: bool) -> None:
     """Show each sweeper's next tick, its last run, what it changed and who ran it."""
     logs.configure("error")
-    _, db, _, *rest = _load()
-    cadences = [(sweeper.name, own.interval) for sweeper, own in zip(SWEEPERS, rest, strict=True) if own.enabled]
+    loaded = _load()
+    own = zip(SWEEPERS, loaded.sweepers, strict=True)
+    cadences = [(sweeper.name, settings.interval) for sweeper, settings in own if settings.enabled]
     try:
-        with database.connect(db) as connection:
+        with database.connect(loaded.database) as connection:
             if schema.installed(connection) == 0:
                 raise BootError("the schema secrets_bridge_worker is not there; run `sb-worker migrate`")  # noqa: TRY301
             if as_json or not sys.stdout.isatty():
@@ -145,7 +151,7 @@ def status_command(as_json: bool, watch: bool) -> None:
 @click.option("-c", "--concurrency", default="", metavar="worker=2,...", help="How many of which process to run.")
 def run(path: str, release: bool, concurrency: str) -> None:
     """Run every process of the Procfile as one replica; ends when one of them ends, or by SIGTERM."""
-    worker, *_ = _load()  # all of it, so that what is wrong is told once and not by every process
+    loaded = _load()  # all of it, so that what is wrong is told once and not by every process
     try:
         commands = procfile.parse(Path(path).read_text(encoding="utf-8"))
         replicas = _replicas(concurrency, set(commands))
@@ -155,17 +161,30 @@ def run(path: str, release: bool, concurrency: str) -> None:
         raise click.BadParameter(str(error)) from None
     # The processes are started by name; they are beside this program, whether or not that is on the path.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    host, port = worker.local_address
-    environs = dict(_addresses(host, port, replicas.get("worker", 1)))
-    grace = worker.shutdown_grace.total_seconds()
+    environs = dict(_addresses(loaded, replicas.get("worker", 1), replicas.get("notifier", 1)))
+    grace = loaded.worker.shutdown_grace.total_seconds()
     procfile.become(commands, replicas=replicas, grace=grace, release=release, environs=environs)
 
 
-def _addresses(host: str, port: int, workers: int) -> Iterator[tuple[int, dict[str, str]]]:
-    """Give the second worker and those after it probe addresses of their own: the next ports."""
-    shown = f"[{host}]" if ":" in host else host
-    for number in range(2, workers + 1):
-        yield number, {"SB_WORKER_LOCAL_ADDR": f"{shown}:{port + number - 1}"}
+def _addresses(loaded: Loaded, workers: int, notifiers: int) -> Iterator[tuple[int, dict[str, str]]]:
+    """Give each worker and each notifier a probe address of its own: the next ports, workers first."""
+    host, port = loaded.worker.local_address
+    if os.environ.get("SB_NOTIFICATION_LOCAL_ADDR"):
+        other, first = loaded.notification.local_address
+    else:
+        other, first = host, port + workers
+    for number in range(1, max(workers, notifiers) + 1):
+        yield (
+            number,
+            {
+                "SB_WORKER_LOCAL_ADDR": _shown(host, port + number - 1),
+                "SB_NOTIFICATION_LOCAL_ADDR": _shown(other, first + number - 1),
+            },
+        )
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _replicas(text: str, names: set[str]) -> dict[str, int]:
@@ -180,13 +199,9 @@ def _replicas(text: str, names: set[str]) -> dict[str, int]:
     return {name: int(count) for name, count in pairs.items()}
 
 
-def _load() -> Any:
+def _load() -> Loaded:
     """Read every setting; ends with status 1 and all problems when something is wrong."""
-    return _load_only(*_GROUPS)
-
-
-def _load_only(*groups: type[config.Settings]) -> Any:
     try:
-        return config.load(*groups)
+        return load(SWEEPERS, SINKS)
     except ConfigError as error:
         refuse(error)

@@ -8,7 +8,9 @@ WorkerError
 │   └── Fenced     and a newer run has begun
 ├── NotDue         the tick is not for us: superseded, from the future, or its table is missing
 ├── PartlyFailed   some of a run's targets failed, the others are done
-└── SweepFailed    a run ended by an error; carries a class name and an SQLSTATE, never a text
+├── SweepFailed    a run ended by an error; carries a class name and an SQLSTATE, never a text
+├── SinkRejected   a sink refused a notification for good
+└── SinkUnavailable  a sink could not take it now; worth a retry
 
 Texts of these errors may be logged as they are. Texts of any other exception may not: a driver's message can
 quote a row, a URL or a statement. `describe` is the one way from a foreign exception to a log line.
@@ -72,6 +74,44 @@ class NotDue(WorkerError):
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
         self.reason = reason
+
+
+class Fault(StrEnum):
+    """Why an attempt to notify failed: a closed set, fit for a label. What a server said in its own words is not."""
+
+    AUTH = "auth"
+    RATE_LIMITED = "rate_limited"
+    CLIENT_ERROR = "client_error"
+    SERVER_ERROR = "server_error"
+    TIMEOUT = "timeout"
+    CONNECT = "connect"
+    TLS = "tls"
+    DNS = "dns"
+    BLOCKED_ADDRESS = "blocked_address"
+    PAYLOAD_TOO_LARGE = "payload_too_large"
+    TEMPLATE = "template"
+    REFUSED_RECIPIENTS = "refused_recipients"
+    PROTOCOL = "protocol"
+
+
+class SinkRejected(WorkerError):
+    """A sink refused a notification: no attempt will ever succeed.
+
+    `code` is a status number or a word of the vendor's own closed vocabulary. `off` means that no other one will
+    either, until the configuration changes: the receiver is gone, or our credentials are bad.
+    """
+
+    def __init__(self, fault: Fault, code: str = "", *, off: bool = False) -> None:
+        super().__init__(f"{fault} {code}".strip())
+        self.fault, self.code, self.off = fault, code, off
+
+
+class SinkUnavailable(WorkerError):
+    """A sink could not take a notification now. `retry_after` is its own wish, in seconds."""
+
+    def __init__(self, fault: Fault, code: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(f"{fault} {code}".strip())
+        self.fault, self.code, self.retry_after = fault, code, retry_after
 
 
 class Failure(NamedTuple):

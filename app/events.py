@@ -1,16 +1,11 @@
-"""Events: what people are told. A sink is a function that takes one."""
+"""Events: what people are told, in public words and whole numbers, never a row's content."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
-
-import structlog
-
-from app.errors import describe
-
-log = structlog.get_logger("events")
 
 
 class Severity(StrEnum):
@@ -20,45 +15,58 @@ class Severity(StrEnum):
     WARN = "warn"
     ERROR = "error"
 
+    @property
+    def rank(self) -> int:
+        """Order severities: the louder, the greater."""
+        return list(Severity).index(self)
+
+
+class Kind(StrEnum):
+    """What an event is about; sinks that keep incidents open need to know."""
+
+    SWEPT = "swept"
+    FAILED = "failed"
+    RECOVERED = "recovered"
+    NOTICE = "notice"
+    DIGEST = "digest"
+    TEST = "test"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Equal events, counted: how many, between when and when, and the sums of their numbers."""
+
+    component: str
+    severity: Severity
+    title: str
+    events: int
+    first: datetime
+    last: datetime
+    counts: Mapping[str, int] = field(default_factory=dict)
+
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth telling: public words and numbers, never a row's content."""
+    """Something worth telling."""
 
     component: str
     severity: Severity
     title: str
     detail: str = ""
     metadata: Mapping[str, int] = field(default_factory=dict)
+    kind: Kind = Kind.SWEPT
+    tallies: tuple[Tally, ...] = ()
+
+    @property
+    def audience(self) -> Severity:
+        """The severity it is routed by: whoever is told of a failure is told of its end."""
+        return Severity.ERROR if self.kind in (Kind.RECOVERED, Kind.TEST) else self.severity
 
 
 @dataclass(frozen=True)
-class Sink:
-    """A place that events go to."""
+class Note:
+    """An event on its way to a sink. `id` is the same on every attempt and in every sink; `time` is aware, UTC."""
 
-    name: str
-    deliver: Callable[[Event], None]
-
-
-def sink(name: str) -> Callable[[Callable[[Event], None]], Sink]:
-    """Declare the decorated function as the sink `name`. It delivers one event, or raises."""
-
-    def declare(deliver: Callable[[Event], None]) -> Sink:
-        return Sink(name, deliver)
-
-    return declare
-
-
-class Fanout:
-    """Hands each event to every sink; one that fails does not keep it from the others."""
-
-    def __init__(self, sinks: Iterable[Sink]) -> None:
-        self._sinks = tuple(sinks)
-
-    def publish(self, event: Event) -> None:
-        """Deliver to all sinks. Never raises: a sweep does not fail because somebody could not be told."""
-        for receiver in self._sinks:
-            try:
-                receiver.deliver(event)
-            except Exception as error:  # noqa: BLE001 - whatever a sink raises, its siblings still get the event
-                log.error("notification not delivered", sink=receiver.name, error=describe(error).error)
+    id: str
+    time: datetime
+    event: Event

@@ -197,13 +197,15 @@ def finish(
     cursor.execute(PRUNE, {"name": held.name, "retention": retention})
 
 
-def fail(cursor: Cursor[dict[str, Any]], held: Claim, failure: Failure) -> None:
+def fail(cursor: Cursor[dict[str, Any]], held: Claim, failure: Failure) -> bool:
     """Close the run as failed and give its slot back, unless a newer run has claimed since.
 
-    A run whose last commit was done although its answer was lost is closed already, and keeps its slot.
+    A run whose last commit was done although its answer was lost is closed already, and keeps its slot: then False.
     """
-    if cursor.execute(CLOSE_FAILED, {"run": held.run, **failure._asdict()}).rowcount:
-        cursor.execute(GIVE_BACK, {"name": held.name, "token": held.token})
+    if not cursor.execute(CLOSE_FAILED, {"run": held.run, **failure._asdict()}).rowcount:
+        return False
+    cursor.execute(GIVE_BACK, {"name": held.name, "token": held.token})
+    return True
 
 
 def record_failed(  # noqa: PLR0913 - the same

@@ -73,6 +73,9 @@ def configure(level: str = "info", stream: TextIO | None = None) -> None:
     logging.getLogger("dramatiq.worker.WorkerThread").addFilter(_Skips())
     # psycopg's pool logs connection strings' hosts and the server's messages; our own lines say what matters.
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+    # Libraries that speak to receivers log URLs and replies; our own lines say what matters.
+    for chatty in ("httpx", "httpcore", "aiosmtplib", "mail.log", "asyncio", "urllib3", "requests", "apprise"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
     # One line for each tick sent says nothing that the runs do not say.
     logging.getLogger("periodiq").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     logging.captureWarnings(True)

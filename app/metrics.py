@@ -15,6 +15,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from app.errors import Fault
 from app.settings import memory_directory
 
 _PREFIX = "secrets-bridge-worker-"
@@ -122,8 +123,44 @@ TARGETS_SKIPPED = Counter(
 )
 BUILD_INFO = Gauge("worker_build_info", "1, with the version.", ["version"], multiprocess_mode="max")
 
+ATTEMPTS = Counter(
+    "worker_notification_attempts_total",
+    "Attempts to notify by how they ended; reason is empty for delivered ones.",
+    ["sink", "outcome", "reason"],
+)
+ATTEMPT_SECONDS = Histogram(
+    "worker_notification_attempt_duration_seconds",
+    "Duration of one attempt.",
+    ["sink"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+DELIVERY_AGE = Histogram(
+    "worker_notification_delivery_age_seconds",
+    "From an event to its delivery.",
+    ["sink"],
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300, 900, 3600, 14400, 86400),
+)
+NOTIFIED = Counter(
+    "worker_notification_deliveries_total",
+    "Deliveries by how they ended; suppressed ones never began.",
+    ["sink", "state"],
+)
+STATES = ("delivered", "digested", "suppressed", "dead")
+
 _PER_TASK = (RUN_SECONDS, LOCK_SKIPPED, LAST_SUCCESS, ROWS_CHANGED, BATCHES, BATCH_SECONDS, LATENESS)
 _PER_TASK_TOO = (HANDED_OVER, LEASE_LOST, FENCED, INTERRUPTED, TICKS_LOST, TABLE_MISSING)
+
+
+def preset_sink(sink: str) -> None:
+    """Create every series of a sink with value zero."""
+    ATTEMPTS.labels(sink, "delivered", "")
+    for fault in Fault:
+        ATTEMPTS.labels(sink, "rejected", fault.value)
+        ATTEMPTS.labels(sink, "unavailable", fault.value)
+    for state in STATES:
+        NOTIFIED.labels(sink, state)
+    ATTEMPT_SECONDS.labels(sink)
+    DELIVERY_AGE.labels(sink)
 
 
 def preset(task: str) -> None:

@@ -10,7 +10,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
@@ -114,28 +114,38 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 32
 
-    def __init__(self, address: tuple[str, int], readiness: Readiness, metrics_directory: str) -> None:
+    def __init__(
+        self, address: tuple[str, int], readiness: Readiness, metrics_directory: str, collectors: Sequence[Any]
+    ) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.readiness = readiness
         self._metrics_directory = metrics_directory
+        self._collectors = collectors
         super().__init__(address, _Handler)
 
     def exposition(self) -> bytes:
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=self._metrics_directory)  # type: ignore[no-untyped-call]
         ProcessCollector(registry=registry)
+        for collector in self._collectors:
+            registry.register(collector)
         return generate_latest(registry)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away in the middle of an answer is no news."""
 
 
-def serve(address: tuple[str, int], readiness: Readiness, metrics_directory: str) -> None:
-    """Serve in a thread of its own. Raises OSError when the address stays taken for two seconds."""
+def serve(
+    address: tuple[str, int], readiness: Readiness, metrics_directory: str, collectors: Sequence[Any] = ()
+) -> None:
+    """Serve in a thread of its own, with the samples of these collectors too.
+
+    Raises OSError when the address stays taken for two seconds.
+    """
     deadline = time.monotonic() + BIND_SECONDS
     while True:
         try:
-            server = _Server(address, readiness, metrics_directory)
+            server = _Server(address, readiness, metrics_directory, collectors)
             break
         except OSError:
             if time.monotonic() >= deadline:

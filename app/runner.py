@@ -1,6 +1,6 @@
 """One run of a sweeper, from the claimed slot to the closed ledger row.
 
-    lease held -> [begin, claim, batch] -> [begin, fence, batch] ... -> [begin, fence, batch, finish] -> events
+    lease held -> [begin, claim, batch] -> [begin, fence, batch] ... -> [begin, fence, batch, finish, events]
 
 Each pair of brackets is one transaction. A run ends when nothing is left, when its time budget is used up or when
 the process is told to stop; the last two hand over to the next run. It fails by any error, gives its slot back, and
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from app.events import Event
     from app.lease import Lease
+    from app.notify.outbox import Outbox
 
 log = structlog.get_logger("scheduler")
 
@@ -49,7 +49,7 @@ class Runner:
     worker: str
     lease: timedelta
     retention: timedelta
-    publish: Callable[[Event], None]
+    outbox: Outbox
     budget: timedelta | None = None
     stopping: Callable[[], bool] = lambda: False
     #: Told the duration of each transaction, in seconds.
@@ -73,7 +73,9 @@ class Runner:
                 raise LeaseLost from None
             failure = describe(error)
             one.fail(failure, error)
+            self.outbox.trigger(one.written)
             raise SweepFailed(failure) from None
+        self.outbox.trigger(one.written)
         metrics.RUN_SECONDS.labels(sweeper.name).observe(time.perf_counter() - started)
         return sweep
 
@@ -99,6 +101,8 @@ class _Run(Generic[S]):
         self.batches = 0
         self.handed_over = False
         self.began: datetime | None = None
+        #: Deliveries that were committed, to be triggered when the run is over.
+        self.written: list[int] = []
         budget = runner.budget or min(BUDGET_MOST, settings.interval * BUDGET_SHARE)
         self.ends = time.monotonic() + budget.total_seconds()
 
@@ -118,11 +122,14 @@ class _Run(Generic[S]):
         """Do one transaction and say whether it was the last."""
         self.lease.check()
         started = time.perf_counter()
+        written: list[int] = []
         with cursor.connection.transaction():
             now = ledger.begin(cursor, self.sweeper.table, self.limits)
             claim = self._claim(cursor, now) if self.claim is None else self.claim
             if self.claim is not None:
                 ledger.hold(cursor, claim)
+            else:
+                written += self.runner.outbox.write(cursor, self._interrupted_events(claim))
             batch = self._batch_of(cursor, claim, now)
             sweep = self.sweep.plus(self.sweeper.batch(batch))
             self.handed_over = not batch.done and (self.runner.stopping() or time.monotonic() >= self.ends)
@@ -131,10 +138,12 @@ class _Run(Generic[S]):
             if last and not sweep.counts.get("failed"):
                 position = batch.resume_at if self.handed_over else None
                 ledger.finish(cursor, claim, done, position=position, retention=self.runner.retention)
+                written += self.runner.outbox.write(cursor, self._done_events(sweep))
             else:
                 ledger.count(cursor, claim, done)
             self.lease.check()
         self._committed(claim, batch, sweep, time.perf_counter() - started)
+        self.written += written
         return last
 
     def _claim(self, cursor: Cursor[dict[str, Any]], now: datetime) -> ledger.Claim:
@@ -192,36 +201,54 @@ class _Run(Generic[S]):
             attempt=self.lease.attempt + 1,
             **_where(failure, error),
         )
-        with suppress(psycopg.Error), self.runner.pool.connection() as connection:
-            cursor = connection.cursor(row_factory=dict_row)
-            with connection.transaction():
-                now = ledger.begin(cursor, self.sweeper.table, self.limits)
-                if self.claim is not None:
-                    ledger.fail(cursor, self.claim, failure)
-                else:
-                    slot = slot_at(microseconds(now), self.settings.interval)
-                    ledger.record_failed(
-                        cursor,
-                        self.sweeper.name,
-                        slot,
-                        started_at=self.began or now,
-                        worker=self.runner.worker,
-                        failure=failure,
-                    )
-        if self.sweep.changed:
-            self.runner.publish(self.sweeper.done(self.sweep))
+        events = self._failed_events(failure)
+        try:
+            with self.runner.pool.connection() as connection, connection.transaction():
+                cursor = connection.cursor(row_factory=dict_row)
+                if not self._write_failure(cursor, failure):
+                    return
+                written = self.runner.outbox.write(cursor, events)
+        except psycopg.Error:
+            # PostgreSQL is what failed, and the outbox is in it: the log is the one sink that is left.
+            for event in events:
+                log.error("event not stored", component=event.component, title=event.title, detail=event.detail)
+        else:
+            self.written += written
+
+    def _write_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> bool:
+        now = ledger.begin(cursor, self.sweeper.table, self.limits)
+        if self.claim is not None:
+            return ledger.fail(cursor, self.claim, failure)
+        name, slot = self.sweeper.name, slot_at(microseconds(now), self.settings.interval)
+        began = self.began or now
+        ledger.record_failed(cursor, name, slot, started_at=began, worker=self.runner.worker, failure=failure)
+        return True
+
+    def _failed_events(self, failure: Failure) -> list[Event]:
+        """Word what was changed before the failure, and the failure itself once a streak."""
+        events = [self.sweeper.done(self.sweep)] if self.sweep.changed else []
         if self.lease.streak == 0:
-            self.runner.publish(self.sweeper.failed(str(SweepFailed(failure)), self.sweep))
+            events.append(self.sweeper.failed(str(SweepFailed(failure)), self.sweep))
+        return events
+
+    def _done_events(self, sweep: Sweep) -> list[Event]:
+        events = [self.sweeper.recovered(self.lease.streak)] if self.lease.streak else []
+        if sweep.changed:
+            events.append(self.sweeper.done(sweep))
+        return events
+
+    def _interrupted_events(self, claim: ledger.Claim) -> list[Event]:
+        return [
+            self.sweeper.done(Sweep(left.changed, left.counts, left.cutoff), interrupted=1)
+            for left in claim.interrupted
+            if left.changed
+        ]
 
     def _tell_done(self, claim: ledger.Claim) -> None:
         name = self.sweeper.name
         metrics.LAST_SUCCESS.labels(name).set_to_current_time()
-        if self.lease.streak:
-            self.runner.publish(self.sweeper.recovered(self.lease.streak))
         if self.handed_over:
             metrics.HANDED_OVER.labels(name).inc()
-        if self.sweep.changed:
-            self.runner.publish(self.sweeper.done(self.sweep))
         level = log.info if self.sweep.changed or claim.covered else log.debug
         level(
             "sweep done",
@@ -237,9 +264,6 @@ class _Run(Generic[S]):
     def _tell_interrupted(self, left: ledger.Interrupted) -> None:
         metrics.INTERRUPTED.labels(self.sweeper.name).inc()
         log.warning("an earlier run was interrupted", task=self.sweeper.name, changed=left.changed)
-        if left.changed:
-            sweep = Sweep(left.changed, left.counts, left.cutoff)
-            self.runner.publish(self.sweeper.done(sweep, interrupted=1))
 
 
 def _where(failure: Failure, error: BaseException) -> dict[str, object]:

@@ -48,6 +48,71 @@ CREATE UNIQUE INDEX sweep_run_once ON secrets_bridge_worker.sweep_run (name, slo
 CREATE INDEX sweep_run_running ON secrets_bridge_worker.sweep_run (name) WHERE outcome = 'running';
 CREATE INDEX sweep_run_age ON secrets_bridge_worker.sweep_run (name, started_at);
 """,
+    """
+CREATE TABLE secrets_bridge_worker.notification_event (
+    id         uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    kind       text NOT NULL,
+    component  text NOT NULL,
+    severity   text NOT NULL CHECK (severity IN ('info', 'warn', 'error')),
+    title      text NOT NULL,
+    detail     text NOT NULL,
+    metadata   json NOT NULL,
+    tallies    json NOT NULL DEFAULT '[]'
+);
+COMMENT ON TABLE secrets_bridge_worker.notification_event IS
+    'the outbox: what people are told, in public words and whole numbers';
+CREATE INDEX notification_event_age ON secrets_bridge_worker.notification_event (created_at);
+
+CREATE TABLE secrets_bridge_worker.notification_delivery (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    event_id    uuid NOT NULL REFERENCES secrets_bridge_worker.notification_event ON DELETE CASCADE,
+    target      text NOT NULL,
+    state       text NOT NULL CHECK (state IN ('pending', 'sending', 'delivered', 'digested', 'suppressed', 'dead')),
+    reason      text NOT NULL DEFAULT '',
+    code        text NOT NULL DEFAULT '',
+    attempts    integer NOT NULL DEFAULT 0,
+    queued_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    due_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    lease_until timestamptz,
+    finished_at timestamptz,
+    digest      bigint REFERENCES secrets_bridge_worker.notification_delivery ON DELETE SET NULL,
+    CHECK ((state IN ('pending', 'sending')) = (finished_at IS NULL)),
+    CHECK ((state = 'sending') = (lease_until IS NOT NULL))
+);
+COMMENT ON TABLE secrets_bridge_worker.notification_delivery IS
+    'one row an event and receiver: where it stands, and how the last attempt ended, as a word of a closed set';
+CREATE UNIQUE INDEX notification_delivery_once ON secrets_bridge_worker.notification_delivery (event_id, target);
+CREATE INDEX notification_delivery_open ON secrets_bridge_worker.notification_delivery (target, id)
+    WHERE state IN ('pending', 'sending');
+CREATE INDEX notification_delivery_dead ON secrets_bridge_worker.notification_delivery (target, id)
+    WHERE state = 'dead';
+CREATE INDEX notification_delivery_digest ON secrets_bridge_worker.notification_delivery (digest)
+    WHERE digest IS NOT NULL;
+
+CREATE TABLE secrets_bridge_worker.notification_target (
+    name        text PRIMARY KEY,
+    failures    integer NOT NULL DEFAULT 0,
+    trips       integer NOT NULL DEFAULT 0,
+    rests_until timestamptz,
+    probe_until timestamptz,
+    catch_up    boolean NOT NULL DEFAULT false,
+    paced_until timestamptz NOT NULL DEFAULT 'epoch',
+    off_fingerprint text,
+    off_reason  text NOT NULL DEFAULT '',
+    off_at      timestamptz
+);
+COMMENT ON TABLE secrets_bridge_worker.notification_target IS
+    'one row a receiver: its breaker, its pace, and whether it is switched off';
+
+CREATE TABLE secrets_bridge_worker.notification_hold (
+    target text NOT NULL,
+    key    text NOT NULL,
+    until  timestamptz NOT NULL,
+    PRIMARY KEY (target, key)
+);
+COMMENT ON TABLE secrets_bridge_worker.notification_hold IS 'until when equal events are held for one receiver';
+""",
 )
 VERSION = len(_VERSIONS)
 

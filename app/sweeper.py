@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from app.config import Settings
-from app.events import Event, Severity
+from app.events import Event, Kind, Severity
 from app.values import Cadence
 
 if TYPE_CHECKING:
@@ -110,11 +110,11 @@ class Sweeper(Generic[S]):
     def failed(self, failure: str, sweep: Sweep) -> Event:
         """Word the first failure of a streak: `failure` is a class name and an SQLSTATE."""
         some = {name: number for name, number in sweep.counts.items() if number}
-        return Event(self.name, Severity.ERROR, self.wording.failed, failure, some)
+        return Event(self.name, Severity.ERROR, self.wording.failed, failure, some, Kind.FAILED)
 
     def recovered(self, streak: int) -> Event:
         """Word the end of a streak of failures."""
-        return Event(self.name, Severity.INFO, "sweep recovered", "", {"failed_attempts": streak})
+        return Event(self.name, Severity.INFO, "sweep recovered", "", {"failed_attempts": streak}, Kind.RECOVERED)
 
 
 def sweeper(

@@ -131,6 +131,12 @@ def _positive(value: int) -> int:
     return value
 
 
+def _not_negative(value: int) -> int:
+    if value < 0:
+        raise ValueError("must not be negative")
+    return value
+
+
 _TICK = timedelta(microseconds=1)
 Duration = Annotated[timedelta, _from_text(parse_duration), _at_least(timedelta(0), "must not be negative")]
 PositiveDuration = Annotated[timedelta, _from_text(parse_duration), _at_least(_TICK, "must be more than 0")]
@@ -140,5 +146,6 @@ LongDuration = Annotated[timedelta, _from_text(parse_duration), _at_least(timede
 Cadence = LongDuration
 Bool = Annotated[bool, _from_text(parse_bool)]
 PositiveInt = Annotated[int, _from_text(parse_int), AfterValidator(_positive)]
+WholeNumber = Annotated[int, _from_text(parse_int), AfterValidator(_not_negative)]
 HostPort = Annotated[tuple[str, int], _from_text(parse_host_port)]
 Level = Annotated[LogLevel, _from_text(parse_log_level)]

@@ -1,4 +1,4 @@
-"""Assembles a worker: settings, broker, middleware, one Dramatiq actor for each sweeper.
+"""Assembles a worker: settings, broker, middleware, one Dramatiq actor for each sweeper, and the two that notify.
 
 Imported by `dramatiq` in every worker process and by `periodiq` in the scheduler, by way of `app.actors`. What is
 wrong with the settings ends either of them with status 1 and one line a problem.
@@ -11,25 +11,32 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import timedelta
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import dramatiq
 import redis
 import structlog
-from dramatiq.errors import Retry
-from dramatiq.middleware import Callbacks, Retries
+from dramatiq.asyncio import get_event_loop_thread
+from dramatiq.cli import make_argument_parser
+from dramatiq.middleware import AsyncIO, Callbacks
 
 from app import __version__, config, database, logs, metrics, probes, schema
 from app import lease as leases
 from app.broker import Broker
 from app.errors import BootError, ConfigError, SchemaError
-from app.events import Fanout, Sink
 from app.middleware.lock import SweepLock
 from app.middleware.metrics import Metrics
 from app.middleware.process import Process
+from app.middleware.retries import SweepAndSinkRetries
+from app.notify import fanout
+from app.notify.deliveries import Deliveries
+from app.notify.gauges import Gauges
+from app.notify.notifier import Again, Notifier
+from app.notify.outbox import Outbox
+from app.notify.settings import NotificationSettings
 from app.redis_client import Client, connect
 from app.runner import Runner
 from app.schedule import Every
@@ -37,9 +44,13 @@ from app.settings import DatabaseSettings, RedisSettings, WorkerSettings
 from app.sweeper import Sweeper, SweeperSettings
 from app.tick import Tick
 
+if TYPE_CHECKING:
+    from app.notify.wire import Network
+
 log = structlog.get_logger("worker")
 
-QUEUE = "sweeps"
+SWEEPS, SINKS = "sweeps", "sinks"
+DELIVER, RELAY = "notification-deliver", "notification-relay"
 #: How long Dramatiq waits for a sign of life before it gives a worker's messages to others.
 HEARTBEAT = timedelta(seconds=30)
 #: How many of a million broker commands look for such workers; about one in ten seconds at our rate of polling.
@@ -48,27 +59,53 @@ MAINTENANCE_CHANCE = 5_000
 AnySweeper = Sweeper[Any]
 
 
-def build(sweepers: Sequence[AnySweeper], sinks: Sequence[Sink]) -> Broker:
+class Loaded(NamedTuple):
+    """Every setting of a process, and who is to be notified."""
+
+    worker: WorkerSettings
+    database: DatabaseSettings
+    store: RedisSettings
+    notification: NotificationSettings
+    sweepers: tuple[SweeperSettings, ...]
+    targets: tuple[fanout.Target, ...]
+
+
+CORE = (WorkerSettings, DatabaseSettings, RedisSettings, NotificationSettings)
+
+
+def groups(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> tuple[type[config.Settings], ...]:
+    """Give every group of settings, in the order in which `sb-worker config` shows them."""
+    return (*CORE, *(sweeper.settings for sweeper in sweepers), *(sink.settings for sink in sinks))
+
+
+def load(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> Loaded:
+    """Read every setting. Raises ConfigError with all problems, those across settings too."""
+    worker, db, store, notification, *rest = _values(groups(sweepers, sinks))
+    found = fanout.targets(sinks, rest[len(sweepers) :])
+    if wrong := list(fanout.problems(notification, found, [sweeper.name for sweeper in sweepers])):
+        raise ConfigError(wrong)
+    return Loaded(worker, db, store, notification, tuple(rest[: len(sweepers)]), tuple(found))
+
+
+def _values(wanted: Sequence[type[config.Settings]]) -> list[Any]:
+    return list(config.load(*wanted))
+
+
+def build(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> Broker:
     """Give the broker with all actors registered, and make it Dramatiq's global one. Exits on bad settings."""
     logs.configure()
-    groups: tuple[type[config.Settings], ...] = (
-        WorkerSettings,
-        DatabaseSettings,
-        RedisSettings,
-        *(sweeper.settings for sweeper in sweepers),
-    )
     try:
-        settings: list[Any] = config.load(*groups)
+        loaded = load(sweepers, sinks)
     except ConfigError as error:
         refuse(error)
-    worker, db, store, *rest = settings
-    logs.configure(worker.log_level)
+    logs.configure(loaded.worker.log_level)
     if first_process():
-        for name in config.unknown(*groups):
+        for name in config.unknown(*groups(sweepers, sinks)):
             log.warning("variable not known, and not read", variable=name)
-    process = _Assembly(worker, db, store, sinks)
-    for sweeper, own in zip(sweepers, rest, strict=True):
+    process = _Assembly(loaded)
+    for sweeper, own in zip(sweepers, loaded.sweepers, strict=True):
         process.register(sweeper, own)
+    process.register_notifier()
     dramatiq.set_broker(process.broker)
     if "periodiq" in sys.modules:
         _end_on_signals()
@@ -91,26 +128,28 @@ def first_process() -> bool:
 class _Assembly:
     """The parts of one process."""
 
-    def __init__(
-        self, worker: WorkerSettings, db: DatabaseSettings, store: RedisSettings, sinks: Sequence[Sink]
-    ) -> None:
-        self.settings = worker
-        self.database = db
-        self.pool = database.pool(db)
+    def __init__(self, loaded: Loaded) -> None:
+        worker, store = loaded.worker, loaded.store
+        self.loaded = loaded
+        self.queues = _queues()
+        self.pool = database.pool(loaded.database)
         self.queue: Client = connect(store, answer_within=timedelta(seconds=3))
         # The lock's calls must fail while there is still time to act on it.
         self.client: Client = connect(store, answer_within=min(timedelta(seconds=2), worker.lease / 5))
         self.locks = leases.Locks(self.client, namespace=store.namespace, lease=worker.lease)
         self.readiness = probes.Readiness({"postgres": self._ping_postgres, "redis": self.client.ping})
+        self.fanout = fanout.Fanout(loaded.targets)
+        self.outbox = Outbox(self.fanout, self._trigger)
         self.runner = Runner(
             self.pool,
             worker=f"{socket.gethostname()}:{os.getpid()}",
             lease=worker.lease,
             retention=worker.ledger_retention,
-            publish=Fanout(sinks).publish,
+            outbox=self.outbox,
             budget=worker.budget,
             stopping=lambda: self.readiness.draining,
         )
+        self._wire: Network | None = None
         self.registered: list[str] = []
         grace = worker.shutdown_grace.total_seconds()
         self.broker = Broker(
@@ -122,10 +161,22 @@ class _Assembly:
                 Metrics(),
                 Process(boot=self._boot, locks=self.locks, readiness=self.readiness, grace=grace),
                 Callbacks(),
-                Retries(retry_when=lambda _retries, error: isinstance(error, Retry)),
+                *([AsyncIO()] if self.notifies else []),
+                SweepAndSinkRetries(),
                 SweepLock(self.locks),  # last: its after-hook runs first, so the lock is free before a retry is out
             ],
         )
+
+    @property
+    def notifies(self) -> bool:
+        """Whether this process serves the queue of the sinks."""
+        return SINKS in self.queues
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where this process serves its probes: one that only notifies has an address of its own."""
+        only = self.queues == {SINKS}
+        return self.loaded.notification.local_address if only else self.loaded.worker.local_address
 
     def register(self, sweeper: AnySweeper, settings: SweeperSettings) -> None:
         """Make an actor of a sweeper, unless its settings leave it out."""
@@ -135,15 +186,47 @@ class _Assembly:
         for warning in settings.warnings:
             log.warning(warning, task=sweeper.name)
         declare = dramatiq.actor(
-            actor_name=sweeper.name, queue_name=QUEUE, broker=self.broker, periodic=Every(settings.interval)
+            actor_name=sweeper.name, queue_name=SWEEPS, broker=self.broker, periodic=Every(settings.interval)
         )
         declare(Tick(self.runner, sweeper, settings).run)
         self.registered.append(sweeper.name)
         log.info("scheduler task registered", task=sweeper.name, interval=settings.interval)
 
+    def register_notifier(self) -> None:
+        """Make the two actors of the queue `sinks`: one delivers, one finds what Redis has lost."""
+        settings = self.loaded.notification
+        notifier = Notifier(
+            self.pool, Deliveries(self.fanout.targets, settings), self.outbox, self._network, _on_the_loop
+        )
+
+        def relay() -> None:
+            held = leases.current.get()
+            if held is not None:
+                held.done = held.slot
+            notifier.relay()
+            metrics.RUNS.labels(RELAY, "success").inc()
+            metrics.LAST_SUCCESS.labels(RELAY).set_to_current_time()
+
+        declare = dramatiq.actor(actor_name=DELIVER, queue_name=SINKS, broker=self.broker, throws=(Again,))
+        declare(notifier.deliver)
+        cadence = Every(settings.relay)
+        dramatiq.actor(actor_name=RELAY, queue_name=SINKS, broker=self.broker, periodic=cadence)(relay)
+        self.registered.append(RELAY)
+
+    def _trigger(self, delivery: int) -> None:
+        self.broker.get_actor(DELIVER).send(delivery)
+
+    def _network(self) -> Network:
+        """Give the way out; made by the first attempt, so that a process that only sweeps never loads it."""
+        if self._wire is None:
+            from app.notify.wire import Network  # noqa: PLC0415 - 17 MiB that only a notifier needs
+
+            self._wire = Network(self.loaded.notification)
+        return self._wire
+
     def _boot(self) -> None:
         """Open what the fork must not share; every problem is told in one line and ends the process."""
-        host, port = self.settings.local_address
+        host, port = self.address
         log.info("starting secrets-bridge worker", version=__version__, local_addr=f"{host}:{port}")
         try:
             self._check_servers()
@@ -156,27 +239,55 @@ class _Assembly:
         self.pool.open()
         for name in self.registered:
             metrics.preset(name)
+        for target in self.loaded.targets:
+            metrics.preset_sink(target.sink.name)
+        if self.notifies:
+            try:
+                self._network()
+            except ValueError as error:  # the one setting that only TLS itself can judge
+                refuse(ConfigError([str(error)]))
         metrics.BUILD_INFO.labels(__version__).set(1)
         if first_process():
             try:
-                probes.serve((host, port), self.readiness, os.environ["PROMETHEUS_MULTIPROC_DIR"])
+                gauges = [Gauges(self.pool, list(self.fanout.targets))] if self.notifies else []
+                probes.serve((host, port), self.readiness, os.environ["PROMETHEUS_MULTIPROC_DIR"], gauges)
             except OSError:
                 log.error(
                     "boot failed",
-                    error=f"SB_WORKER_LOCAL_ADDR: {host}:{port} cannot be listened on; is it taken?",
+                    error=f"{self._address_name}: {host}:{port} cannot be listened on; is it taken?",
                 )
                 sys.exit(1)
+
+    @property
+    def _address_name(self) -> str:
+        return "SB_NOTIFICATION_LOCAL_ADDR" if self.queues == {SINKS} else "SB_WORKER_LOCAL_ADDR"
 
     def _check_servers(self) -> None:
         try:
             self.client.ping()
         except redis.RedisError as error:
             raise BootError(f"REDIS_URL: Redis cannot be reached or refuses us ({type(error).__name__})") from None
-        with database.connect(self.database) as connection:
+        with database.connect(self.loaded.database) as connection:
             schema.migrate(connection)
 
     def _ping_postgres(self) -> None:
         database.ping(self.pool)
+
+
+def _queues() -> set[str]:
+    """Read from Dramatiq's command line which queues this process serves; all of them unless it says."""
+    if multiprocessing.parent_process() is None:  # a scheduler or a command: it serves none
+        return set()
+    known, _ = make_argument_parser().parse_known_args(sys.argv[1:])  # type: ignore[no-untyped-call]
+    return set(known.queues or (SWEEPS, SINKS))
+
+
+def _on_the_loop(attempt: Coroutine[Any, Any, None]) -> None:
+    """Run an attempt on the event loop that Dramatiq keeps for this process, and wait for it."""
+    loop = get_event_loop_thread()
+    if loop is None:
+        raise RuntimeError("no event loop")
+    loop.run_coroutine(attempt)
 
 
 def _end_on_signals() -> None:

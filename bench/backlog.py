@@ -28,6 +28,8 @@ from app import schema
 from app.batch import AIM
 from app.demo.servers import Postgres
 from app.lease import Lease
+from app.notify.fanout import Fanout
+from app.notify.outbox import Outbox
 from app.runner import Runner
 
 FILL = """
@@ -97,7 +99,7 @@ def sweep(url: str, batches: list[float]) -> None:
     lease.extend(time.monotonic(), timedelta(hours=1))
     settings = WrapsExpired(interval=timedelta(seconds=60))
     with ConnectionPool[Connection[Any]](url, kwargs={"autocommit": True}, min_size=1, max_size=2) as pool:
-        runner = Runner(pool, "bench", timedelta(seconds=15), timedelta(days=7), publish=lambda _event: None)
+        runner = Runner(pool, "bench", timedelta(seconds=15), timedelta(days=7), Outbox(Fanout([]), lambda _id: None))
         runner.on_batch = batches.append
         runner.run(wraps_expired, settings, lease)
 

@@ -102,7 +102,9 @@ class Round:
         """Start worker number so-and-so; its connections carry its name."""
         url = f"{self.postgres.url()}?application_name=replica{number}"
         log = self.directory / f"worker{number}.log"
-        return self.stack.enter_context(Process(WORKER, environment(url, self.redis.url(), **QUICK), log))
+        return self.stack.enter_context(
+            Process((*WORKER, "--queues", "sweeps"), environment(url, self.redis.url(), **QUICK), log)
+        )
 
     def kill_one(self) -> None:
         """Kill the process that sweeps, or its main process, of one of ours; start another in its place."""

@@ -6,15 +6,26 @@ import logging
 
 import structlog
 
-from app.events import Event, Severity, sink
+from app.events import Kind, Note, Severity
+from app.notify.sink import Filter, Loudness, SinkSettings, Wire, at_least, only, sink
 
 log = structlog.get_logger("notification")
 
 _LEVELS = {Severity.INFO: logging.INFO, Severity.WARN: logging.WARNING, Severity.ERROR: logging.ERROR}
 
 
-@sink("noop")
-def noop(event: Event) -> None:
+class Noop(SinkSettings):
+    """What is logged."""
+
+    min_severity: Loudness = at_least("NOOP", "info")
+    sweepers: Filter = only("NOOP")
+
+
+@sink("noop", settings=Noop, paced=False)
+async def noop(note: Note, settings: Noop, receiver: str, wire: Wire) -> None:
     """Log the event under the words that the Go worker used."""
-    words = {"component": event.component, "title": event.title, "detail": event.detail or None}
-    log.log(_LEVELS[event.severity], "notification", **words, **event.metadata)
+    del settings, receiver, wire
+    event = note.event
+    words = {"component": event.component, "title": event.title, "detail": event.detail or None, "event": note.id}
+    words["test"] = "yes" if event.kind is Kind.TEST else None
+    log.log(_LEVELS[event.severity], "notification", event_id=words.pop("event"), **words, **event.metadata)

@@ -289,8 +289,8 @@ def test_a_retry_comes_after_the_lock_is_free_and_before_the_next_tick(
             ),
             20,
         )
-        told = [one["title"] for one in worker.records if one["msg"] == "notification"]
-        assert told == ["flag stale agents failed", "sweep recovered"]
+        wanted = ["flag stale agents failed", "sweep recovered"]
+        eventually(lambda: [one["title"] for one in worker.records if one["msg"] == "notification"] == wanted)
         assert "Traceback" not in worker.text
 
 

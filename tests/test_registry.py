@@ -11,7 +11,9 @@ import pytest
 import actors
 import sinks
 from app.config import Settings, rows
-from app.events import Severity, Sink
+from app.events import Severity
+from app.notify.settings import NotificationSettings
+from app.notify.sink import Sink
 from app.settings import DatabaseSettings, RedisSettings, WorkerSettings
 from app.sweeper import Sweep, Sweeper
 from tests.world import FIXED
@@ -89,9 +91,12 @@ def test_every_variable_has_a_meaning_and_one_owner() -> None:
         WorkerSettings,
         DatabaseSettings,
         RedisSettings,
+        NotificationSettings,
         *(s.settings for s in actors.SWEEPERS),
+        *(s.settings for s in sinks.SINKS),
     ]
     shown = list(rows(*groups))
     names = [name for row in shown for name in (row.name, *row.twins)]
     assert len(names) == len(set(names))
     assert all(row.meaning for row in shown)
+    assert not [name for name in names if name.endswith("_FILE")]  # that ending means: read the value from a file

@@ -15,9 +15,14 @@ from psycopg_pool import ConnectionPool
 from app.errors import SweepFailed
 from app.events import Event
 from app.lease import Lease, Locks, Refusal
+from app.notify.fanout import Fanout, targets
+from app.notify.outbox import Outbox, note
+from app.notify.sink import Answer
 from app.runner import Runner
 from app.sweeper import Sweep, Sweeper, SweeperSettings
+from sinks.noop import Noop, noop
 
+EVENTS = "SELECT *, id AS event_id FROM secrets_bridge_worker.notification_event ORDER BY created_at"
 FIXED = datetime.fromisoformat("2026-01-01T12:00:00+00:00")
 
 
@@ -27,10 +32,17 @@ class Replica:
     def __init__(
         self, pool: ConnectionPool[Connection[Any]], client: redis.Redis, *, lease: timedelta, name: str = "test:1"
     ) -> None:
-        self.events: list[Event] = []
         self.locks = Locks(client, namespace="secrets-bridge", lease=lease)
         self.locks.start()
-        self.runner = Runner(pool, name, lease, timedelta(days=7), publish=self.events.append)
+        outbox = Outbox(Fanout(targets([noop], [Noop()])), trigger=lambda _delivery: None)
+        self.runner = Runner(pool, name, lease, timedelta(days=7), outbox)
+
+    @property
+    def events(self) -> list[Event]:
+        """What the outbox has, oldest first."""
+        with self.runner.pool.connection() as connection:
+            found = connection.cursor(row_factory=dict_row).execute(EVENTS).fetchall()
+        return [note(row).event for row in found]
 
     def acquire(self, sweeper: Sweeper[Any], settings: SweeperSettings, slot: int | None = None) -> Lease | Refusal:
         """Take the lock as the middleware does."""
@@ -129,3 +141,18 @@ def eventually(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError("it did not come true in time")
+
+
+class NoWire:
+    """A way out that leads nowhere, for sinks that need none."""
+
+    now = FIXED
+
+    async def post(self, *_: object, **__: object) -> Answer:
+        raise AssertionError("nothing may be sent")
+
+    async def mail(self, *_: object, **__: object) -> None:
+        raise AssertionError("nothing may be sent")
+
+    async def child(self, *_: object, **__: object) -> int:
+        raise AssertionError("nothing may be started")

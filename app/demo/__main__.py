@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,7 +29,9 @@ from actors import SWEEPERS
 from app import schema, status
 from app.demo import data
 from app.demo.binaries import ServerMissing
+from app.demo.receiver import Receiver
 from app.demo.servers import Postgres, Redis, ServerFailed, end_with_owner, free_ports
+from app.notify import letters
 
 #: Shorter cadences than in production, so that there is something to see.
 CADENCES = {
@@ -55,8 +57,8 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="sb-demo-") as directory:
             place = Path(directory)
-            with Postgres(place) as postgres, Redis(place) as redis:
-                return _Demo(console, postgres.url(), redis.url(), seconds).run()
+            with Postgres(place) as postgres, Redis(place) as redis, Receiver() as receiver:
+                return _Demo(console, postgres.url(), redis.url(), receiver, seconds).run()
     except (ServerMissing, ServerFailed) as error:
         console.print(f"[red]error:[/] {error}")
         return 1
@@ -67,17 +69,19 @@ def main() -> int:
 class _Demo:
     """The replica's runner, the data that arrives, and what is shown of them."""
 
-    def __init__(self, console: Console, database: str, redis: str, seconds: float | None) -> None:
+    def __init__(self, console: Console, database: str, redis: str, receiver: Receiver, seconds: float | None) -> None:
         self.console = console
+        self.receiver = receiver
         self.database = database
         self.seconds = seconds
         self.events: deque[str] = deque(maxlen=8)
         self.lines: deque[str] = deque(maxlen=40)
         self.notified = 0
-        ports = free_ports(WORKERS)
+        ports = free_ports(WORKERS + 1)
         own = {"DATABASE_URL": database, "REDIS_URL": redis, "SB_WORKER_LOCAL_ADDR": f"127.0.0.1:{ports}"}
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("SB_", "DATABASE_", "REDIS_"))}
-        self.environ = {**clean, **own, **CADENCES, "SB_DISCOVER_TARGETS_JSON": data.TARGETS}
+        told = receiver.variables()
+        self.environ = {**clean, **own, **CADENCES, **told, "SB_DISCOVER_TARGETS_JSON": data.TARGETS}
         settings = [sweeper.settings for sweeper in SWEEPERS]
         os.environ.update(CADENCES)
         self.cadences = [(one.name, own.read().interval) for one, own in zip(SWEEPERS, settings, strict=True)]
@@ -87,7 +91,9 @@ class _Demo:
             connection.execute(_SQL.read_bytes())
             data.pile_up(connection)
             schema.migrate(connection)
-            self.console.print(f"60,000 wraps, 9,000 secrets, 300 agents, 4,000 jobs; {WORKERS} workers, 1 scheduler")
+            self.console.print(
+                f"60,000 wraps, 9,000 secrets, 300 agents, 4,000 jobs; {WORKERS} workers, 1 notifier, 1 scheduler"
+            )
             started = time.monotonic()
             with self._replica() as runner, suppress(KeyboardInterrupt):
                 self._watch(connection, runner, started)
@@ -139,11 +145,30 @@ class _Demo:
                     shown = time.monotonic()
                     for one in sweepers:
                         print(json.dumps(one.as_json()), flush=True)
+                    print(json.dumps(self._notified()), flush=True)
 
     def _view(self, sweepers: list[status.SweeperStatus], elapsed: float) -> Group:
         left = f", {self.seconds - elapsed:.0f}s left" if self.seconds is not None else ""
         title = f"{elapsed:.0f}s{left}; {self.notified} notifications"
-        return Group(status.table(sweepers, title), Text("\n".join(self.events), style="dim"))
+        state = "[bold red]out of order[/]" if self.receiver.down else "[green]answers[/]"
+        arrived = ", ".join(f"{sink} {number}" for sink, number in sorted(self.receiver.arrived.items()))
+        told = f"receiver {state}; arrived: {arrived or 'nothing yet'}; refused {self.receiver.refused}"
+        return Group(
+            status.table(sweepers, title),
+            Text("\n".join(self.events), style="dim"),
+            Text.from_markup(told),
+            Text("\n".join(self.receiver.lines), style="cyan"),
+        )
+
+    def _notified(self) -> dict[str, Any]:
+        """Say for whoever reads lines what has arrived at the receiver."""
+        return {
+            "name": "receiver",
+            "answers": not self.receiver.down,
+            "arrived": dict(self.receiver.arrived),
+            "refused": self.receiver.refused,
+            "latest": self.receiver.lines[-1] if self.receiver.lines else "",
+        }
 
     def _read(self, runner: subprocess.Popen[bytes], seconds: float) -> None:
         """Take in what the replica logs, for at most so long."""
@@ -180,6 +205,14 @@ class _Demo:
         self.console.print(
             f"{runs:,} runs of {slots:,} slots by {workers} workers, each slot once; {changed:,} rows changed; "
             f"runs began {late:.0f} ms after their slot at the median; {self.notified} notifications",
+            highlight=False,
+        )
+        ends = Counter({f"{row['target']} {row['state']}": row["number"] for row in letters.sums(connection)})
+        told = ", ".join(f"{name} {number}" for name, number in sorted(ends.items()))
+        arrived = sum(self.receiver.arrived.values())
+        self.console.print(
+            f"{arrived} messages arrived at the receiver, {self.receiver.refused} were refused while it was out of "
+            f"order; deliveries: {told}",
             highlight=False,
         )
 

@@ -1,0 +1,91 @@
+"""Somebody to notify: a local HTTP server that takes what the sinks send and keeps the latest lines for the screen.
+
+Now and then it is out of order for a few seconds, so that retries and catching up can be seen.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+#: Out of order for so many seconds of each so many, counted from its start.
+DOWN_SECONDS, EVERY_SECONDS, FIRST_SECONDS = 8.0, 40.0, 12.0
+#: The paths, each for the sink of its name.
+WEBHOOK, SLACK = "/webhook", "/slack"
+
+
+class Receiver:
+    """The server, on a free port of the loopback interface."""
+
+    def __init__(self) -> None:
+        self.arrived: Counter[str] = Counter()
+        self.lines: deque[str] = deque(maxlen=6)
+        self.refused = 0
+        self._started = time.monotonic()
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+                answer = b"ok" if receiver._take(self.path, body) else b""
+                self.send_response_only(200 if answer else 503)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the interface's name
+                """Keep the terminal for the view."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=[0.1], daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def down(self) -> bool:
+        """Whether it is out of order now."""
+        passed = time.monotonic() - self._started - FIRST_SECONDS
+        return passed >= 0 and passed % EVERY_SECONDS < DOWN_SECONDS
+
+    def variables(self) -> Mapping[str, str]:
+        """Give the settings of a worker that notifies it, impatient enough for a demo."""
+        return {
+            "SB_NOTIFICATION_WEBHOOK_URL": self.url + WEBHOOK,
+            "SB_NOTIFICATION_SLACK_URL": self.url + SLACK,
+            "SB_NOTIFICATION_ALLOWED_NETWORKS": "127.0.0.0/8",
+            "SB_NOTIFICATION_REPEAT_INTERVAL": "10s",
+            "SB_NOTIFICATION_PACE": "3s",
+            "SB_NOTIFICATION_RELAY_INTERVAL": "1s",
+            "SB_NOTIFICATION_BREAKER_COOLDOWN": "3s",
+        }
+
+    def _take(self, path: str, body: bytes) -> bool:
+        if self.down:
+            self.refused += 1
+            return False
+        sink = path.strip("/")
+        self.arrived[sink] += 1
+        self.lines.append(f"{datetime.now().astimezone():%H:%M:%S} {sink:<8} {_said(json.loads(body))}")
+        return True
+
+
+def _said(content: Mapping[str, Any]) -> str:
+    if "text" in content:
+        return str(content["text"])
+    numbers = ", ".join(f"{name}={number:,}" for name, number in content.get("metadata", {}).items())
+    return f"{content['title']} ({numbers})"

@@ -1,0 +1,369 @@
+"""Deliveries in PostgreSQL: taken under a lease, settled by how the attempt ended.
+
+Every change to a receiver's deliveries happens under its row in `notification_target`, so that what is decided about
+one receiver is decided by one process at a time; two receivers never wait for each other. The row is not held during
+an attempt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from psycopg.rows import dict_row
+
+from app.errors import Fault, SinkRejected, SinkUnavailable
+from app.events import Note
+from app.notify.decide import BREAKER_FAILURES, Decision, Health, Policy, Waiting, backoff, cooldown, decide
+from app.notify.digest import digest
+from app.notify.outbox import note, write_event
+from app.notify.sink import everything
+
+if TYPE_CHECKING:
+    from psycopg import Connection, Cursor
+
+    from app.notify.fanout import Target
+    from app.notify.settings import NotificationSettings
+
+#: Deliveries of one receiver that are looked at together, and so the most that one digest takes.
+MOST_TOGETHER = 20_000
+
+LOOK = """
+SELECT target FROM secrets_bridge_worker.notification_delivery
+ WHERE id = %(id)s AND (state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now())
+"""
+
+LOCK = """
+INSERT INTO secrets_bridge_worker.notification_target AS target (name) VALUES (%(name)s)
+    ON CONFLICT (name) DO NOTHING
+"""
+LOCKED = """
+SELECT *, now() AS now FROM secrets_bridge_worker.notification_target WHERE name = %(name)s FOR UPDATE
+"""
+
+WAITING = """
+SELECT delivery.id, delivery.attempts, delivery.queued_at,
+       state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now() AS due,
+       state = 'sending' AND lease_until > now() AS busy, event.id AS event_id, event.created_at, event.kind,
+       event.component, event.severity, event.title, event.detail, event.metadata, event.tallies
+  FROM secrets_bridge_worker.notification_delivery AS delivery
+  JOIN secrets_bridge_worker.notification_event AS event ON event.id = delivery.event_id
+ WHERE target = %(target)s AND state IN ('pending', 'sending') AND (%(id)s::bigint IS NULL OR delivery.id = %(id)s)
+ ORDER BY delivery.id
+ LIMIT %(most)s
+"""
+
+HOLDS = """
+SELECT key, until FROM secrets_bridge_worker.notification_hold WHERE target = %(target)s AND until > now()
+"""
+HOLD = """
+UPDATE secrets_bridge_worker.notification_delivery SET due_at = %(until)s
+ WHERE id = ANY (%(ids)s) AND state = 'pending'
+"""
+HOLD_LIKE = """
+INSERT INTO secrets_bridge_worker.notification_hold (target, key, until)
+SELECT %(target)s, key, now() + %(repeat)s FROM unnest(%(keys)s::text[]) AS sent (key)
+    ON CONFLICT (target, key) DO UPDATE SET until = excluded.until
+"""
+
+TAKE = """
+UPDATE secrets_bridge_worker.notification_delivery
+   SET state = 'sending', attempts = attempts + 1, lease_until = now() + %(lease)s
+ WHERE id = %(id)s
+RETURNING attempts, queued_at
+"""
+ADD_DIGEST = """
+INSERT INTO secrets_bridge_worker.notification_delivery (event_id, target, state, attempts, queued_at, lease_until)
+VALUES (%(event)s, %(target)s, 'sending', 1, %(queued_at)s, now() + %(lease)s)
+RETURNING id, queued_at
+"""
+DIGESTED = """
+UPDATE secrets_bridge_worker.notification_delivery
+   SET state = 'digested', digest = %(digest)s, finished_at = clock_timestamp(), lease_until = NULL
+ WHERE id = ANY (%(ids)s)
+"""
+PROMISE = """
+UPDATE secrets_bridge_worker.notification_target
+   SET paced_until = coalesce(%(paced_until)s, paced_until),
+       probe_until = CASE WHEN %(probing)s THEN now() + %(lease)s ELSE probe_until END,
+       catch_up = catch_up AND NOT %(caught_up)s
+ WHERE name = %(target)s
+"""
+
+SETTLE = """
+UPDATE secrets_bridge_worker.notification_delivery
+   SET state = %(state)s, reason = %(reason)s, code = %(code)s, lease_until = NULL,
+       due_at = CASE WHEN %(state)s = 'pending' THEN now() + %(wait)s ELSE due_at END,
+       finished_at = CASE WHEN %(state)s = 'pending' THEN NULL ELSE clock_timestamp() END
+ WHERE id = %(id)s AND state = 'sending' AND attempts = %(attempt)s
+RETURNING event_id
+"""
+WELL = """
+UPDATE secrets_bridge_worker.notification_target
+   SET failures = 0, trips = 0, rests_until = NULL, probe_until = NULL
+ WHERE name = %(target)s
+"""
+FAILED = """
+UPDATE secrets_bridge_worker.notification_target
+   SET failures = failures + %(failures)s, trips = %(trips)s, probe_until = NULL,
+       rests_until = CASE WHEN %(rest)s::interval IS NULL THEN rests_until
+                          ELSE greatest(rests_until, now() + %(rest)s) END,
+       catch_up = catch_up OR %(broken)s
+ WHERE name = %(target)s
+"""
+SWITCH_OFF = """
+UPDATE secrets_bridge_worker.notification_target
+   SET off_fingerprint = %(fingerprint)s, off_reason = %(reason)s, off_at = now(), catch_up = true, probe_until = NULL
+ WHERE name = %(target)s
+"""
+SWITCH_ON = """
+UPDATE secrets_bridge_worker.notification_target
+   SET off_fingerprint = NULL, off_reason = '', off_at = NULL, failures = 0, trips = 0, rests_until = NULL,
+       probe_until = NULL
+ WHERE name = %(target)s
+"""
+HURRY = """
+UPDATE secrets_bridge_worker.notification_delivery SET due_at = now()
+ WHERE target = %(target)s AND state = 'pending' AND attempts > 0
+"""
+NEXT = """
+SELECT id FROM secrets_bridge_worker.notification_delivery
+ WHERE target = %(target)s AND state = 'pending' AND due_at <= now() ORDER BY id LIMIT 10
+"""
+SIBLINGS = """
+SELECT target, state, reason, code FROM secrets_bridge_worker.notification_delivery
+ WHERE event_id = %(event)s ORDER BY target
+"""
+
+
+class Taken(NamedTuple):
+    """A delivery that is ours to attempt, until its lease is over."""
+
+    id: int
+    target: Target
+    note: Note
+    attempt: int
+    queued_at: datetime
+    #: How many events it tells of.
+    events: int
+
+
+class Ended(NamedTuple):
+    """How an attempt was settled: the delivery's new state, and what follows from it."""
+
+    state: str
+    reason: str = ""
+    wait: timedelta = timedelta(0)
+    #: The receiver's other deliveries that may go now.
+    follow: tuple[int, ...] = ()
+    #: The breaker opened by this.
+    opened: timedelta | None = None
+    recovered: bool = False
+    switched_off: bool = False
+    #: The whole event's end, when this was the last of its deliveries and not all of them arrived.
+    partly: tuple[str, ...] = ()
+    age: float = 0.0
+
+
+@dataclass(frozen=True)
+class Deliveries:
+    """Takes and settles deliveries for the receivers that this process is configured for."""
+
+    targets: Mapping[str, Target]
+    settings: NotificationSettings
+
+    def take(self, connection: Connection[Any], delivery: int) -> Taken | None:
+        """Take what the receiver of this delivery is to be sent now; None when it is nothing."""
+        cursor = connection.cursor(row_factory=dict_row)
+        seen = cursor.execute(LOOK, {"id": delivery}).fetchone()
+        target = self.targets.get(seen["target"]) if seen else None
+        if target is None:
+            return None
+        with connection.transaction():
+            row = _lock(cursor, target.name)
+            if row["off_fingerprint"] is not None:
+                if row["off_fingerprint"] == target.fingerprint:
+                    return None
+                cursor.execute(SWITCH_ON, {"target": target.name})
+                row = _lock(cursor, target.name)
+            health = _health(row)
+            if health.closed_to_all(row["now"]):
+                return None
+            return self._take(cursor, delivery, target, health, row["now"])
+
+    def _take(
+        self, cursor: Cursor[dict[str, Any]], delivery: int, target: Target, health: Health, now: datetime
+    ) -> Taken | None:
+        policy = self.policy(target)
+        alone = not policy.digests and not health.broken and not policy.grouped
+        only = delivery if alone else None
+        query = {"target": target.name, "id": only, "most": MOST_TOGETHER}
+        found = cursor.execute(WAITING, query).fetchall()
+        waiting = [_waiting(row, target) for row in found]
+        holds = {row["key"]: row["until"] for row in cursor.execute(HOLDS, {"target": target.name})}
+        decision = decide(delivery, waiting, health, policy, holds, now)
+        for until, ids in decision.hold.items():
+            cursor.execute(HOLD, {"ids": ids, "until": until})
+        if not decision.send:
+            return None
+        taken = self._send(cursor, target, decision, {row["id"]: row["queued_at"] for row in found})
+        caught_up = len(decision.send) > 1 or not any(one.due and not one.attempts for one in waiting)
+        cursor.execute(
+            PROMISE,
+            {
+                "target": target.name,
+                "paced_until": decision.paced_until,
+                "probing": health.broken,
+                "lease": self.settings.lease,
+                "caught_up": caught_up,
+            },
+        )
+        if decision.sent_keys:
+            keys = list(decision.sent_keys)
+            cursor.execute(HOLD_LIKE, {"target": target.name, "keys": keys, "repeat": policy.repeat})
+        return taken
+
+    def _send(
+        self, cursor: Cursor[dict[str, Any]], target: Target, decision: Decision, queued: Mapping[int, datetime]
+    ) -> Taken:
+        lease = self.settings.lease
+        if len(decision.send) == 1:
+            (one,) = decision.send
+            row = _one(cursor.execute(TAKE, {"id": one.id, "lease": lease}).fetchone())
+            return Taken(one.id, target, one.note, row["attempts"], row["queued_at"], _events(one.note))
+        oldest = min(queued[one.id] for one in decision.send)
+        event = digest([one.note for one in decision.send])
+        written = write_event(cursor, event)
+        added = {"event": written, "target": target.name, "queued_at": oldest, "lease": lease}
+        row = _one(cursor.execute(ADD_DIGEST, added).fetchone())
+        cursor.execute(DIGESTED, {"digest": row["id"], "ids": [one.id for one in decision.send]})
+        whole = Note(written, decision.send[-1].note.time, event)
+        return Taken(row["id"], target, whole, 1, oldest, _events(whole))
+
+    def policy(self, target: Target) -> Policy:
+        """Say how a receiver is treated."""
+        own = self.settings
+        grouped = target.sink.group is not everything
+        if not target.sink.paced:
+            return Policy(timedelta(0), timedelta(0), 1, 0, grouped)
+        return Policy(own.repeat, own.pace, own.burst, own.digest_over, grouped)
+
+    def settle(
+        self, connection: Connection[Any], taken: Taken, error: SinkRejected | SinkUnavailable | None
+    ) -> Ended | None:
+        """Write down how the attempt ended; None when it was not ours any more."""
+        cursor = connection.cursor(row_factory=dict_row)
+        name = taken.target.name
+        with connection.transaction():
+            row = _lock(cursor, name)
+            health, age = _health(row), row["now"] - taken.queued_at
+            ended = self._ended(taken, error, health, age)
+            settled = cursor.execute(
+                SETTLE,
+                {
+                    "id": taken.id,
+                    "attempt": taken.attempt,
+                    "state": ended.state,
+                    "reason": ended.reason,
+                    "code": error.code if error else "",
+                    "wait": ended.wait,
+                },
+            ).fetchone()
+            if settled is None:
+                return None
+            self._remember(cursor, taken, error, health, ended)
+            if ended.recovered:
+                cursor.execute(HURRY, {"target": name})
+            grouped = taken.target.sink.group is not everything
+            if ended.recovered or (grouped and ended.state != "pending"):
+                follow = tuple(row["id"] for row in cursor.execute(NEXT, {"target": name}))
+                ended = ended._replace(follow=follow)
+            if ended.state != "pending":
+                ended = ended._replace(partly=_partly(cursor, settled["event_id"]))
+        return ended
+
+    def _ended(
+        self, taken: Taken, error: SinkRejected | SinkUnavailable | None, health: Health, age: timedelta
+    ) -> Ended:
+        seconds = age.total_seconds()
+        if error is None:
+            return Ended("delivered", recovered=health.broken or health.rests_until is not None, age=seconds)
+        if isinstance(error, SinkRejected):
+            return Ended("dead", error.fault, switched_off=error.off, recovered=health.broken, age=seconds)
+        wait = backoff(taken.attempt, random.random())  # noqa: S311 - not a secret
+        if error.retry_after is not None:
+            wait = max(wait, timedelta(seconds=error.retry_after))
+        limited = error.fault is Fault.RATE_LIMITED
+        broken = not limited and health.failures + 1 >= BREAKER_FAILURES
+        opened = cooldown(health.trips + 1, self.settings.cooldown) if broken else None
+        if age >= self.settings.give_up:
+            return Ended("dead", "gave_up", opened=opened, age=seconds)
+        return Ended("pending", error.fault, wait, opened=opened, age=seconds)
+
+    def _remember(
+        self,
+        cursor: Cursor[dict[str, Any]],
+        taken: Taken,
+        error: SinkRejected | SinkUnavailable | None,
+        health: Health,
+        ended: Ended,
+    ) -> None:
+        name = taken.target.name
+        if not isinstance(error, SinkUnavailable):
+            cursor.execute(WELL, {"target": name})
+            if ended.switched_off:
+                fingerprint = taken.target.fingerprint
+                cursor.execute(SWITCH_OFF, {"target": name, "fingerprint": fingerprint, "reason": ended.reason})
+            return
+        limited = error.fault is Fault.RATE_LIMITED
+        cursor.execute(
+            FAILED,
+            {
+                "target": name,
+                "failures": int(not limited),
+                "trips": health.trips + 1 if ended.opened else health.trips,
+                "rest": ended.wait if limited else ended.opened,
+                "broken": ended.opened is not None,
+            },
+        )
+
+
+def _lock(cursor: Cursor[dict[str, Any]], name: str) -> dict[str, Any]:
+    row = cursor.execute(LOCKED, {"name": name}).fetchone()
+    if row is None:
+        cursor.execute(LOCK, {"name": name})
+        row = cursor.execute(LOCKED, {"name": name}).fetchone()
+    return _one(row)
+
+
+def _health(row: Mapping[str, Any]) -> Health:
+    return Health(
+        row["failures"], row["trips"], row["rests_until"], row["probe_until"], row["catch_up"], row["paced_until"]
+    )
+
+
+def _waiting(row: Mapping[str, Any], target: Target) -> Waiting:
+    one = note(row)
+    return Waiting(row["id"], one, row["attempts"], row["due"], row["busy"], target.sink.group(one.event))
+
+
+def _events(one: Note) -> int:
+    return sum(tally.events for tally in one.event.tallies) or 1
+
+
+def _partly(cursor: Cursor[dict[str, Any]], event: object) -> tuple[str, ...]:
+    """Join how an event ended in all its sinks, once it has in each, if it is dead in any."""
+    rows = cursor.execute(SIBLINGS, {"event": event}).fetchall()
+    states = {row["state"] for row in rows}
+    if "dead" not in states or states & {"pending", "sending"}:
+        return ()
+    return tuple(f"{row['target']}: {row['state']} {row['reason']} {row['code']}".rstrip() for row in rows)
+
+
+def _one(row: dict[str, Any] | None) -> dict[str, Any]:
+    if row is None:
+        raise RuntimeError("no row")
+    return row

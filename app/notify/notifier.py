@@ -1,0 +1,151 @@
+"""What the actors of the queue `sinks` do: one attempt for one delivery, and the relay's rounds.
+
+message -> take (PostgreSQL) -> attempt (no lock, one deadline) -> settle (PostgreSQL) -> retry by the middleware
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from psycopg.rows import dict_row
+
+from app import metrics
+from app.errors import Fault, SinkRejected, SinkUnavailable, describe
+from app.events import Event, Kind, Note, Severity
+from app.notify import relay
+from app.notify.deliveries import Deliveries, Ended, Taken
+from app.notify.digest import OWN
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from psycopg import Connection
+    from psycopg_pool import ConnectionPool
+
+    from app.notify.fanout import Target
+    from app.notify.outbox import Outbox
+    from app.notify.sink import Wire
+
+log = structlog.get_logger("notification")
+
+#: Runs a coroutine on the process's event loop and waits for it.
+Run = Callable[[Coroutine[Any, Any, None]], None]
+
+
+class Again(Exception):
+    """This delivery is to be tried again after a wait."""
+
+    def __init__(self, delivery: int, wait: timedelta) -> None:
+        super().__init__(f"delivery {delivery} is tried again")
+        self.delivery, self.wait = delivery, wait
+
+
+async def attempt(target: Target, note: Note, wire: Wire, seconds: float) -> None:
+    """Try once, within so many seconds in all. Raises SinkRejected or SinkUnavailable, and nothing else."""
+    try:
+        async with asyncio.timeout(seconds):
+            await target.sink.send(note, target.settings, target.receiver, wire)
+    except (SinkRejected, SinkUnavailable):
+        raise
+    except TimeoutError:
+        raise SinkUnavailable(Fault.TIMEOUT) from None
+    except Exception as error:  # noqa: BLE001 - a sink's slip must not lose a notification
+        log.error("sink failed in a way of its own", sink=target.sink.name, error=describe(error).error)
+        raise SinkUnavailable(Fault.PROTOCOL) from None
+
+
+@dataclass
+class Notifier:
+    """Delivers for one process."""
+
+    pool: ConnectionPool[Connection[Any]]
+    deliveries: Deliveries
+    outbox: Outbox
+    wire: Callable[[], Wire]
+    run: Run
+
+    def deliver(self, delivery: int) -> None:
+        """Make the attempt that this delivery's receiver is due. Raises Again when it is to be repeated."""
+        with self.pool.connection() as connection:
+            taken = self.deliveries.take(connection, delivery)
+        if taken is None:
+            return
+        error = self._attempt(taken)
+        with self.pool.connection() as connection:
+            ended = self.deliveries.settle(connection, taken, error)
+        if ended is None:
+            log.warning("attempt outlived its lease; another one decides", sink=taken.target.name)
+            return
+        self._tell(taken, ended)
+        self.outbox.trigger(ended.follow)
+        if ended.state == "pending":
+            raise Again(taken.id, ended.wait)
+
+    def relay(self) -> None:
+        """Do one round: end what is too old, trigger what is due, prune."""
+        settings = self.deliveries.settings
+        targets = [(target.name, target.fingerprint) for target in self.deliveries.targets.values()]
+        with self.pool.connection() as connection:
+            for target, number in Counter(relay.give_up(connection, settings.give_up)).items():
+                metrics.NOTIFIED.labels(target.partition(":")[0], "dead").inc(number)
+                log.error("notifications given up", sink=target, reason="gave_up", number=number)
+            due = relay.due(connection, targets)
+            relay.prune(connection, settings.retention)
+        self.outbox.trigger(due)
+
+    def _attempt(self, taken: Taken) -> SinkRejected | SinkUnavailable | None:
+        sink, started = taken.target.sink.name, time.perf_counter()
+        error: SinkRejected | SinkUnavailable | None = None
+        try:
+            seconds = self.deliveries.settings.timeout.total_seconds()
+            self.run(attempt(taken.target, taken.note, self.wire(), seconds))
+        except (SinkRejected, SinkUnavailable) as problem:
+            error = problem
+        outcome = "delivered" if error is None else "rejected" if isinstance(error, SinkRejected) else "unavailable"
+        metrics.ATTEMPTS.labels(sink, outcome, error.fault if error else "").inc()
+        metrics.ATTEMPT_SECONDS.labels(sink).observe(time.perf_counter() - started)
+        return error
+
+    def _tell(self, taken: Taken, ended: Ended) -> None:
+        name = taken.target.name
+        facts: dict[str, Any] = {"sink": name, "event_id": taken.note.id, "attempt": taken.attempt}
+        sink = taken.target.sink.name
+        if ended.state != "pending":
+            metrics.NOTIFIED.labels(sink, ended.state).inc()
+        if taken.attempt == 1 and taken.note.event.tallies:
+            metrics.NOTIFIED.labels(sink, "digested").inc(taken.events)
+        if ended.state == "delivered":
+            metrics.DELIVERY_AGE.labels(sink).observe(ended.age)
+            log.debug("notification delivered", **facts, events=taken.events)
+        elif ended.state == "dead":
+            log.error("notification is a dead letter", **facts, reason=ended.reason, events=taken.events)
+        else:
+            log.info("notification not delivered yet", **facts, reason=ended.reason, again_in=ended.wait)
+        if ended.partly:
+            log.error("notification did not reach every sink", event_id=taken.note.id, sinks=list(ended.partly))
+        if ended.opened:
+            log.warning("sink is left alone for a while", sink=name, reason=ended.reason, rest=ended.opened)
+        elif ended.recovered:
+            log.info("sink answers again", sink=name)
+        if ended.switched_off:
+            self._switched_off(name, ended.reason)
+
+    def _switched_off(self, name: str, reason: str) -> None:
+        """Say so loudly: in the log, and to everybody else."""
+        log.error("sink switched off until its configuration changes", sink=name, reason=reason)
+        event = Event(
+            OWN,
+            Severity.ERROR,
+            f"notification sink switched off: {name}",
+            f"reason={reason}; it stays off until its configuration changes",
+            kind=Kind.NOTICE,
+        )
+        with self.pool.connection() as connection, connection.transaction():
+            written = self.outbox.write(connection.cursor(row_factory=dict_row), [event], without=name)
+        self.outbox.trigger(written)

@@ -1,0 +1,94 @@
+"""Settings that all sinks share."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator
+
+from app.config import Settings, variable
+from app.values import Cadence, Duration, HostPort, PositiveDuration, PositiveInt, WholeNumber
+
+Network = IPv4Network | IPv6Network
+
+
+def _networks(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("not a list of networks; accepted: CIDR, such as 127.0.0.0/8,10.0.0.0/8") from None
+
+
+def _readable(value: str | None) -> str | None:
+    if value is not None and not os.path.isfile(value):  # noqa: PTH113 - the other one fails on a text of a kilobyte
+        raise ValueError("not a file; accepted: the path of a PEM file with CA certificates")
+    return value
+
+
+class NotificationSettings(Settings):
+    """How notifications are delivered, whatever the sink."""
+
+    local_address: HostPort = variable(
+        "SB_NOTIFICATION_LOCAL_ADDR",
+        default="127.0.0.1:8092",
+        meaning="where a process that only notifies serves /healthz, /readyz and /metrics",
+    )
+    timeout: PositiveDuration = variable(
+        "SB_NOTIFICATION_TIMEOUT", default="10s", meaning="time for one attempt, from the name lookup to the last byte"
+    )
+    give_up: PositiveDuration = variable(
+        "SB_NOTIFICATION_GIVE_UP",
+        default="24h",
+        meaning="age at which an undelivered notification becomes a dead letter",
+    )
+    allowed_networks: Annotated[tuple[Network, ...], BeforeValidator(_networks)] = variable(
+        "SB_NOTIFICATION_ALLOWED_NETWORKS",
+        default="",
+        meaning="loopback and private networks that receivers may be in, as CIDR; http:// is fine there only",
+    )
+    ca_bundle: Annotated[str | None, AfterValidator(_readable)] = variable(
+        "SB_NOTIFICATION_CA_BUNDLE",
+        default=None,
+        meaning="PEM file with CA certificates trusted in addition to the system's",
+    )
+    repeat: Duration = variable(
+        "SB_NOTIFICATION_REPEAT_INTERVAL",
+        default="5m",
+        meaning="equal events so soon after one that was sent are held, and sent as one with sums; 0s: each by itself",
+    )
+    pace: Duration = variable(
+        "SB_NOTIFICATION_PACE",
+        default="15s",
+        meaning="time between a sink's messages once its burst is used up; what waits is sent as one; 0s: no limit",
+    )
+    burst: PositiveInt = variable(
+        "SB_NOTIFICATION_BURST", default="5", meaning="messages that a sink may get at once before the pace holds"
+    )
+    digest_over: WholeNumber = variable(
+        "SB_NOTIFICATION_DIGEST_OVER",
+        default="3",
+        meaning="when more than so many wait for one sink they are sent as one message; 0: never",
+    )
+    cooldown: PositiveDuration = variable(
+        "SB_NOTIFICATION_BREAKER_COOLDOWN",
+        default="30s",
+        meaning="rest after five failures in a row, doubled up to 10m; then one probe",
+    )
+    relay: Cadence = variable(
+        "SB_NOTIFICATION_RELAY_INTERVAL",
+        default="5s",
+        meaning="how often due notifications are looked for that no message in Redis stands for",
+    )
+    retention: PositiveDuration = variable(
+        "SB_NOTIFICATION_RETENTION", default="168h", meaning="how long delivered notifications are kept; dead ones stay"
+    )
+
+    @property
+    def lease(self) -> timedelta:
+        """How long an attempt is nobody else's: its deadline and time to write down how it ended."""
+        return self.timeout + timedelta(seconds=5)

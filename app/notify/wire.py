@@ -1,0 +1,265 @@
+"""The way out to HTTP and SMTP receivers: guarded addresses, verified TLS, bounded answers, and no word of either.
+
+The one deadline is the caller's (`asyncio.timeout` around the whole attempt): a server that drips a byte a second
+never lets a read time out. Errors leave as our own types; a library's text would quote a URL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import aiosmtplib
+import httpcore
+import httpx
+from httpcore import AnyIOBackend, AsyncNetworkBackend, AsyncNetworkStream
+
+from app.errors import Fault, SinkRejected, SinkUnavailable
+from app.notify.guard import Guard
+from app.notify.sink import Answer, MailServer
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage
+
+    from pydantic import SecretStr
+
+    from app.notify.settings import NotificationSettings
+
+#: Bytes of a response's body that are read; a hostile one has no end.
+MOST_BODY = 64 * 1024
+#: Connections of one process to all receivers together, and those kept open between attempts.
+MOST_CONNECTIONS, KEPT_CONNECTIONS = 64, 16
+_PERMANENT_REPLY, _AUTH_TEMPORARY = 500, 454
+_DEFAULT_AGENT = "secrets-bridge-worker"
+
+
+def tls_context(settings: NotificationSettings) -> ssl.SSLContext:
+    """Trust the system's authorities and the operator's own; TLS 1.2 at least. Raises ValueError for a bad file."""
+    context = ssl.create_default_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if settings.ca_bundle:
+        try:
+            context.load_verify_locations(cafile=settings.ca_bundle)
+        except (OSError, ssl.SSLError):
+            raise ValueError("SB_NOTIFICATION_CA_BUNDLE: no certificate could be read from it; accepted: PEM") from None
+    return context
+
+
+class _Backend(AsyncNetworkBackend):
+    """Dials addresses that the guard has seen, so that no second lookup can give another one."""
+
+    def __init__(self, guard: Guard, *, plain: bool) -> None:
+        self._guard = guard
+        self._plain = plain
+        self._inner = AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 - the interface's
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> AsyncNetworkStream:
+        *others, last = await self._guard.resolve(host, port, plain=self._plain)
+        for address in others:
+            with suppress(httpcore.ConnectError):
+                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+        return await self._inner.connect_tcp(last, port, timeout, local_address, socket_options)
+
+    async def connect_unix_socket(self, *_: Any, **__: Any) -> AsyncNetworkStream:
+        raise SinkRejected(Fault.BLOCKED_ADDRESS)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """httpx's own transport over a pool that dials through the guard."""
+
+    def __init__(self, context: ssl.SSLContext, guard: Guard, *, plain: bool) -> None:
+        super().__init__(verify=context, trust_env=False)
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=MOST_CONNECTIONS,
+            max_keepalive_connections=KEPT_CONNECTIONS,
+            keepalive_expiry=30,
+            network_backend=_Backend(guard, plain=plain),
+        )
+
+
+class Network:
+    """A process's Wire. It belongs to the event loop that first uses it."""
+
+    def __init__(self, settings: NotificationSettings) -> None:
+        self._guard = Guard(settings.allowed_networks)
+        self._context = tls_context(settings)
+        self._client = httpx.AsyncClient(
+            mounts={
+                "https://": _Transport(self._context, self._guard, plain=False),
+                "http://": _Transport(self._context, self._guard, plain=True),
+            },
+            timeout=None,  # noqa: S113 - the attempt's deadline is the only clock
+            follow_redirects=False,
+            trust_env=False,
+            headers={"User-Agent": _DEFAULT_AGENT, "Accept-Encoding": "identity"},
+        )
+
+    @property
+    def now(self) -> datetime:
+        """The time, aware, UTC."""
+        return datetime.now(UTC)
+
+    async def close(self) -> None:
+        """Close the connections that were kept."""
+        await self._client.aclose()
+
+    async def post(self, url: SecretStr, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """POST once and read the beginning of what is answered."""
+        try:
+            request = self._client.build_request("POST", url.get_secret_value(), content=body, headers=dict(headers))
+            response = await self._client.send(request, stream=True)
+            try:
+                read = bytearray()
+                async for piece in response.aiter_raw():
+                    read += piece
+                    if len(read) >= MOST_BODY:
+                        break
+            finally:
+                await response.aclose()
+        except httpx.HTTPError as error:
+            raise _unavailable(error) from None
+        except (httpx.InvalidURL, UnicodeError):
+            raise SinkRejected(Fault.TEMPLATE) from None
+        lower = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(response.status_code, lower, bytes(read[:MOST_BODY]))
+
+    async def mail(self, server: MailServer, message: EmailMessage, recipient: str) -> None:
+        """Hand over one message for one recipient: connect, TLS, login, MAIL, RCPT, DATA, in one conversation."""
+        client = aiosmtplib.SMTP(
+            hostname=server.host,
+            sock=await self._dial(server),
+            use_tls=server.tls == "implicit",
+            start_tls=False,
+            tls_context=self._context,
+            local_hostname=_DEFAULT_AGENT,
+            timeout=None,
+        )
+        try:
+            try:
+                await client.connect()
+                if server.tls == "starttls":
+                    await _start_tls(client, server)
+                if server.username:
+                    await _login(client, server)
+                await client.sendmail(server.sender, [recipient], message.as_bytes())
+            except ssl.SSLError:
+                raise SinkUnavailable(Fault.TLS) from None
+            except (aiosmtplib.SMTPException, OSError) as error:
+                raise _mail_error(error) from None
+            # The message is theirs now, whatever happens to the goodbye.
+            with suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
+                async with asyncio.timeout(1):
+                    await client.quit()
+        finally:
+            client.close()
+
+    async def child(self, module: str, given: bytes) -> int:
+        """Run a module in a process of its own, which ends with the attempt."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            module,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        try:
+            await process.communicate(given)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        return process.returncode or 0
+
+    async def _dial(self, server: MailServer) -> socket.socket:
+        error: OSError | None = None
+        for address in await self._guard.resolve(server.host, server.port, plain=server.tls == "none"):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            connection = socket.socket(family, socket.SOCK_STREAM)
+            connection.setblocking(False)
+            try:
+                await asyncio.get_running_loop().sock_connect(connection, (address, server.port))
+            except OSError as problem:
+                connection.close()
+                error = problem
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
+        raise SinkUnavailable(Fault.CONNECT) from error
+
+
+async def _start_tls(client: aiosmtplib.SMTP, server: MailServer) -> None:
+    """Upgrade, or refuse: a mail that was to be encrypted is never sent in the clear."""
+    await client.ehlo()
+    if not client.supports_extension("starttls"):
+        raise SinkRejected(Fault.TLS, "starttls")
+    await client.starttls(server_hostname=server.host)
+
+
+async def _login(client: aiosmtplib.SMTP, server: MailServer) -> None:
+    await client.ehlo()
+    if not client.supported_auth_methods:
+        raise SinkRejected(Fault.AUTH, "not_offered")
+    await client.login(server.username, server.password.get_secret_value() if server.password else "")
+
+
+def _mail_error(error: Exception) -> SinkUnavailable | SinkRejected:
+    """Class an SMTP conversation that failed by its reply: 4yz passes, 5yz does not."""
+    if isinstance(error, aiosmtplib.SMTPRecipientsRefused) and error.recipients:
+        return _reply(error.recipients[0].code, Fault.REFUSED_RECIPIENTS)
+    if isinstance(error, aiosmtplib.SMTPAuthenticationError):
+        refused = _reply(error.code, Fault.AUTH)
+        return SinkRejected(Fault.AUTH, refused.code, off=True) if isinstance(refused, SinkRejected) else refused
+    if isinstance(error, aiosmtplib.SMTPResponseException):
+        permanent = Fault.PROTOCOL if error.code < 0 else Fault.CLIENT_ERROR
+        return _reply(error.code, permanent)
+    if isinstance(error, aiosmtplib.SMTPConnectError | ConnectionError | OSError):
+        return SinkUnavailable(Fault.TLS if _caused_by_tls(error) else Fault.CONNECT)
+    return SinkUnavailable(Fault.PROTOCOL)
+
+
+def _reply(code: int, permanent: Fault) -> SinkUnavailable | SinkRejected:
+    if code >= _PERMANENT_REPLY:
+        return SinkRejected(permanent, str(code))
+    if code < 0:  # not a reply at all
+        return SinkUnavailable(Fault.PROTOCOL)
+    return SinkUnavailable(Fault.AUTH if permanent is Fault.AUTH else Fault.SERVER_ERROR, str(code))
+
+
+def _unavailable(error: httpx.HTTPError) -> SinkUnavailable | SinkRejected:
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+        return SinkRejected(Fault.TEMPLATE)
+    if isinstance(error, httpx.TimeoutException):
+        return SinkUnavailable(Fault.TIMEOUT)
+    if _caused_by_tls(error):
+        return SinkUnavailable(Fault.TLS)
+    if isinstance(error, httpx.NetworkError):
+        return SinkUnavailable(Fault.CONNECT)
+    return SinkUnavailable(Fault.PROTOCOL)
+
+
+def _caused_by_tls(error: BaseException | None) -> bool:
+    for _ in range(10):
+        if error is None or isinstance(error, ssl.SSLError):
+            return error is not None
+        error = error.__cause__ or error.__context__
+    return False

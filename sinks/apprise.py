@@ -1,0 +1,79 @@
+"""apprise: the rest of the world, by the optional library of that name (`pip install secrets-bridge-worker[apprise]`).
+
+The library speaks to its services by itself and cannot be given a deadline. So it runs in a process of its own that
+ends with the attempt, and dials through the same address guard as every other sink.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Annotated
+
+from pydantic import AfterValidator, SecretStr
+
+from app.config import variable
+from app.errors import Fault, SinkRejected, SinkUnavailable
+from app.events import Note
+from app.notify.sink import Filter, Loudness, SinkSettings, Wire, at_least, only, sink
+from app.notify.words import headline, lines
+
+_KINDS = {"info": "info", "warn": "warning", "error": "failure"}
+#: The child's exit statuses.
+DELIVERED, REFUSED, UNKNOWN_URL, BLOCKED = 0, 3, 4, 5
+
+
+def _urls(value: SecretStr | None) -> SecretStr | None:
+    if value is None:
+        return None
+    if find_spec("apprise") is None:
+        raise ValueError("needs the library; pip install 'secrets-bridge-worker[apprise]'")
+    if not all("://" in url for url in value.get_secret_value().split()):
+        raise ValueError("not Apprise URLs; accepted: scheme://... as in Apprise's documentation, space-separated")
+    return value
+
+
+class Apprise(SinkSettings):
+    """Which services."""
+
+    apprise_urls: Annotated[SecretStr | None, AfterValidator(_urls)] = variable(
+        "SB_NOTIFICATION_APPRISE_URLS",
+        default=None,
+        secret=True,
+        meaning="Apprise URLs of further services, space-separated; each has its own delivery",
+    )
+    min_severity: Loudness = at_least("APPRISE", "warn")
+    sweepers: Filter = only("APPRISE")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a URL."""
+        return self.apprise_urls is not None
+
+    @property
+    def receivers(self) -> Mapping[str, str]:
+        """The services, each under its place and scheme; the URL itself is a credential."""
+        urls = self.apprise_urls.get_secret_value().split() if self.apprise_urls else []
+        return {f"{url.partition('://')[0]}-{number}": str(number) for number, url in enumerate(urls, 1)}
+
+
+@sink("apprise", settings=Apprise)
+async def apprise(note: Note, settings: Apprise, receiver: str, wire: Wire) -> None:
+    """Have the library tell one service."""
+    assert settings.apprise_urls is not None
+    url = settings.apprise_urls.get_secret_value().split()[int(receiver) - 1]
+    event = note.event
+    given = {
+        "url": url,
+        "title": headline(event),
+        "body": "\n".join([*lines(note), event.component, note.id]),
+        "kind": _KINDS[event.severity],
+    }
+    status = await wire.child("app.notify.apprise_child", json.dumps(given).encode())
+    if status == UNKNOWN_URL:
+        raise SinkRejected(Fault.TEMPLATE, "url")
+    if status == BLOCKED:
+        raise SinkRejected(Fault.BLOCKED_ADDRESS)
+    if status != DELIVERED:  # the library does not say why
+        raise SinkUnavailable(Fault.SERVER_ERROR, "refused" if status == REFUSED else "crashed")

@@ -1,0 +1,157 @@
+"""email: one message a recipient, by SMTP. Text and HTML, with an id by which a repeated one is known."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from email.errors import MessageError
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import format_datetime
+from html import escape
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr, model_validator
+
+from app.config import variable
+from app.errors import Fault, SinkRejected
+from app.events import Note
+from app.notify.sink import Filter, Loudness, MailServer, SinkSettings, Wire, at_least, only, sink
+from app.notify.words import cut, headline, lines, one_line, timestamp
+from app.values import Bool, PositiveInt
+
+_PORTS = {"starttls": 587, "implicit": 465, "none": 25}
+_SUBJECT = 200
+
+
+def _address(text: str) -> str:
+    try:
+        address = Address(addr_spec=text)
+    except (ValueError, IndexError, MessageError):
+        address = None
+    if address is None or not address.domain or not text.isascii() or not text.isprintable():
+        raise ValueError("not an address; accepted: name@domain, several separated by commas")
+    return address.addr_spec
+
+
+def _addresses(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(dict.fromkeys(_address(part.strip()) for part in value.split(",") if part.strip()))
+
+
+def _tls(value: object) -> object:
+    if value not in _PORTS:
+        raise ValueError("not a way to encrypt; accepted: starttls, implicit, none")
+    return value
+
+
+def _host(value: str) -> str:
+    if value and not re.fullmatch(r"[A-Za-z0-9._:-]+", value):
+        raise ValueError("not a host; accepted: a name or an address, without a port")
+    return value
+
+
+class Email(SinkSettings):
+    """The server, the sender and the recipients."""
+
+    host: Annotated[str, AfterValidator(_host)] = variable(
+        "SB_NOTIFICATION_EMAIL_HOST", default="", meaning="the SMTP server; unset: no mail"
+    )
+    port: PositiveInt | None = variable(
+        "SB_NOTIFICATION_EMAIL_PORT",
+        default=None,
+        meaning="its port; unset: 587, 465 with implicit TLS, 25 without TLS",
+    )
+    tls: Annotated[Literal["starttls", "implicit", "none"], BeforeValidator(_tls)] = variable(
+        "SB_NOTIFICATION_EMAIL_TLS", default="starttls", meaning="starttls (required, not tried), implicit, or none"
+    )
+    allow_plaintext: Bool = variable(
+        "SB_NOTIFICATION_EMAIL_ALLOW_PLAINTEXT",
+        default="false",
+        meaning="must be true for SB_NOTIFICATION_EMAIL_TLS=none",
+    )
+    username: str = variable("SB_NOTIFICATION_EMAIL_USERNAME", default="", meaning="login, if the server wants one")
+    password: SecretStr | None = variable(
+        "SB_NOTIFICATION_EMAIL_PASSWORD", default=None, secret=True, meaning="its password"
+    )
+    sender: Annotated[str, AfterValidator(lambda text: text and _address(text))] = variable(
+        "SB_NOTIFICATION_EMAIL_FROM", default="", meaning="the sender's address"
+    )
+    recipients: Annotated[tuple[str, ...], BeforeValidator(_addresses)] = variable(
+        "SB_NOTIFICATION_EMAIL_TO", default="", meaning="the recipients, comma-separated; each has its own delivery"
+    )
+    min_severity: Loudness = at_least("EMAIL", "warn")
+    sweepers: Filter = only("EMAIL")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Email:
+        wrong = []
+        if self.host and not self.sender:
+            wrong.append("SB_NOTIFICATION_EMAIL_FROM: required, because SB_NOTIFICATION_EMAIL_HOST is set")
+        if self.host and not self.recipients:
+            wrong.append("SB_NOTIFICATION_EMAIL_TO: required, because SB_NOTIFICATION_EMAIL_HOST is set")
+        if bool(self.username) != bool(self.password):
+            wrong.append(
+                "SB_NOTIFICATION_EMAIL_USERNAME: needs SB_NOTIFICATION_EMAIL_PASSWORD beside it, and the reverse"
+            )
+        if self.tls == "none" and not self.allow_plaintext:
+            wrong.append("SB_NOTIFICATION_EMAIL_TLS: none needs SB_NOTIFICATION_EMAIL_ALLOW_PLAINTEXT=true")
+        if self.tls == "none" and self.username:
+            wrong.append("SB_NOTIFICATION_EMAIL_USERNAME: no login without TLS; the password would travel in the clear")
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a server."""
+        return bool(self.host)
+
+    @property
+    def receivers(self) -> Mapping[str, str]:
+        """The recipients, each under the beginning of a hash: addresses of people are kept out of tables and labels."""
+        return {hashlib.sha256(address.lower().encode()).hexdigest()[:8]: address for address in self.recipients}
+
+
+@sink("email", settings=Email)
+async def email(note: Note, settings: Email, receiver: str, wire: Wire) -> None:
+    """Hand one message for one recipient to the server."""
+    port = settings.port or _PORTS[settings.tls]
+    password = settings.password or SecretStr("")
+    server = MailServer(settings.host, port, settings.tls, settings.username, password, settings.sender)
+    try:
+        content = message(note, settings.sender, receiver)
+    except (ValueError, MessageError):
+        raise SinkRejected(Fault.TEMPLATE) from None
+    await wire.mail(server, content, receiver)
+
+
+def message(note: Note, sender: str, recipient: str) -> EmailMessage:
+    """Give the message. Its id and date are the event's, so that an attempt that was repeated shows as one mail."""
+    event, domain = note.event, sender.rpartition("@")[2]
+    mail = EmailMessage(policy=SMTP)
+    mail["From"] = sender
+    mail["To"] = recipient
+    mail["Subject"] = cut(one_line(headline(event)), _SUBJECT)
+    mail["Date"] = format_datetime(note.time)
+    mail["Message-ID"] = f"<{note.id}.email@{domain}>"
+    thread = hashlib.sha256(event.component.encode()).hexdigest()[:16]
+    mail["References"] = mail["In-Reply-To"] = f"<grp-{thread}-{note.time:%Y-%m-%d}@{domain}>"
+    mail["List-Id"] = f"<secrets-bridge-worker.{domain}>"
+    mail["Auto-Submitted"] = "auto-generated"
+    mail["X-Auto-Response-Suppress"] = "All"
+    said = list(lines(note)) or [event.title]
+    foot = f"{event.component}, {timestamp(note.time)}, event {note.id}"
+    mail.set_content("\n".join([headline(event), "", *said, "", foot]) + "\n")
+    mail.add_alternative(_html(headline(event), said, foot), subtype="html")
+    return mail
+
+
+def _html(title: str, said: list[str], foot: str) -> str:
+    rows = "".join(f"<li>{escape(line)}</li>" for line in said)
+    return (
+        f"<!doctype html><p><strong>{escape(title)}</strong></p><ul>{rows}</ul><p><small>{escape(foot)}</small></p>\n"
+    )

@@ -1,0 +1,119 @@
+"""pagerduty: Events API v2. A failing sweeper is an incident, resolved by its recovery; routine is a change event.
+
+A failure triggers with one deduplication key a sweeper, so that a second one joins the open incident. Warnings
+trigger too, if they are let in, with severity `warning` and a key of their own: nothing recovers from a warning, so
+a human closes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, SecretStr
+
+from app.config import variable
+from app.errors import Fault, SinkRejected
+from app.events import Event, Kind, Note, Severity
+from app.notify.sink import (
+    JSON,
+    PASSING,
+    Answer,
+    Filter,
+    Loudness,
+    SecretUrl,
+    SinkSettings,
+    Wire,
+    at_least,
+    judge,
+    only,
+    sink,
+)
+from app.notify.words import cut, headline, lines
+
+_KEY_LENGTH = 32
+#: PagerDuty's limits: code points of a summary and of a key, bytes of a body (512 KiB, kept far below).
+_SUMMARY, _DEDUP = 1024, 255
+_SOURCE = "secrets-bridge-worker"
+_SEVERITIES = {Severity.INFO: "info", Severity.WARN: "warning", Severity.ERROR: "error"}
+_BAD_REQUEST = 400
+
+
+def _routing_key(value: SecretStr | None) -> SecretStr | None:
+    text = value.get_secret_value() if value else None
+    if text is not None and not (len(text) == _KEY_LENGTH and text.isascii() and text.isalnum()):
+        raise ValueError("not a routing key; accepted: the 32 letters and digits of an Events API v2 integration")
+    return value
+
+
+class PagerDuty(SinkSettings):
+    """Which service."""
+
+    routing_key: Annotated[SecretStr | None, AfterValidator(_routing_key)] = variable(
+        "SB_NOTIFICATION_PAGERDUTY_ROUTING_KEY",
+        default=None,
+        secret=True,
+        meaning="integration key of an Events API v2 integration; resolve open incidents before changing it",
+    )
+    url: SecretUrl = variable(
+        "SB_NOTIFICATION_PAGERDUTY_URL",
+        default="https://events.pagerduty.com",
+        meaning="base of the Events API; https://events.eu.pagerduty.com in the EU",
+    )
+    min_severity: Loudness = at_least("PAGERDUTY", "error")
+    sweepers: Filter = only("PAGERDUTY")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a key."""
+        return self.routing_key is not None
+
+    @property
+    def urls(self) -> Mapping[str, SecretStr]:
+        """The API."""
+        return {"SB_NOTIFICATION_PAGERDUTY_URL": self.url}
+
+
+def incident(event: Event) -> str:
+    """Name the incident that an event belongs to: its trigger and its resolve must stay in order. Empty for routine."""
+    if event.kind in (Kind.FAILED, Kind.RECOVERED):
+        return f"{_SOURCE}/{event.component}"
+    return ""
+
+
+@sink("pagerduty", settings=PagerDuty, group=incident)
+async def pagerduty(note: Note, settings: PagerDuty, receiver: str, wire: Wire) -> None:
+    """Trigger, resolve, or note a change."""
+    del receiver
+    assert settings.routing_key is not None
+    path, content = message(note)
+    content = {"routing_key": settings.routing_key.get_secret_value(), **content}
+    url = SecretStr(settings.url.get_secret_value().rstrip("/") + path)
+    answer = await wire.post(url, json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(), JSON)
+    if answer.status == _BAD_REQUEST and _about_the_key(answer):
+        raise SinkRejected(Fault.AUTH, str(_BAD_REQUEST), off=True)
+    judge(answer, wire.now, PASSING)
+
+
+def message(note: Note) -> tuple[str, dict[str, Any]]:
+    """Give the path and the body, without the routing key."""
+    event = note.event
+    key = cut(incident(event) or f"{_SOURCE}/{event.component}/{event.title}", _DEDUP)
+    if event.kind is Kind.RECOVERED:
+        return "/v2/enqueue", {"event_action": "resolve", "dedup_key": key}
+    payload: dict[str, Any] = {
+        "summary": cut(headline(event), _SUMMARY),
+        "source": _SOURCE,
+        "timestamp": note.time.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "+0000",
+        "custom_details": {"said": list(lines(note)), "event_id": note.id, **event.metadata},
+    }
+    if event.severity is Severity.INFO and event.kind is not Kind.TEST:
+        return "/v2/change/enqueue", {"payload": payload}
+    payload |= {"severity": _SEVERITIES[event.severity], "component": event.component, "group": "secrets-bridge"}
+    return "/v2/enqueue", {"event_action": "trigger", "dedup_key": key, "payload": payload, "client": _SOURCE}
+
+
+def _about_the_key(answer: Answer) -> bool:
+    errors = answer.json.get("errors")
+    return isinstance(errors, list) and any("routing_key" in error for error in errors if isinstance(error, str))

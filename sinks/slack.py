@@ -1,0 +1,188 @@
+"""slack: Block Kit messages by an incoming webhook, or by a bot token and a channel (chat.postMessage).
+
+Slack tells what went wrong by a word, with a status that varies, or inside of a 200: so the word decides first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import SecretStr, model_validator
+
+from app.config import variable
+from app.errors import Fault, SinkRejected, SinkUnavailable
+from app.events import Note
+from app.notify.sink import (
+    PASSING,
+    Answer,
+    Filter,
+    Loudness,
+    SecretUrl,
+    SinkSettings,
+    Token,
+    Wire,
+    at_least,
+    judge,
+    only,
+    sink,
+)
+from app.notify.words import cut, headline, lines, timestamp
+
+#: Slack's limits, code points: header text, section text; and a total well below where it starts to refuse.
+_HEADER, _SECTION, _TOTAL = 150, 3000, 8000
+
+# Slack's own words, from its documentation of both ways in. A word that is not here may be new: it is tried again.
+_BAD_CREDENTIALS = frozenset(
+    (
+        "invalid_auth",
+        "not_authed",
+        "account_inactive",
+        "token_revoked",
+        "token_expired",
+        "missing_scope",
+        "no_permission",
+        "not_allowed_token_type",
+        "ekm_access_denied",
+        "invalid_token",
+        "no_service",
+        "no_active_hooks",
+    )
+)
+_PERMANENT = frozenset(
+    (
+        "channel_not_found",
+        "not_in_channel",
+        "is_archived",
+        "channel_is_archived",
+        "restricted_action",
+        "msg_too_long",
+        "msg_blocks_too_long",
+        "invalid_blocks",
+        "no_text",
+        "too_many_attachments",
+        "invalid_payload",
+        "user_not_found",
+        "action_prohibited",
+        "posting_to_general_channel_denied",
+    )
+)
+_LIMITED = frozenset({"ratelimited", "rate_limited"})
+_PASSING = frozenset(
+    (
+        "internal_error",
+        "fatal_error",
+        "service_unavailable",
+        "request_timeout",
+        "team_added_to_org",
+        "org_login_required",
+        "rollup_error",
+    )
+)
+_EMOJI = {"info": ":information_source:", "warn": ":warning:", "error": ":rotating_light:"}
+_OK = 200
+
+
+class Slack(SinkSettings):
+    """One of the two ways in."""
+
+    url: SecretUrl | None = variable(
+        "SB_NOTIFICATION_SLACK_URL", default=None, secret=True, meaning="a Slack incoming webhook"
+    )
+    token: Token | None = variable(
+        "SB_NOTIFICATION_SLACK_TOKEN", default=None, secret=True, meaning="a Slack bot token, instead of a webhook"
+    )
+    channel: str = variable("SB_NOTIFICATION_SLACK_CHANNEL", default="", meaning="channel id, with a bot token")
+    api: SecretUrl = variable(
+        "SB_NOTIFICATION_SLACK_API_URL", default="https://slack.com/api", meaning="base of Slack's Web API"
+    )
+    min_severity: Loudness = at_least("SLACK", "warn")
+    sweepers: Filter = only("SLACK")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Slack:
+        if self.url and self.token:
+            raise ValueError(
+                "SB_NOTIFICATION_SLACK_URL: set together with SB_NOTIFICATION_SLACK_TOKEN; set one of them"
+            )
+        if bool(self.token) != bool(self.channel):
+            raise ValueError(
+                "SB_NOTIFICATION_SLACK_TOKEN: needs SB_NOTIFICATION_SLACK_CHANNEL beside it, and the reverse"
+            )
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a way in."""
+        return bool(self.url or self.token)
+
+    @property
+    def urls(self) -> Mapping[str, SecretStr]:
+        """The webhook, or the API."""
+        return {"SB_NOTIFICATION_SLACK_URL": self.url} if self.url else {"SB_NOTIFICATION_SLACK_API_URL": self.api}
+
+
+@sink("slack", settings=Slack)
+async def slack(note: Note, settings: Slack, receiver: str, wire: Wire) -> None:
+    """Post one message."""
+    del receiver
+    content: dict[str, Any] = message(note)
+    headers = {"Content-Type": "application/json; charset=utf-8"}
+    if settings.url is not None:
+        answer = await wire.post(settings.url, _dump(content), headers)
+    else:
+        assert settings.token is not None
+        url = SecretStr(settings.api.get_secret_value().rstrip("/") + "/chat.postMessage")
+        bearer = {"Authorization": f"Bearer {settings.token.get_secret_value()}"}
+        content = {"channel": settings.channel, **content, "unfurl_links": False}
+        answer = await wire.post(url, _dump(content), {**headers, **bearer})
+    _judge(answer, wire)
+
+
+def message(note: Note) -> dict[str, Any]:
+    """Give text and blocks, escaped: an event that quotes `<!channel>` must not wake everybody up."""
+    event = note.event
+    title = cut(headline(event), _HEADER)
+    said = escape(cut("\n".join(lines(note)) or event.title, _TOTAL // 2))
+    blocks = [
+        {"type": "header", "text": {"type": "plain_text", "text": title, "emoji": False}},
+        {"type": "section", "text": {"type": "mrkdwn", "text": cut(f"{_EMOJI[event.severity]} {said}", _SECTION)}},
+        {
+            "type": "context",
+            "elements": [
+                {"type": "mrkdwn", "text": f"{escape(event.component)} · {timestamp(note.time)} · {note.id}"},
+            ],
+        },
+    ]
+    return {"text": escape(title), "blocks": blocks}
+
+
+def escape(text: str) -> str:
+    """Escape the three characters that Slack gives a meaning to."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _judge(answer: Answer, wire: Wire) -> None:
+    if answer.status == _OK and (answer.text == "ok" or answer.json.get("ok") is True):
+        return
+    said = answer.json.get("error", answer.text)
+    word = said if isinstance(said, str) else ""
+    asked = answer.json.get("retry_after")
+    wish = answer.retry_after(wire.now) or (float(asked) if isinstance(asked, int | float) else None)
+    if word in _BAD_CREDENTIALS:
+        raise SinkRejected(Fault.AUTH, word, off=True)
+    if word in _PERMANENT:
+        raise SinkRejected(Fault.PAYLOAD_TOO_LARGE if word.endswith("too_long") else Fault.CLIENT_ERROR, word)
+    if word in _LIMITED:
+        raise SinkUnavailable(Fault.RATE_LIMITED, word, retry_after=wish or 1.0)
+    if word in _PASSING:
+        raise SinkUnavailable(Fault.SERVER_ERROR, word, retry_after=wish)
+    if answer.status == _OK:  # a word that nobody has told us of
+        raise SinkUnavailable(Fault.PROTOCOL, "unknown_answer")
+    judge(answer, wire.now, PASSING)
+    raise SinkUnavailable(Fault.PROTOCOL, str(answer.status))
+
+
+def _dump(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

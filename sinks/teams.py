@@ -1,0 +1,76 @@
+"""teams: an Adaptive Card to a Microsoft Teams workflow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import SecretStr
+
+from app.config import variable
+from app.events import Note
+from app.notify.sink import JSON, PASSING, Filter, Loudness, SecretUrl, SinkSettings, Wire, at_least, judge, only, sink
+from app.notify.words import cut, headline, lines, timestamp
+
+#: Teams refuses cards above 28 KiB, measured after it has expanded them and after it has said that all is well.
+_MOST_BYTES = 18 * 1024
+_TITLE = 256
+_COLORS = {"info": "Good", "warn": "Warning", "error": "Attention"}
+
+
+class Teams(SinkSettings):
+    """Where."""
+
+    url: SecretUrl | None = variable(
+        "SB_NOTIFICATION_TEAMS_URL", default=None, secret=True, meaning="a Teams workflow's URL"
+    )
+    min_severity: Loudness = at_least("TEAMS", "warn")
+    sweepers: Filter = only("TEAMS")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a URL."""
+        return self.url is not None
+
+    @property
+    def urls(self) -> Mapping[str, SecretStr]:
+        """The one URL."""
+        return {"SB_NOTIFICATION_TEAMS_URL": self.url} if self.url else {}
+
+
+@sink("teams", settings=Teams)
+async def teams(note: Note, settings: Teams, receiver: str, wire: Wire) -> None:
+    """Post one card."""
+    del receiver
+    assert settings.url is not None
+    judge(await wire.post(settings.url, message(note), JSON), wire.now, PASSING)
+
+
+def message(note: Note) -> bytes:
+    """Give the body, its lines cut until it is small enough."""
+    said = list(lines(note)) or [note.event.title]
+    while len(content := _dump(_card(note, said))) > _MOST_BYTES:
+        said = [*said[: len(said) // 2], "…"] if len(said) > 1 else [cut(said[0], len(said[0]) // 2)]
+    return content
+
+
+def _card(note: Note, said: list[str]) -> dict[str, Any]:
+    event = note.event
+    title = {"text": cut(headline(event), _TITLE), "weight": "Bolder", "size": "Medium", "style": "heading"}
+    title["color"] = _COLORS[event.severity]
+    texts = [title, *({"text": line} for line in said)]
+    texts.append({"text": f"{event.component} · {timestamp(note.time)} · {note.id}", "size": "Small"})
+    content = {
+        "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
+        "type": "AdaptiveCard",
+        "version": "1.2",
+        "body": [{"type": "TextBlock", "wrap": True, **text} for text in texts],
+        "msteams": {"width": "full"},
+    }
+    kind = "application/vnd.microsoft.card.adaptive"
+    return {"type": "message", "attachments": [{"contentType": kind, "contentUrl": None, "content": content}]}
+
+
+def _dump(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,174 @@
+"""webhook: POSTs the control plane's JSON to any URL, signed if a secret is set (Standard Webhooks).
+
+Every 4xx is permanent, but for the statuses that the operator lists.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+
+from app.config import variable
+from app.events import Note
+from app.notify.sink import JSON, Filter, Loudness, SecretUrl, SinkSettings, Wire, at_least, judge, only, sink
+from app.notify.words import body, counts, timestamp
+from app.values import Bool
+
+#: Key lengths of the Standard Webhooks specification, bytes.
+_SHORTEST, _LONGEST = 24, 64
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+#: Headers that are ours to set, or that would change what is sent.
+_RESERVED = frozenset({"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding"})
+
+
+def _key(secret: str) -> bytes:
+    return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+
+
+def _secrets(value: SecretStr | None) -> SecretStr | None:
+    for secret in value.get_secret_value().split() if value else ():
+        try:
+            fine = secret.startswith("whsec_") and _SHORTEST <= len(_key(secret)) <= _LONGEST
+        except binascii.Error:
+            fine = False
+        if not fine:
+            raise ValueError("not signing secrets; accepted: whsec_ and the base64 of 24 to 64 bytes, space-separated")
+    return value
+
+
+def _headers(value: SecretStr | None) -> SecretStr | None:
+    if value is None:
+        return None
+    try:
+        parsed = json.loads(value.get_secret_value())
+    except ValueError:
+        parsed = None
+    fine = isinstance(parsed, dict) and all(_header(name, text) for name, text in parsed.items())
+    if not fine:
+        raise ValueError('not headers; accepted: a JSON object such as {"X-Team": "ops"}, without webhook-* and Host')
+    return value
+
+
+def _header(name: str, text: object) -> bool:
+    low = name.lower()
+    ours = low in _RESERVED or low.startswith("webhook-")
+    return bool(_NAME.fullmatch(name)) and not ours and isinstance(text, str) and text.isascii() and text.isprintable()
+
+
+def _statuses(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    if not all(re.fullmatch(r"4[0-9]{2}", part) for part in parts):
+        raise ValueError("not statuses; accepted: numbers from 400 to 499, such as 408,425,429")
+    return frozenset(map(int, parts))
+
+
+class Webhook(SinkSettings):
+    """Where, and in which form."""
+
+    url: SecretUrl | None = variable(
+        "SB_NOTIFICATION_WEBHOOK_URL",
+        "SB_WORKER_WEBHOOK_URL",
+        default=None,
+        secret=True,
+        meaning="URL that gets each event",
+    )
+    format_slack: Bool = variable(
+        "SB_NOTIFICATION_WEBHOOK_FORMAT_SLACK",
+        "SB_WORKER_WEBHOOK_SLACK_FORMAT",
+        default="false",
+        meaning='send {"text": ...} as Slack and its likes want it',
+    )
+    cloudevents: Bool = variable(
+        "SB_NOTIFICATION_WEBHOOK_CLOUDEVENTS",
+        default="false",
+        meaning="send a CloudEvents 1.0 envelope (structured mode)",
+    )
+    secrets: Annotated[SecretStr | None, AfterValidator(_secrets)] = variable(
+        "SB_NOTIFICATION_WEBHOOK_SIGNING_SECRETS",
+        default=None,
+        secret=True,
+        meaning="sign as Standard Webhooks; several whsec_ secrets, space-separated: a signature each (rotation)",
+    )
+    headers: Annotated[SecretStr | None, AfterValidator(_headers)] = variable(
+        "SB_NOTIFICATION_WEBHOOK_HEADERS", default=None, secret=True, meaning="further headers, as a JSON object"
+    )
+    retry_statuses: Annotated[frozenset[int], BeforeValidator(_statuses)] = variable(
+        "SB_NOTIFICATION_WEBHOOK_RETRY_STATUSES",
+        default="",
+        meaning="4xx statuses that are worth a retry; unset: none, every 4xx is permanent",
+    )
+    min_severity: Loudness = at_least("WEBHOOK", "info")
+    sweepers: Filter = only("WEBHOOK")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a URL."""
+        return self.url is not None
+
+    @property
+    def urls(self) -> Mapping[str, SecretStr]:
+        """The one URL."""
+        return {"SB_NOTIFICATION_WEBHOOK_URL": self.url} if self.url else {}
+
+
+@sink("webhook", settings=Webhook)
+async def webhook(note: Note, settings: Webhook, receiver: str, wire: Wire) -> None:
+    """POST the event in the form that was chosen."""
+    del receiver
+    assert settings.url is not None
+    content, kind = _content(note, settings)
+    given: dict[str, str] = json.loads(settings.headers.get_secret_value()) if settings.headers else {}
+    headers = {**JSON, **kind, **given, **signed(note.id, int(wire.now.timestamp()), content, settings.secrets)}
+    answer = await wire.post(settings.url, content, headers)
+    judge(answer, wire.now, settings.retry_statuses)
+
+
+def _content(note: Note, settings: Webhook) -> tuple[bytes, dict[str, str]]:
+    if settings.format_slack:
+        return _dump({"text": slack_text(note)}), {}
+    if not settings.cloudevents:
+        return _dump(body(note)), {}
+    envelope = {
+        "specversion": "1.0",
+        "id": note.id,
+        "source": "/secrets-bridge/worker",
+        "type": f"io.secrets-bridge.worker.{note.event.kind}",
+        "subject": note.event.component,
+        "time": timestamp(note.time),
+        "datacontenttype": "application/json",
+        "data": body(note),
+    }
+    return _dump(envelope), {"Content-Type": "application/cloudevents+json; charset=utf-8"}
+
+
+def slack_text(note: Note) -> str:
+    """Give the one line of the Go worker's Slack form, with the counts that it left out, escaped for Slack."""
+    event = note.event
+    text = f"[{event.severity}] {event.title}"
+    text += f" — {event.detail}" if event.detail else ""
+    text += f" ({counts(event.metadata)})" if event.metadata else ""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def signed(identity: str, moment: int, content: bytes, secrets: SecretStr | None) -> dict[str, str]:
+    """Give the headers by which a receiver knows a repeated event, and, with secrets, that it is ours."""
+    headers = {"webhook-id": identity, "webhook-timestamp": str(moment)}
+    if secrets is None:
+        return headers
+    text = f"{identity}.{moment}.".encode() + content
+    macs = (hmac.new(_key(one), text, hashlib.sha256).digest() for one in secrets.get_secret_value().split())
+    return {**headers, "webhook-signature": " ".join(f"v1,{base64.b64encode(mac).decode()}" for mac in macs)}
+
+
+def _dump(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

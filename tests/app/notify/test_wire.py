@@ -1,0 +1,192 @@
+"""The way out, against servers that misbehave: one deadline, bounded answers, verified TLS, and no leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import SinkRejected, SinkUnavailable
+from app.notify.fanout import Target
+from app.notify.notifier import attempt
+from app.notify.settings import NotificationSettings
+from app.notify.wire import MOST_BODY, Network
+from tests import receivers
+from tests.receivers import Receiver, Reply, Rude, Seen
+from tests.sinks.outcome import LOOPBACK, NOTE, configured, outcome
+from tests.tls import Authority
+
+Treat = Callable[[socket.socket, threading.Event], None]
+
+
+@pytest.fixture
+def webhook(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Target]:
+    """Give a function that configures a webhook to a URL."""
+    return lambda url: configured(monkeypatch, {**LOOPBACK, "SB_NOTIFICATION_WEBHOOK_URL": url})[0]
+
+
+@pytest.mark.parametrize("treat", [receivers.header_drip, receivers.body_drip, receivers.silence])
+def test_a_server_that_stalls_is_cut_off(webhook: Callable[[str], Target], treat: Treat) -> None:
+    with Rude(treat) as server:
+        assert outcome(webhook(server.url), seconds=0.4) == "unavailable timeout"
+
+
+@pytest.mark.parametrize(
+    ("treat", "expected"),
+    [
+        (receivers.hang_up, "unavailable protocol"),
+        (receivers.reset, "unavailable connect"),
+        (receivers.nonsense, "unavailable protocol"),
+    ],
+)
+def test_a_server_that_breaks_off_is_transient(webhook: Callable[[str], Target], treat: Treat, expected: str) -> None:
+    with Rude(treat) as server:
+        assert outcome(webhook(server.url)) == expected
+
+
+def test_nobody_there_is_transient(webhook: Callable[[str], Target]) -> None:
+    assert outcome(webhook("http://127.0.0.1:1/")) == "unavailable connect"
+
+
+def test_an_endless_answer_is_read_to_64_kib(webhook: Callable[[str], Target]) -> None:
+    with Rude(receivers.endless) as server:
+        assert outcome(webhook(server.url), seconds=10) == "delivered"
+
+    async def read() -> int:
+        network = Network(NotificationSettings.read())
+        target = webhook(server.url)
+        (url,) = target.settings.urls.values()
+        answer = await network.post(url, b"", {})
+        await network.close()
+        return len(answer.body)
+
+    with Rude(receivers.endless) as server:
+        assert asyncio.run(read()) == MOST_BODY
+
+
+def test_redirects_are_not_followed(webhook: Callable[[str], Target]) -> None:
+    with Receiver() as inner:
+        away = Reply(302, headers={"Location": inner.url})
+        with Receiver(away) as outer:
+            assert outcome(webhook(outer.url)) == "rejected client_error 302"
+        assert inner.seen == []
+
+
+def test_proxies_of_the_environment_are_not_asked(
+    webhook: Callable[[str], Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Receiver() as proxy, Receiver() as real:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        assert outcome(webhook(real.url)) == "delivered"
+        assert (len(proxy.seen), len(real.seen)) == (0, 1)
+
+
+def test_a_closed_network_is_not_dialled(webhook: Callable[[str], Target], monkeypatch: pytest.MonkeyPatch) -> None:
+    with Receiver() as receiver:
+        target = webhook(f"http://localhost:{receiver.port}/")
+        monkeypatch.setenv("SB_NOTIFICATION_ALLOWED_NETWORKS", "10.0.0.0/8")
+        assert outcome(target) == "rejected blocked_address"
+        assert receiver.seen == []
+
+
+def test_a_name_that_is_not_known_is_transient(webhook: Callable[[str], Target]) -> None:
+    assert outcome(webhook("https://no-such-host.invalid/")) == "unavailable dns"
+
+
+def test_certificates_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = Authority(tmp_path)
+    with Receiver(tls=authority.server()) as right, Receiver(tls=authority.server("example.org")) as wrong:
+        (target,) = configured(monkeypatch, {**LOOPBACK, "SB_NOTIFICATION_WEBHOOK_URL": right.url})
+        assert outcome(target) == "unavailable tls"
+        monkeypatch.setenv("SB_NOTIFICATION_CA_BUNDLE", str(authority.file))
+        assert outcome(target) == "delivered"
+        (target,) = configured(monkeypatch, {"SB_NOTIFICATION_WEBHOOK_URL": wrong.url})
+        assert outcome(target) == "unavailable tls"
+        assert (len(right.seen), len(wrong.seen)) == (1, 0)
+
+
+def test_connections_are_kept_between_attempts(webhook: Callable[[str], Target]) -> None:
+    ports: set[str] = set()
+
+    def answer(seen: Seen) -> Reply:
+        return Reply(200, seen.headers.get("connection", "").encode())
+
+    async def several(target: Target) -> None:
+        network = Network(NotificationSettings.read())
+        for _ in range(20):
+            await attempt(target, NOTE, network, 5)
+            ports.update(_established(receiver.port))
+        await network.close()
+
+    with Receiver(answer) as receiver:
+        asyncio.run(several(webhook(receiver.url)))
+        assert len(receiver.seen) == 20
+    assert len(ports) <= 1
+
+
+@pytest.mark.parametrize("treat", [receivers.header_drip, receivers.body_drip, receivers.silence])
+def test_a_thousand_hanging_attempts_leak_nothing(webhook: Callable[[str], Target], treat: Treat) -> None:
+    async def many(target: Target) -> tuple[int, float]:
+        network = Network(NotificationSettings.read())
+        await _cut(target, network)
+        slowest = 0.0
+        for _ in range(0, 1000, 50):
+            slowest = max(slowest, *await asyncio.gather(*(_cut(target, network) for _ in range(50))))
+        await asyncio.sleep(0.1)
+        leaked = len(_established(server.port))
+        await network.close()
+        return leaked, slowest
+
+    async def _cut(target: Target, network: Network) -> float:
+        started = time.monotonic()
+        with pytest.raises(SinkUnavailable, match="timeout"):
+            await attempt(target, NOTE, network, 0.2)
+        return time.monotonic() - started
+
+    threads = threading.active_count()
+    with Rude(treat) as server:
+        leaked, slowest = asyncio.run(many(webhook(server.url)))
+        connections = server.connections
+    print(f"slowest attempt {slowest:.3f}s of 0.2s")
+    assert connections > 900  # a few may be cut before the busy server has accepted them
+    assert leaked == 0
+    assert threading.active_count() <= threads
+
+
+def test_nothing_of_a_url_is_logged(webhook: Callable[[str], Target], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    for quiet in ("httpx", "httpcore"):
+        logging.getLogger(quiet).setLevel(logging.CRITICAL)  # as app.logs does
+    with Receiver(Reply(500)) as receiver:
+        outcome(webhook(f"{receiver.url}/canary?token=canary"))
+    outcome(webhook("http://127.0.0.1:1/canary"))
+    assert "canary" not in caplog.text
+
+
+def test_what_is_no_url_is_permanent(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pydantic import SecretStr  # noqa: PLC0415
+
+    async def post() -> Any:
+        network = Network(NotificationSettings.read())
+        try:
+            return await network.post(SecretStr("ftp://127.0.0.1/x"), b"", {})
+        finally:
+            await network.close()
+
+    with pytest.raises(SinkRejected, match="template"):
+        asyncio.run(post())
+
+
+def _established(port: int) -> set[str]:
+    import psutil  # noqa: PLC0415
+
+    own = psutil.Process().net_connections("tcp")
+    return {str(one.laddr.port) for one in own if one.raddr and one.raddr.port == port}

@@ -1,0 +1,268 @@
+"""Mail, to a real SMTP server with real TLS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.config import load
+from app.errors import ConfigError
+from app.events import Event, Note, Severity
+from app.notify.fanout import Target
+from sinks.email import Email, message
+from tests import receivers
+from tests.mailbox import Mailbox
+from tests.receivers import Rude
+from tests.sinks.outcome import LOOPBACK, NOTE, WHEN, configured, outcome
+from tests.tls import Authority
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("ca"))
+
+
+def to(port: int, authority: Authority | None = None, **more: str) -> dict[str, str]:
+    own = {
+        "SB_NOTIFICATION_EMAIL_HOST": "127.0.0.1",
+        "SB_NOTIFICATION_EMAIL_PORT": str(port),
+        "SB_NOTIFICATION_EMAIL_FROM": "worker@example.org",
+        "SB_NOTIFICATION_EMAIL_TO": "ops@example.org",
+    }
+    trust = {"SB_NOTIFICATION_CA_BUNDLE": str(authority.file)} if authority else {}
+    return {**LOOPBACK, **own, **trust, **{f"SB_NOTIFICATION_EMAIL_{name}": value for name, value in more.items()}}
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def one(port: int, authority: Authority | None = None, **more: str) -> Target:
+        return configured(monkeypatch, to(port, authority, **more))[0]
+
+    return one
+
+
+REPLIES = [
+    ({"MAIL": "451 try again"}, "unavailable server_error 451"),
+    ({"MAIL": "550 not you"}, "rejected client_error 550"),
+    ({"MAIL": "552 too big"}, "rejected client_error 552"),
+    ({"MAIL": "421 closing"}, "unavailable server_error 421"),
+    ({"RCPT": "450 mailbox busy"}, "unavailable server_error 450"),
+    ({"RCPT": "452 full"}, "unavailable server_error 452"),
+    ({"RCPT": "550 no such user"}, "rejected refused_recipients 550"),
+    ({"RCPT": "551 not local"}, "rejected refused_recipients 551"),
+    ({"RCPT": "553 not allowed"}, "rejected refused_recipients 553"),
+    ({"DATA": "452 no room"}, "unavailable server_error 452"),
+    ({"DATA": "451 local error"}, "unavailable server_error 451"),
+    ({"DATA": "552 too much"}, "rejected client_error 552"),
+    ({"DATA": "554 spam"}, "rejected client_error 554"),
+    ({}, "delivered"),
+]
+
+
+@pytest.mark.parametrize(("replies", "expected"), REPLIES, ids=[f"{r}" for r, _ in REPLIES])
+def test_a_reply_is_classed(target: Any, authority: Authority, replies: dict[str, str], expected: str) -> None:
+    mailbox = Mailbox(replies, tls=authority.server())
+    mailbox.start()
+    try:
+        assert outcome(target(mailbox.port, authority)) == expected
+        assert mailbox.encrypted == [True]
+    finally:
+        mailbox.stop()
+    assert len(mailbox.got) == (expected == "delivered")
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("535 5.7.8 bad credentials", "rejected auth 535 off"),
+        ("534 too weak", "rejected auth 534 off"),
+        ("454 4.7.0 temporary", "unavailable auth 454"),
+        ("", "delivered"),
+    ],
+)
+def test_a_login_is_classed(target: Any, authority: Authority, reply: str, expected: str) -> None:
+    mailbox = Mailbox({"AUTH": reply} if reply else {}, tls=authority.server(), login=True)
+    mailbox.start()
+    try:
+        assert outcome(target(mailbox.port, authority, USERNAME="worker", PASSWORD="hunter2")) == expected
+    finally:
+        mailbox.stop()
+    if not reply:
+        assert mailbox.logins == [("worker", "hunter2")]
+
+
+def test_a_login_that_is_not_offered_is_permanent(target: Any, authority: Authority) -> None:
+    mailbox = Mailbox(tls=authority.server())
+    mailbox.start()
+    try:
+        assert outcome(target(mailbox.port, authority, USERNAME="u", PASSWORD="p")) == "rejected auth not_offered"
+    finally:
+        mailbox.stop()
+
+
+def test_never_falls_back_to_the_clear(target: Any) -> None:
+    mailbox = Mailbox()
+    mailbox.start()
+    try:
+        assert outcome(target(mailbox.port)) == "rejected tls starttls"
+    finally:
+        mailbox.stop()
+    assert mailbox.encrypted == []
+
+
+@pytest.mark.parametrize("mode", ["starttls", "implicit"])
+def test_a_certificate_is_verified(target: Any, authority: Authority, mode: str) -> None:
+    mailbox = Mailbox(tls=authority.server(), implicit=mode == "implicit")
+    mailbox.start()
+    try:
+        assert outcome(target(mailbox.port, TLS=mode)) == "unavailable tls"
+    finally:
+        mailbox.stop()
+
+
+def test_the_servers_name_is_verified(target: Any, authority: Authority) -> None:
+    mailbox = Mailbox(tls=authority.server("mail.example.org"))
+    mailbox.start()
+    try:
+        assert outcome(target(mailbox.port, authority)) == "unavailable tls"
+    finally:
+        mailbox.stop()
+
+
+def test_implicit_tls_delivers(target: Any, authority: Authority) -> None:
+    mailbox = Mailbox(tls=authority.server(), implicit=True, login=True)
+    mailbox.start()
+    try:
+        assert outcome(target(mailbox.port, authority, TLS="implicit", USERNAME="u", PASSWORD="p")) == "delivered"
+    finally:
+        mailbox.stop()
+    assert mailbox.logins == [("u", "p")]
+
+
+def test_without_tls_only_where_it_is_allowed(target: Any) -> None:
+    mailbox = Mailbox()
+    mailbox.start()
+    try:
+        assert outcome(target(mailbox.port, TLS="none", ALLOW_PLAINTEXT="true")) == "delivered"
+    finally:
+        mailbox.stop()
+
+
+@pytest.mark.parametrize("treat", [receivers.hang_up, receivers.reset, receivers.nonsense])
+def test_a_server_that_breaks_off_is_transient(target: Any, treat: Any) -> None:
+    with Rude(treat) as server:
+        assert outcome(target(server.port), seconds=2).startswith("unavailable ")
+
+
+@pytest.mark.parametrize("treat", [receivers.banner_drip, receivers.silence])
+def test_a_server_that_stalls_is_cut_off(target: Any, treat: Any) -> None:
+    with Rude(treat) as server:
+        assert outcome(target(server.port), seconds=0.4) == "unavailable timeout"
+
+
+def test_nobody_there_is_transient(target: Any) -> None:
+    assert outcome(target(1)) == "unavailable connect"
+
+
+def test_a_closed_network_is_not_dialled(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Rude(receivers.silence) as server:
+        found = target(server.port)
+        monkeypatch.setenv("SB_NOTIFICATION_ALLOWED_NETWORKS", "10.0.0.0/8")
+        assert outcome(found) == "rejected blocked_address"
+        assert server.connections == 0
+
+
+def test_each_recipient_has_a_delivery_of_its_own(monkeypatch: pytest.MonkeyPatch, authority: Authority) -> None:
+    mailbox = Mailbox({"RCPT bad@example.org": "550 no"}, tls=authority.server())
+    mailbox.start()
+    try:
+        found = configured(monkeypatch, to(mailbox.port, authority, TO="ops@example.org, bad@example.org"))
+        assert [one.receiver for one in found] == ["ops@example.org", "bad@example.org"]
+        assert all("example" not in one.name for one in found)
+        assert [outcome(one) for one in found] == ["delivered", "rejected refused_recipients 550"]
+    finally:
+        mailbox.stop()
+    assert [recipients for _, recipients, _ in mailbox.got] == [["ops@example.org"]]
+
+
+def test_the_mail_itself(target: Any, authority: Authority) -> None:
+    mailbox = Mailbox(tls=authority.server())
+    mailbox.start()
+    try:
+        assert outcome(target(mailbox.port, authority)) == outcome(target(mailbox.port, authority)) == "delivered"
+    finally:
+        mailbox.stop()
+    (sender, recipients, mail), (_, _, again) = mailbox.got
+    assert (sender, recipients) == ("worker@example.org", ["ops@example.org"])
+    headers = {name: value for name, value in mail.items() if name not in ("Content-Type", "X-Peer")}
+    assert headers == {
+        "From": "worker@example.org",
+        "To": "ops@example.org",
+        "Subject": "[warn] agents flagged stale (flipped=3)",
+        "Date": "Mon, 23 Nov 2026 09:00:00 +0000",
+        "Message-ID": f"<{NOTE.id}.email@example.org>",
+        "In-Reply-To": mail["References"],
+        "References": mail["References"],
+        "List-Id": "<secrets-bridge-worker.example.org>",
+        "Auto-Submitted": "auto-generated",
+        "X-Auto-Response-Suppress": "All",
+        "MIME-Version": "1.0",
+    }
+    assert mail["References"].startswith("<grp-")
+    assert again["Message-ID"] == mail["Message-ID"]
+    text, html = mail.iter_parts()
+    assert text.get_content().splitlines() == [
+        "[warn] agents flagged stale (flipped=3)",
+        "",
+        "cutoff=2026-11-23T08:55:00Z",
+        "flipped=3",
+        "",
+        f"agents-stale, 2026-11-23T09:00:00.12Z, event {NOTE.id}",
+    ]
+    assert html.get_content_type() == "text/html"
+
+
+def test_no_text_becomes_a_header_or_markup() -> None:
+    event = Event("x", Severity.INFO, "title\r\nBcc: everybody@example.org", "<script>alert(1)</script>")
+    mail = message(Note(NOTE.id, WHEN, event), "worker@example.org", "ops@example.org")
+    assert mail["Bcc"] is None
+    assert mail["Subject"] == "[info] title Bcc: everybody@example.org"
+    assert b"<script>" not in mail.get_payload(1).as_bytes()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "problem"),
+    [
+        ({"FROM": ""}, "SB_NOTIFICATION_EMAIL_FROM: required, because SB_NOTIFICATION_EMAIL_HOST is set"),
+        ({"TO": ""}, "SB_NOTIFICATION_EMAIL_TO: required, because SB_NOTIFICATION_EMAIL_HOST is set"),
+        ({"TO": "ops@example.org\nBcc: x@y.z"}, "SB_NOTIFICATION_EMAIL_TO: not an address"),
+        ({"FROM": "nobody"}, "SB_NOTIFICATION_EMAIL_FROM: not an address"),
+        ({"TLS": "maybe"}, "SB_NOTIFICATION_EMAIL_TLS: not a way to encrypt; accepted: starttls, implicit, none"),
+        ({"TLS": "none"}, "SB_NOTIFICATION_EMAIL_TLS: none needs SB_NOTIFICATION_EMAIL_ALLOW_PLAINTEXT=true"),
+        (
+            {"TLS": "none", "ALLOW_PLAINTEXT": "1", "USERNAME": "u", "PASSWORD": "p"},
+            "SB_NOTIFICATION_EMAIL_USERNAME: no login without TLS",
+        ),
+        ({"USERNAME": "u"}, "SB_NOTIFICATION_EMAIL_USERNAME: needs SB_NOTIFICATION_EMAIL_PASSWORD"),
+        ({"HOST": "mail.example.org/x"}, "SB_NOTIFICATION_EMAIL_HOST: not a host"),
+        ({"PORT": "smtp"}, "SB_NOTIFICATION_EMAIL_PORT: not an integer"),
+    ],
+)
+def test_wrong_settings_are_told(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], problem: str) -> None:
+    for name, value in to(25, None, **wrong).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as told:
+        load(Email)
+    assert any(line.startswith(problem) for line in told.value.problems), told.value.problems
+
+
+def test_a_password_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("hunter2\n")
+    for name, value in to(25, USERNAME="u", PASSWORD_FILE=str(tmp_path / "password")).items():
+        monkeypatch.setenv(name, value)
+    password = Email.read().password
+    assert password is not None
+    assert password.get_secret_value() == "hunter2"
+    assert "hunter2" not in repr(Email.read())
