@@ -25,6 +25,7 @@ from app.notify import fanout, letters
 from app.notify.letters import Which
 from app.notify.notifier import attempt
 from app.notify.settings import NotificationSettings
+from app.notify.sink import SinkSettings
 from app.values import parse_duration
 from app.worker import load, refuse
 from sinks import SINKS
@@ -32,6 +33,7 @@ from sinks import SINKS
 if TYPE_CHECKING:
     from psycopg import Connection
 
+_SEVERITY = click.Choice([severity.value for severity in Severity])
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
 
 
@@ -42,7 +44,7 @@ def notify() -> None:
 
 @notify.command("test")
 @click.argument("sink", required=False)
-@click.option("--severity", type=click.Choice([*Severity]), default="info", show_default=True)
+@click.option("--severity", type=_SEVERITY, default="info", show_default=True)
 @_JSON
 def test_command(sink: str | None, severity: str, as_json: bool) -> None:
     """Send one test notification to SINK, or to each sink that is configured; needs no server of ours.
@@ -92,7 +94,7 @@ async def _try(targets: Sequence[fanout.Target], note: Note, common: Notificatio
 
 @notify.command()
 @click.option("--sweeper", default="wraps-expired", show_default=True, help="The sweeper that the event is of.")
-@click.option("--severity", type=click.Choice([*Severity]), default="info", show_default=True)
+@click.option("--severity", type=_SEVERITY, default="info", show_default=True)
 @click.option("--recovery", is_flag=True, help="The event is the recovery from a failure.")
 @_JSON
 def explain(sweeper: str, severity: str, recovery: bool, as_json: bool) -> None:
@@ -128,7 +130,8 @@ def _explained(routed: fanout.Routed, known: Mapping[str, Any] | None) -> dict[s
 
 
 def _first_variable(sink: fanout.AnySink) -> str:
-    extra: Any = next(iter(sink.settings.model_fields.values())).json_schema_extra
+    own = (field for name, field in sink.settings.model_fields.items() if name not in SinkSettings.model_fields)
+    extra: Any = next(own).json_schema_extra
     return str(extra["names"][0])
 
 

@@ -74,6 +74,7 @@ CREATE TABLE secrets_bridge_worker.notification_delivery (
     attempts    integer NOT NULL DEFAULT 0,
     queued_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     due_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    nudged_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     lease_until timestamptz,
     finished_at timestamptz,
     digest      bigint REFERENCES secrets_bridge_worker.notification_delivery ON DELETE SET NULL,

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import dramatiq
 import redis
 import structlog
-from dramatiq.asyncio import get_event_loop_thread
 from dramatiq.cli import make_argument_parser
-from dramatiq.middleware import AsyncIO, Callbacks
+from dramatiq.middleware import Callbacks
 
 from app import __version__, config, database, logs, metrics, probes, schema
 from app import lease as leases
@@ -45,7 +44,8 @@ from app.sweeper import Sweeper, SweeperSettings
 from app.tick import Tick
 
 if TYPE_CHECKING:
-    from app.notify.wire import Network
+    from app.notify.sink import Wire
+    from app.notify.wire import Lanes
 
 log = structlog.get_logger("worker")
 
@@ -149,7 +149,7 @@ class _Assembly:
             budget=worker.budget,
             stopping=lambda: self.readiness.draining,
         )
-        self._wire: Network | None = None
+        self._lanes: Lanes | None = None
         self.registered: list[str] = []
         grace = worker.shutdown_grace.total_seconds()
         self.broker = Broker(
@@ -161,7 +161,6 @@ class _Assembly:
                 Metrics(),
                 Process(boot=self._boot, locks=self.locks, readiness=self.readiness, grace=grace),
                 Callbacks(),
-                *([AsyncIO()] if self.notifies else []),
                 SweepAndSinkRetries(),
                 SweepLock(self.locks),  # last: its after-hook runs first, so the lock is free before a retry is out
             ],
@@ -195,9 +194,7 @@ class _Assembly:
     def register_notifier(self) -> None:
         """Make the two actors of the queue `sinks`: one delivers, one finds what Redis has lost."""
         settings = self.loaded.notification
-        notifier = Notifier(
-            self.pool, Deliveries(self.fanout.targets, settings), self.outbox, self._network, _on_the_loop
-        )
+        notifier = Notifier(self.pool, Deliveries(self.fanout.targets, settings), self.outbox, self._attempt)
 
         def relay() -> None:
             held = leases.current.get()
@@ -216,13 +213,16 @@ class _Assembly:
     def _trigger(self, delivery: int) -> None:
         self.broker.get_actor(DELIVER).send(delivery)
 
-    def _network(self) -> Network:
-        """Give the way out; made by the first attempt, so that a process that only sweeps never loads it."""
-        if self._wire is None:
-            from app.notify.wire import Network  # noqa: PLC0415 - 17 MiB that only a notifier needs
+    def _attempt(self, attempt: Callable[[Wire], Coroutine[Any, Any, None]]) -> None:
+        self._way_out()(attempt)
 
-            self._wire = Network(self.loaded.notification)
-        return self._wire
+    def _way_out(self) -> Lanes:
+        """Give the way out; made on demand, so that a process that only sweeps never loads it."""
+        if self._lanes is None:
+            from app.notify.wire import Lanes  # noqa: PLC0415 - 17 MiB that only a notifier needs
+
+            self._lanes = Lanes(self.loaded.notification)
+        return self._lanes
 
     def _boot(self) -> None:
         """Open what the fork must not share; every problem is told in one line and ends the process."""
@@ -243,7 +243,7 @@ class _Assembly:
             metrics.preset_sink(target.sink.name)
         if self.notifies:
             try:
-                self._network()
+                self._way_out()
             except ValueError as error:  # the one setting that only TLS itself can judge
                 refuse(ConfigError([str(error)]))
         metrics.BUILD_INFO.labels(__version__).set(1)
@@ -280,14 +280,6 @@ def _queues() -> set[str]:
         return set()
     known, _ = make_argument_parser().parse_known_args(sys.argv[1:])  # type: ignore[no-untyped-call]
     return set(known.queues or (SWEEPS, SINKS))
-
-
-def _on_the_loop(attempt: Coroutine[Any, Any, None]) -> None:
-    """Run an attempt on the event loop that Dramatiq keeps for this process, and wait for it."""
-    loop = get_event_loop_thread()
-    if loop is None:
-        raise RuntimeError("no event loop")
-    loop.run_coroutine(attempt)
 
 
 def _end_on_signals() -> None:

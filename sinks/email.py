@@ -73,7 +73,9 @@ class Email(SinkSettings):
         default="false",
         meaning="must be true for SB_NOTIFICATION_EMAIL_TLS=none",
     )
-    username: str = variable("SB_NOTIFICATION_EMAIL_USERNAME", default="", meaning="login, if the server wants one")
+    username: str = variable(
+        "SB_NOTIFICATION_EMAIL_USERNAME", default="", secret=True, meaning="login, if the server wants one"
+    )
     password: SecretStr | None = variable(
         "SB_NOTIFICATION_EMAIL_PASSWORD", default=None, secret=True, meaning="its password"
     )

@@ -6,7 +6,7 @@ import logging
 
 import structlog
 
-from app.events import Kind, Note, Severity
+from app.events import Note, Severity
 from app.notify.sink import Filter, Loudness, SinkSettings, Wire, at_least, only, sink
 
 log = structlog.get_logger("notification")
@@ -26,6 +26,5 @@ async def noop(note: Note, settings: Noop, receiver: str, wire: Wire) -> None:
     """Log the event under the words that the Go worker used."""
     del settings, receiver, wire
     event = note.event
-    words = {"component": event.component, "title": event.title, "detail": event.detail or None, "event": note.id}
-    words["test"] = "yes" if event.kind is Kind.TEST else None
-    log.log(_LEVELS[event.severity], "notification", event_id=words.pop("event"), **words, **event.metadata)
+    words = {"component": event.component, "title": event.title, "detail": event.detail or None, "event_id": note.id}
+    log.log(_LEVELS[event.severity], "notification", **{**event.metadata, **words})

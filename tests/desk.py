@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Self
 
-import structlog
-from dramatiq.asyncio import EventLoopThread
 from psycopg import Connection
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
@@ -19,7 +17,7 @@ from app.notify.fanout import Fanout, Target
 from app.notify.notifier import Again, Notifier
 from app.notify.outbox import Outbox
 from app.notify.settings import NotificationSettings
-from app.notify.wire import Network
+from app.notify.wire import Lanes
 
 
 class Desk:
@@ -32,18 +30,15 @@ class Desk:
         fanout = Fanout(targets)
         settings = NotificationSettings.read()
         self.outbox = Outbox(fanout, self.queue.append)
-        self._loop = EventLoopThread(structlog.get_logger("test"))
-        self._network = Network(settings)
+        self._lanes = Lanes(settings)
         deliveries = Deliveries(fanout.targets, settings)
-        self.notifier = Notifier(pool, deliveries, self.outbox, lambda: self._network, self._loop.run_coroutine)
+        self.notifier = Notifier(pool, deliveries, self.outbox, self._lanes)
 
     def __enter__(self) -> Self:
-        self._loop.start(timeout=5)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.run_coroutine(self._network.close())
-        self._loop.stop()  # type: ignore[no-untyped-call]
+        self._lanes.close()
 
     def tell(self, *events: Event) -> None:
         """Commit events, and trigger their deliveries."""
@@ -88,7 +83,8 @@ SELECT delivery.*, event.title, event.kind, event.component, event.metadata
 _PASS = (
     """
     UPDATE secrets_bridge_worker.notification_delivery
-       SET due_at = due_at - %(passed)s, queued_at = queued_at - %(passed)s, lease_until = lease_until - %(passed)s
+       SET due_at = due_at - %(passed)s, nudged_at = nudged_at - %(passed)s, queued_at = queued_at - %(passed)s,
+           lease_until = lease_until - %(passed)s
     """,
     """
     UPDATE secrets_bridge_worker.notification_target

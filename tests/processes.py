@@ -48,7 +48,8 @@ class Process:
     def __init__(self, words: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self.log = log
         self.port = free_ports(1)
-        own = {"SB_WORKER_LOCAL_ADDR": f"127.0.0.1:{self.port}"}
+        place = f"127.0.0.1:{self.port}"
+        own = {"SB_WORKER_LOCAL_ADDR": place, "SB_NOTIFICATION_LOCAL_ADDR": place}
         with log.open("ab") as out:
             self.popen = subprocess.Popen(
                 [str(BIN / words[0]), *words[1:]],

@@ -1,8 +1,9 @@
 """Deliveries in PostgreSQL: taken under a lease, settled by how the attempt ended.
 
-Every change to a receiver's deliveries happens under its row in `notification_target`, so that what is decided about
-one receiver is decided by one process at a time; two receivers never wait for each other. The row is not held during
-an attempt.
+What is decided about a receiver (what goes together, what waits, its breaker) is decided under its row in
+`notification_target`, by one process at a time; two receivers never wait for each other, and nobody holds the row
+during an attempt. Where there is nothing to decide, for a receiver that is well and takes every event by itself, one
+statement on the delivery's own row does.
 """
 
 from __future__ import annotations
@@ -34,6 +35,17 @@ MOST_TOGETHER = 20_000
 LOOK = """
 SELECT target FROM secrets_bridge_worker.notification_delivery
  WHERE id = %(id)s AND (state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now())
+"""
+
+TAKE_ALONE = """
+UPDATE secrets_bridge_worker.notification_delivery AS delivery
+   SET state = 'sending', attempts = attempts + 1, lease_until = now() + %(lease)s
+  FROM secrets_bridge_worker.notification_event AS event
+ WHERE delivery.id = %(id)s AND event.id = event_id
+   AND (state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now())
+   AND NOT EXISTS (SELECT FROM secrets_bridge_worker.notification_target
+                    WHERE name = target AND (failures >= 5 OR rests_until > now() OR off_fingerprint IS NOT NULL))
+RETURNING attempts, queued_at, event_id, created_at, kind, component, severity, title, detail, metadata, tallies
 """
 
 LOCK = """
@@ -91,6 +103,25 @@ UPDATE secrets_bridge_worker.notification_target
        probe_until = CASE WHEN %(probing)s THEN now() + %(lease)s ELSE probe_until END,
        catch_up = catch_up AND NOT %(caught_up)s
  WHERE name = %(target)s
+"""
+
+# The usual end, in one statement: delivered, to a receiver that was well before.
+DELIVERED = """
+WITH settled AS (
+    UPDATE secrets_bridge_worker.notification_delivery
+       SET state = 'delivered', reason = '', code = '', lease_until = NULL, finished_at = clock_timestamp()
+     WHERE id = %(id)s AND state = 'sending' AND attempts = %(attempt)s
+ RETURNING event_id, queued_at
+)
+SELECT extract(epoch FROM clock_timestamp() - queued_at)::float8 AS age,
+       EXISTS (SELECT FROM secrets_bridge_worker.notification_delivery AS sibling
+                WHERE sibling.event_id = settled.event_id AND state = 'dead') AS partly,
+       NOT EXISTS (SELECT FROM secrets_bridge_worker.notification_target
+                    WHERE name = %(target)s AND (failures > 0 OR trips > 0 OR rests_until IS NOT NULL)) AS well,
+       EXISTS (SELECT FROM secrets_bridge_worker.notification_target
+                WHERE name = %(target)s AND (failures >= 5 OR rests_until IS NOT NULL)) AS recovered,
+       event_id
+  FROM settled
 """
 
 SETTLE = """
@@ -182,6 +213,12 @@ class Deliveries:
         target = self.targets.get(seen["target"]) if seen else None
         if target is None:
             return None
+        policy = self.policy(target)
+        if not (policy.digests or policy.pace or policy.grouped):
+            row = cursor.execute(TAKE_ALONE, {"id": delivery, "lease": self.settings.lease}).fetchone()
+            if row is not None:
+                one = note(row)
+                return Taken(delivery, target, one, row["attempts"], row["queued_at"], _events(one))
         with connection.transaction():
             row = _lock(cursor, target.name)
             if row["off_fingerprint"] is not None:
@@ -198,12 +235,14 @@ class Deliveries:
         self, cursor: Cursor[dict[str, Any]], delivery: int, target: Target, health: Health, now: datetime
     ) -> Taken | None:
         policy = self.policy(target)
-        alone = not policy.digests and not health.broken and not policy.grouped
+        alone = not (policy.digests or policy.grouped or health.broken)
         only = delivery if alone else None
         query = {"target": target.name, "id": only, "most": MOST_TOGETHER}
         found = cursor.execute(WAITING, query).fetchall()
         waiting = [_waiting(row, target) for row in found]
-        holds = {row["key"]: row["until"] for row in cursor.execute(HOLDS, {"target": target.name})}
+        holds = {}
+        if policy.repeat:
+            holds = {row["key"]: row["until"] for row in cursor.execute(HOLDS, {"target": target.name})}
         decision = decide(delivery, waiting, health, policy, holds, now)
         for until, ids in decision.hold.items():
             cursor.execute(HOLD, {"ids": ids, "until": until})
@@ -255,8 +294,30 @@ class Deliveries:
         self, connection: Connection[Any], taken: Taken, error: SinkRejected | SinkUnavailable | None
     ) -> Ended | None:
         """Write down how the attempt ended; None when it was not ours any more."""
-        cursor = connection.cursor(row_factory=dict_row)
-        name = taken.target.name
+        if error is None:
+            return self._delivered(connection, taken)
+        return self._settle(connection, taken, error)
+
+    def _delivered(self, connection: Connection[Any], taken: Taken) -> Ended | None:
+        cursor, name = connection.cursor(row_factory=dict_row), taken.target.name
+        row = cursor.execute(DELIVERED, {"id": taken.id, "attempt": taken.attempt, "target": name}).fetchone()
+        if row is None:
+            return None
+        partly = _partly(cursor, row["event_id"]) if row["partly"] else ()
+        ended = Ended("delivered", age=row["age"], partly=partly)
+        grouped = taken.target.sink.group is not everything
+        if row["well"] and not grouped:
+            return ended
+        with connection.transaction():
+            _lock(cursor, name)
+            cursor.execute(WELL, {"target": name})
+            if row["recovered"]:
+                cursor.execute(HURRY, {"target": name})
+            follow = tuple(found["id"] for found in cursor.execute(NEXT, {"target": name}))
+        return ended._replace(recovered=row["recovered"], follow=follow)
+
+    def _settle(self, connection: Connection[Any], taken: Taken, error: SinkRejected | SinkUnavailable) -> Ended | None:
+        cursor, name = connection.cursor(row_factory=dict_row), taken.target.name
         with connection.transaction():
             row = _lock(cursor, name)
             health, age = _health(row), row["now"] - taken.queued_at
@@ -268,7 +329,7 @@ class Deliveries:
                     "attempt": taken.attempt,
                     "state": ended.state,
                     "reason": ended.reason,
-                    "code": error.code if error else "",
+                    "code": error.code,
                     "wait": ended.wait,
                 },
             ).fetchone()
@@ -285,12 +346,8 @@ class Deliveries:
                 ended = ended._replace(partly=_partly(cursor, settled["event_id"]))
         return ended
 
-    def _ended(
-        self, taken: Taken, error: SinkRejected | SinkUnavailable | None, health: Health, age: timedelta
-    ) -> Ended:
+    def _ended(self, taken: Taken, error: SinkRejected | SinkUnavailable, health: Health, age: timedelta) -> Ended:
         seconds = age.total_seconds()
-        if error is None:
-            return Ended("delivered", recovered=health.broken or health.rests_until is not None, age=seconds)
         if isinstance(error, SinkRejected):
             return Ended("dead", error.fault, switched_off=error.off, recovered=health.broken, age=seconds)
         wait = backoff(taken.attempt, random.random())  # noqa: S311 - not a secret
@@ -307,7 +364,7 @@ class Deliveries:
         self,
         cursor: Cursor[dict[str, Any]],
         taken: Taken,
-        error: SinkRejected | SinkUnavailable | None,
+        error: SinkRejected | SinkUnavailable,
         health: Health,
         ended: Ended,
     ) -> None:

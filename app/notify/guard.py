@@ -51,11 +51,7 @@ class Guard:
 
         Raises SinkUnavailable when the name is not known, SinkRejected when all its addresses are closed.
         """
-        try:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            raise SinkUnavailable(Fault.DNS) from None
-        addresses = list(dict.fromkeys(str(info[4][0]) for info in found))
+        addresses = [host] if _is_address(host) else await _look_up(host, port)
         open_ones = [address for address in addresses if self.lets(address, plain=plain)]
         if not open_ones:
             raise SinkRejected(Fault.BLOCKED_ADDRESS)
@@ -65,11 +61,23 @@ class Guard:
         """Say whether a URL's host is an address that will never be dialled; a name is judged by its addresses."""
         if plain and not self._allowed:
             return True
-        try:
-            ip_address(host)
-        except ValueError:
-            return False
-        return not self.lets(host, plain=plain)
+        return _is_address(host) and not self.lets(host, plain=plain)
+
+
+async def _look_up(host: str, port: int) -> list[str]:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise SinkUnavailable(Fault.DNS) from None
+    return list(dict.fromkeys(str(info[4][0]) for info in found))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _unwrap(address: Address) -> Address:

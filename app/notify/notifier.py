@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("notification")
 
-#: Runs a coroutine on the process's event loop and waits for it.
-Run = Callable[[Coroutine[Any, Any, None]], None]
+#: Runs an attempt, given the way out, on an event loop, and waits for its end.
+Run = Callable[[Callable[["Wire"], Coroutine[Any, Any, None]]], None]
 
 
 class Again(Exception):
@@ -67,7 +67,6 @@ class Notifier:
     pool: ConnectionPool[Connection[Any]]
     deliveries: Deliveries
     outbox: Outbox
-    wire: Callable[[], Wire]
     run: Run
 
     def deliver(self, delivery: int) -> None:
@@ -104,7 +103,7 @@ class Notifier:
         error: SinkRejected | SinkUnavailable | None = None
         try:
             seconds = self.deliveries.settings.timeout.total_seconds()
-            self.run(attempt(taken.target, taken.note, self.wire(), seconds))
+            self.run(lambda wire: attempt(taken.target, taken.note, wire, seconds))
         except (SinkRejected, SinkUnavailable) as problem:
             error = problem
         outcome = "delivered" if error is None else "rejected" if isinstance(error, SinkRejected) else "unavailable"

@@ -16,9 +16,14 @@ MOST_TRIGGERS = 500
 #: Rows deleted in one round.
 MOST_PRUNED = 5_000
 
+#: How long a message may take before it counts as lost; whoever is late and gets two of them finds nothing to do.
+PATIENCE = timedelta(seconds=10)
+
 # A receiver that rests or is switched off is not asked for; the first trigger after its rest is the probe. The lateral
-# join reads the open deliveries of one receiver by their index.
+# join reads the open deliveries of one receiver by their index. What was nudged is left in peace for a while, else a
+# backlog would fill the queue with messages for itself.
 DUE = """
+UPDATE secrets_bridge_worker.notification_delivery SET nudged_at = now() WHERE id IN (
 SELECT due.id
   FROM unnest(%(targets)s::text[], %(fingerprints)s::text[]) AS here (name, fingerprint)
   LEFT JOIN secrets_bridge_worker.notification_target AS target USING (name)
@@ -27,9 +32,11 @@ SELECT due.id
         WHERE notification_delivery.target = here.name
           AND state IN ('pending', 'sending')
           AND (state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now())
+          AND (nudged_at < coalesce(lease_until, due_at) OR nudged_at < now() - %(patience)s)
         ORDER BY id LIMIT %(most)s) AS due
  WHERE (target.rests_until IS NULL OR target.rests_until <= now())
-   AND (target.off_fingerprint IS NULL OR target.off_fingerprint <> here.fingerprint)
+   AND (target.off_fingerprint IS NULL OR target.off_fingerprint <> here.fingerprint))
+RETURNING id
 """
 
 GIVE_UP = """
@@ -58,7 +65,7 @@ def due(connection: Connection[Any], targets: Sequence[tuple[str, str]]) -> list
     names, fingerprints = [name for name, _ in targets], [fingerprint for _, fingerprint in targets]
     cursor = connection.cursor(row_factory=dict_row)
     query = {"targets": names, "fingerprints": fingerprints, "most": MOST_TRIGGERS}
-    return [row["id"] for row in cursor.execute(DUE, query)]
+    return sorted(row["id"] for row in cursor.execute(DUE, {**query, "patience": PATIENCE}))
 
 
 def give_up(connection: Connection[Any], age: timedelta) -> list[str]:

@@ -10,7 +10,8 @@ import asyncio
 import socket
 import ssl
 import sys
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -95,11 +96,11 @@ class _Transport(httpx.AsyncHTTPTransport):
 
 
 class Network:
-    """A process's Wire. It belongs to the event loop that first uses it."""
+    """A Wire. It belongs to the event loop that first uses it."""
 
-    def __init__(self, settings: NotificationSettings) -> None:
+    def __init__(self, settings: NotificationSettings, context: ssl.SSLContext | None = None) -> None:
         self._guard = Guard(settings.allowed_networks)
-        self._context = tls_context(settings)
+        self._context = context or tls_context(settings)
         self._client = httpx.AsyncClient(
             mounts={
                 "https://": _Transport(self._context, self._guard, plain=False),
@@ -205,6 +206,31 @@ class Network:
             else:
                 return connection
         raise SinkUnavailable(Fault.CONNECT) from error
+
+
+class Lanes:
+    """Runs attempts, each on an event loop and a Network of the thread that asks.
+
+    A loop shared by all threads would hand every step of every attempt from one thread to another.
+    """
+
+    def __init__(self, settings: NotificationSettings) -> None:
+        self._settings = settings
+        self._context = tls_context(settings)
+        self._own = threading.local()
+
+    def __call__(self, attempt: Callable[[Network], Coroutine[Any, Any, None]]) -> None:
+        """Run one attempt to its end; it has a deadline of its own."""
+        if not hasattr(self._own, "runner"):
+            self._own.runner = asyncio.Runner()
+            self._own.network = Network(self._settings, self._context)
+        self._own.runner.run(attempt(self._own.network))
+
+    def close(self) -> None:
+        """Close what this thread has."""
+        if hasattr(self._own, "runner"):
+            self._own.runner.run(self._own.network.close())
+            self._own.runner.close()
 
 
 async def _start_tls(client: aiosmtplib.SMTP, server: MailServer) -> None:

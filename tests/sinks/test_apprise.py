@@ -1,0 +1,50 @@
+"""Apprise in its own process: it delivers, it is cut off, and it is guarded like the others."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import receivers
+from tests.receivers import Receiver, Reply, Rude
+from tests.sinks.outcome import LOOPBACK, NOTE, configured, outcome
+
+URLS = "SB_NOTIFICATION_APPRISE_URLS"
+
+
+def test_delivers_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Receiver() as receiver:
+        env = {**LOOPBACK, URLS: f"json://127.0.0.1:{receiver.port}/x json://127.0.0.1:{receiver.port}/y"}
+        first, second = configured(monkeypatch, env)
+        assert (first.name, second.name) == ("apprise:json-1", "apprise:json-2")
+        assert outcome(second, seconds=20) == "delivered"
+    (seen,) = receiver.seen
+    assert seen.path == "/y"
+    assert seen.json["title"] == "[warn] agents flagged stale (flipped=3)"
+    assert NOTE.id in seen.json["message"]
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_refusal_is_tried_again_because_the_library_does_not_say_why(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    with Receiver(Reply(status)) as receiver:
+        (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{receiver.port}/x"})
+        assert outcome(target, seconds=20) == "unavailable server_error refused"
+
+
+def test_what_is_no_service_is_permanent(monkeypatch: pytest.MonkeyPatch) -> None:
+    (target,) = configured(monkeypatch, {**LOOPBACK, URLS: "nosuchservice://x"})
+    assert outcome(target, seconds=20) == "rejected template url"
+
+
+def test_a_closed_network_is_not_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Receiver() as receiver:
+        (target,) = configured(monkeypatch, {URLS: f"json://localhost:{receiver.port}/x"})
+        assert outcome(target, seconds=20) == "rejected blocked_address"
+        assert receiver.seen == []
+
+
+def test_a_service_that_stalls_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Rude(receivers.silence) as rude:
+        (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{rude.port}/x"})
+        assert outcome(target, seconds=3) == "unavailable timeout"

@@ -1,0 +1,98 @@
+"""Wrong settings of sinks: every problem told at boot, no value shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from actors import SWEEPERS
+from app.errors import ConfigError
+from app.worker import load
+from sinks import SINKS
+
+CANARY = "canary"
+CLOSED = "plain http:// and closed addresses (loopback, private) are for networks in SB_NOTIFICATION_ALLOWED_NETWORKS"
+WRONG = [
+    ("WEBHOOK_URL", "canary", "not a URL; accepted: https://host/path"),
+    ("WEBHOOK_URL", "ftp://canary/", "not a URL"),
+    ("WEBHOOK_URL", "https://canary:99999/", "not a URL"),
+    ("WEBHOOK_URL", "https://canary /", "not a URL"),
+    ("WEBHOOK_URL", "https://canary\r\nX-A: b/", "not a URL"),
+    ("WEBHOOK_URL", "http://canary.example.org/", CLOSED),
+    ("WEBHOOK_URL", "https://127.0.0.1/canary", CLOSED),
+    ("WEBHOOK_URL", "https://10.0.0.1/canary", CLOSED),
+    ("WEBHOOK_URL", "https://169.254.169.254/canary", CLOSED),
+    ("WEBHOOK_URL", "https://[::1]/canary", CLOSED),
+    ("WEBHOOK_FORMAT_SLACK", "yes", "not a boolean"),
+    ("WEBHOOK_SIGNING_SECRETS", "canary", "not signing secrets; accepted: whsec_"),
+    ("WEBHOOK_SIGNING_SECRETS", "whsec_Y2FuYXJ5", "not signing secrets"),
+    ("WEBHOOK_HEADERS", "canary", "not headers; accepted: a JSON object"),
+    ("WEBHOOK_HEADERS", '{"X-A": "canary\\r\\nX-B: c"}', "not headers"),
+    ("WEBHOOK_HEADERS", '{"Host": "canary"}', "not headers"),
+    ("WEBHOOK_HEADERS", '{"webhook-id": "canary"}', "not headers"),
+    ("WEBHOOK_RETRY_STATUSES", "500", "not statuses; accepted: numbers from 400 to 499"),
+    ("WEBHOOK_MIN_SEVERITY", "loud", "not a severity; accepted: info, warn, error"),
+    ("WEBHOOK_SWEEPERS", "Canary!", "not a list of sweepers"),
+    ("SLACK_TOKEN", "canary\nx", "not a token; accepted: printable ASCII"),
+    ("SLACK_TOKEN", "xoxb-canary", "needs SB_NOTIFICATION_SLACK_CHANNEL beside it"),
+    ("PAGERDUTY_ROUTING_KEY", "canary", "not a routing key; accepted: the 32 letters and digits"),
+    ("PAGERDUTY_URL", "canary", "not a URL"),
+    ("TEAMS_URL", "http://canary/", CLOSED),
+    ("DISCORD_URL", "//canary", "not a URL"),
+    ("APPRISE_URLS", "canary", "not Apprise URLs; accepted: scheme://"),
+    ("ALLOWED_NETWORKS", "10.0.0.1/8", "not a list of networks; accepted: CIDR"),
+    ("CA_BUNDLE", "/no/such/canary.pem", "not a file; accepted: the path of a PEM file"),
+    ("PACE", "fast", "not a duration"),
+    ("BURST", "0", "must be at least 1"),
+    ("DIGEST_OVER", "-1", "must not be negative"),
+    ("TIMEOUT", "0s", "must be more than 0"),
+    ("RELAY_INTERVAL", "500ms", "must be at least 1s"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgres://127.0.0.1/x")
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"), WRONG, ids=[f"{n}-{number}" for number, (n, _, _) in enumerate(WRONG)]
+)
+def test_a_wrong_setting_is_told(monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str) -> None:
+    monkeypatch.setenv(f"SB_NOTIFICATION_{name}", value)
+    with pytest.raises(ConfigError) as told:
+        load(SWEEPERS, SINKS)
+    (line,) = told.value.problems
+    assert line.startswith(f"SB_NOTIFICATION_{name}: {problem}")
+    assert CANARY not in line.lower()
+
+
+def test_a_filter_of_a_sweeper_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SB_NOTIFICATION_NOOP_SWEEPERS", "wraps-expired,-agent-stale")
+    with pytest.raises(ConfigError) as told:
+        load(SWEEPERS, SINKS)
+    assert told.value.problems[0].startswith(
+        "SB_NOTIFICATION_NOOP_SWEEPERS: no sweeper is called agent-stale; accepted: "
+    )
+
+
+def test_the_go_workers_names_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SB_WORKER_WEBHOOK_URL", "https://example.org/hook")
+    monkeypatch.setenv("SB_WORKER_WEBHOOK_SLACK_FORMAT", "true")
+    names = [target.name for target in load(SWEEPERS, SINKS).targets]
+    assert names == ["noop", "webhook"]
+
+
+def test_only_the_log_is_on_by_default() -> None:
+    assert [target.name for target in load(SWEEPERS, SINKS).targets] == ["noop"]
+
+
+def test_a_fingerprint_changes_with_the_configuration_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fingerprint() -> str:
+        return load(SWEEPERS, SINKS).targets[1].fingerprint
+
+    monkeypatch.setenv("SB_NOTIFICATION_WEBHOOK_URL", "https://example.org/1")
+    first = fingerprint()
+    assert fingerprint() == first
+    monkeypatch.setenv("SB_NOTIFICATION_WEBHOOK_URL", "https://example.org/2")
+    assert fingerprint() != first
