@@ -1,4 +1,4 @@
-# One container is one replica: worker and scheduler, under a runner that signals main processes only.
+# One container is one replica: worker, notifier and scheduler, under a runner that signals main processes only.
 # It runs as uid 65532 with a read-only root file system; /dev/shm is all it writes to (SB_WORKER_METRICS_DIR).
 FROM python:3.11-slim AS build
 WORKDIR /src

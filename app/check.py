@@ -42,6 +42,7 @@ _OWN_TABLES = (
     "notification_target",
     "notification_hold",
 )
+_OFF = "SELECT name, off_reason FROM secrets_bridge_worker.notification_target WHERE off_fingerprint IS NOT NULL"
 _OWN_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
@@ -91,7 +92,12 @@ def _connected(connection: Connection[Any], sweepers: Sequence[Sweeper[Any]]) ->
     yield from _api(connection)
     for sweeper in sweepers:
         yield _sweeper(connection, sweeper)
-    yield _own(connection)
+    own = _own(connection)
+    yield own
+    if own.fine and schema.installed(connection) >= schema.VERSION:
+        for name, reason in connection.execute(_OFF).fetchall():
+            text = f"switched off ({reason}) until its configuration changes; `sb-worker notify test {name}` tries it"
+            yield Finding(f"sink {name}", False, text, warning=True)
 
 
 def _api(connection: Connection[Any]) -> Iterator[Finding]:

@@ -58,6 +58,7 @@ def check_command(as_json: bool) -> None:
         check.Finding("settings", False, f"{name} is not known, and not read", warning=True)
         for name in config.unknown(*_GROUPS)
     ]
+    findings.append(check.Finding("sinks", True, ", ".join(target.name for target in loaded.targets)))
     findings += check.redis_findings(loaded.store, loaded.worker.lease / 5)
     wanted = [sweeper for sweeper, own in zip(SWEEPERS, loaded.sweepers, strict=True) if own.enabled]
     findings += check.database_findings(loaded.database, wanted)

@@ -140,6 +140,7 @@ def test_a_thousand_hanging_attempts_leak_nothing(webhook: Callable[[str], Targe
         slowest = 0.0
         for _ in range(0, 1000, 50):
             slowest = max(slowest, *await asyncio.gather(*(_cut(target, network) for _ in range(50))))
+        leaked = -1
         for _ in range(50):  # the last ones are being closed
             if not (leaked := len(_established(server.port))):
                 break
