@@ -19,6 +19,7 @@ quote a row, a URL or a statement. `describe` is the one way from a foreign exce
 from __future__ import annotations
 
 from enum import StrEnum
+from math import isnan
 from typing import NamedTuple
 
 import psycopg
@@ -106,12 +107,18 @@ class SinkRejected(WorkerError):
         self.fault, self.code, self.off = fault, code, off
 
 
+#: The longest wait that a receiver may ask for, seconds.
+MOST_PATIENCE = 3600.0
+
+
 class SinkUnavailable(WorkerError):
-    """A sink could not take a notification now. `retry_after` is its own wish, in seconds."""
+    """A sink could not take a notification now. `retry_after` is its own wish, in seconds, kept to 0 to an hour."""
 
     def __init__(self, fault: Fault, code: str = "", *, retry_after: float | None = None) -> None:
         super().__init__(f"{fault} {code}".strip())
-        self.fault, self.code, self.retry_after = fault, code, retry_after
+        wish = retry_after if retry_after is not None and not isnan(retry_after) else None
+        self.fault, self.code = fault, code
+        self.retry_after = None if wish is None else min(max(wish, 0.0), MOST_PATIENCE)
 
 
 class Failure(NamedTuple):

@@ -200,9 +200,10 @@ class _Assembly:
             held = leases.current.get()
             if held is not None:
                 held.done = held.slot
-            notifier.relay()
-            metrics.RUNS.labels(RELAY, "success").inc()
-            metrics.LAST_SUCCESS.labels(RELAY).set_to_current_time()
+            fine = notifier.relay()
+            metrics.RUNS.labels(RELAY, "success" if fine else "failure").inc()
+            if fine:
+                metrics.LAST_SUCCESS.labels(RELAY).set_to_current_time()
 
         declare = dramatiq.actor(actor_name=DELIVER, queue_name=SINKS, broker=self.broker, throws=(Again,))
         declare(notifier.deliver)

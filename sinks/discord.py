@@ -88,4 +88,4 @@ def _wish(answer: Answer, wire: Wire) -> float | None:
     if (seconds := reset.retry_after(wire.now)) is not None:
         return seconds
     said = answer.json.get("retry_after")
-    return min(float(said), 3600.0) if isinstance(said, int | float) and said >= 0 else None
+    return float(said) if isinstance(said, int | float) else None

@@ -84,7 +84,7 @@ SELECT %(target)s, key, now() + %(repeat)s FROM unnest(%(keys)s::text[]) AS sent
 TAKE = """
 UPDATE secrets_bridge_worker.notification_delivery
    SET state = 'sending', attempts = attempts + 1, lease_until = now() + %(lease)s
- WHERE id = %(id)s
+ WHERE id = %(id)s AND (state = 'pending' OR state = 'sending' AND lease_until <= now())
 RETURNING attempts, queued_at
 """
 ADD_DIGEST = """
@@ -267,11 +267,13 @@ class Deliveries:
 
     def _send(
         self, cursor: Cursor[dict[str, Any]], target: Target, decision: Decision, queued: Mapping[int, datetime]
-    ) -> Taken:
+    ) -> Taken | None:
         lease = self.settings.lease
         if len(decision.send) == 1:
             (one,) = decision.send
-            row = _one(cursor.execute(TAKE, {"id": one.id, "lease": lease}).fetchone())
+            row = cursor.execute(TAKE, {"id": one.id, "lease": lease}).fetchone()
+            if row is None:  # somebody took it alone, meanwhile
+                return None
             return Taken(one.id, target, one.note, row["attempts"], row["queued_at"], _events(one.note))
         oldest = min(queued[one.id] for one in decision.send)
         event = digest([one.note for one in decision.send])

@@ -12,8 +12,10 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import structlog
 from psycopg.rows import dict_row
+from psycopg_pool import PoolTimeout
 
 from app import metrics
 from app.errors import Fault, SinkRejected, SinkUnavailable, describe
@@ -71,32 +73,56 @@ class Notifier:
 
     def deliver(self, delivery: int) -> None:
         """Make the attempt that this delivery's receiver is due. Raises Again when it is to be repeated."""
-        with self.pool.connection() as connection:
-            taken = self.deliveries.take(connection, delivery)
+        try:
+            with self.pool.connection() as connection:
+                taken = self.deliveries.take(connection, delivery)
+        except (psycopg.Error, PoolTimeout) as error:
+            log.warning("delivery put off, PostgreSQL is away", **describe(error)._asdict())
+            return
         if taken is None:
             return
-        error = self._attempt(taken)
-        with self.pool.connection() as connection:
-            ended = self.deliveries.settle(connection, taken, error)
+        ended = self._settle(taken, self._attempt(taken))
         if ended is None:
-            log.warning("attempt outlived its lease; another one decides", sink=taken.target.name)
             return
         self._tell(taken, ended)
         self.outbox.trigger(ended.follow)
         if ended.state == "pending":
             raise Again(taken.id, ended.wait)
 
-    def relay(self) -> None:
-        """Do one round: end what is too old, trigger what is due, prune."""
+    def _settle(self, taken: Taken, error: SinkRejected | SinkUnavailable | None) -> Ended | None:
+        """Write down how the attempt ended, with patience: what is not written down is sent again."""
+        for pause in (0.1, 0.5, 1.0, 2.0, None):
+            try:
+                with self.pool.connection() as connection:
+                    ended = self.deliveries.settle(connection, taken, error)
+            except (psycopg.Error, PoolTimeout) as problem:
+                if pause is None:
+                    log.error("attempt not settled; it is made again", **describe(problem)._asdict())
+                    return None
+                time.sleep(pause)
+            else:
+                if ended is None:
+                    log.warning("attempt outlived its lease; another one decides", sink=taken.target.name)
+                return ended
+        return None
+
+    def relay(self) -> bool:
+        """Do one round: end what is too old, trigger what is due, prune. Says whether PostgreSQL was there."""
         settings = self.deliveries.settings
         targets = [(target.name, target.fingerprint) for target in self.deliveries.targets.values()]
-        with self.pool.connection() as connection:
-            for target, number in Counter(relay.give_up(connection, settings.give_up)).items():
-                metrics.NOTIFIED.labels(target.partition(":")[0], "dead").inc(number)
-                log.error("notifications given up", sink=target, reason="gave_up", number=number)
-            due = relay.due(connection, targets)
-            relay.prune(connection, settings.retention)
+        try:
+            with self.pool.connection() as connection:
+                given_up = relay.give_up(connection, settings.give_up)
+                due = relay.due(connection, targets)
+                relay.prune(connection, settings.retention)
+        except (psycopg.Error, PoolTimeout) as error:
+            log.warning("relay put off, PostgreSQL is away", **describe(error)._asdict())
+            return False
+        for target, number in Counter(given_up).items():
+            metrics.NOTIFIED.labels(target.partition(":")[0], "dead").inc(number)
+            log.error("notifications given up", sink=target, reason="gave_up", number=number)
         self.outbox.trigger(due)
+        return True
 
     def _attempt(self, taken: Taken) -> SinkRejected | SinkUnavailable | None:
         sink, started = taken.target.sink.name, time.perf_counter()
@@ -124,6 +150,8 @@ class Notifier:
             log.debug("notification delivered", **facts, events=taken.events)
         elif ended.state == "dead":
             log.error("notification is a dead letter", **facts, reason=ended.reason, events=taken.events)
+        elif ended.reason == Fault.TLS and taken.attempt == 1:
+            log.error("sink's certificate is not trusted; no resending will help", **facts)
         else:
             log.info("notification not delivered yet", **facts, reason=ended.reason, again_in=ended.wait)
         if ended.partly:

@@ -33,7 +33,8 @@ SELECT due.id
           AND state IN ('pending', 'sending')
           AND (state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now())
           AND (nudged_at < coalesce(lease_until, due_at) OR nudged_at < now() - %(patience)s)
-        ORDER BY id LIMIT %(most)s) AS due
+        ORDER BY id LIMIT %(most)s
+          FOR UPDATE SKIP LOCKED) AS due
  WHERE (target.rests_until IS NULL OR target.rests_until <= now())
    AND (target.off_fingerprint IS NULL OR target.off_fingerprint <> here.fingerprint))
 RETURNING id

@@ -148,18 +148,14 @@ class Answer:
         return parsed if isinstance(parsed, dict) else {}
 
     def retry_after(self, now: datetime) -> float | None:
-        """Seconds that the receiver wants to be left alone: the header, as a number or a date; at most an hour."""
+        """Seconds that the receiver wants to be left alone: the header, as a number or a date."""
         text = self.headers.get("retry-after", "").strip()
         if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
-            return min(float(text), MOST_PATIENCE)
+            return float(text)
         try:
-            return min(max(0.0, (parsedate_to_datetime(text) - now).total_seconds()), MOST_PATIENCE)
+            return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
         except (ValueError, TypeError):
             return None
-
-
-#: The longest wait that a receiver may ask for, seconds.
-MOST_PATIENCE = 3600.0
 
 
 class Wire(Protocol):

@@ -95,6 +95,16 @@ class _Transport(httpx.AsyncHTTPTransport):
         )
 
 
+class _Mailer(aiosmtplib.SMTP):
+    """A client that hangs up at once: a goodbye under TLS waits for the other side, which may never answer."""
+
+    def close(self) -> None:
+        transport = self.transport
+        super().close()
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.abort()
+
+
 class Network:
     """A Wire. It belongs to the event loop that first uses it."""
 
@@ -143,9 +153,10 @@ class Network:
 
     async def mail(self, server: MailServer, message: EmailMessage, recipient: str) -> None:
         """Hand over one message for one recipient: connect, TLS, login, MAIL, RCPT, DATA, in one conversation."""
-        client = aiosmtplib.SMTP(
+        connection = await self._dial(server)
+        client = _Mailer(
             hostname=server.host,
-            sock=await self._dial(server),
+            sock=connection,
             use_tls=server.tls == "implicit",
             start_tls=False,
             tls_context=self._context,
@@ -170,6 +181,11 @@ class Network:
                     await client.quit()
         finally:
             client.close()
+            for _ in range(
+                2
+            ):  # the loop closes the socket at its next turn, and may not have one before the next attempt
+                await asyncio.sleep(0)
+            connection.close()
 
     async def child(self, module: str, given: bytes) -> int:
         """Run a module in a process of its own, which ends with the attempt."""
