@@ -130,9 +130,8 @@ def _explained(routed: fanout.Routed, known: Mapping[str, Any] | None) -> dict[s
 
 
 def _first_variable(sink: fanout.AnySink) -> str:
-    own = (field for name, field in sink.settings.model_fields.items() if name not in SinkSettings.model_fields)
-    extra: Any = next(own).json_schema_extra
-    return str(extra["names"][0])
+    own = (name for name in sink.settings.model_fields if name not in SinkSettings.model_fields)
+    return config.name_of(sink.settings, next(own))
 
 
 def _age(_context: click.Context, _parameter: click.Parameter, value: str | None) -> timedelta | None:

@@ -138,6 +138,11 @@ def unknown(*groups: type[Settings]) -> list[str]:
     return [name + _hint(name, known) for name in strays]
 
 
+def name_of(group: type[Settings], field: str) -> str:
+    """Give the documented name of a field's variable."""
+    return _names(group.model_fields[field])[0]
+
+
 def _row(field: FieldInfo) -> Row:
     name, *twins = _names(field)
     found = _find(field, os.environ)

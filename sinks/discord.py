@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any
-
-from pydantic import SecretStr
 
 from app.config import variable
 from app.errors import Fault, SinkRejected, SinkUnavailable
@@ -18,14 +14,14 @@ from app.notify.sink import (
     Filter,
     Loudness,
     SecretUrl,
-    SinkSettings,
+    UrlSettings,
     Wire,
     at_least,
     judge,
     only,
     sink,
 )
-from app.notify.words import cut, headline, lines, timestamp
+from app.notify.words import cut, dump, headline, lines, timestamp
 
 #: Discord's limits, code points.
 _CONTENT, _TITLE, _DESCRIPTION = 2000, 256, 4096
@@ -33,7 +29,7 @@ _COLORS = {"info": 0x3498DB, "warn": 0xF1C40F, "error": 0xE74C3C}
 _NOT_FOUND, _TOO_MANY = 404, 429
 
 
-class Discord(SinkSettings):
+class Discord(UrlSettings):
     """Where."""
 
     url: SecretUrl | None = variable(
@@ -42,24 +38,13 @@ class Discord(SinkSettings):
     min_severity: Loudness = at_least("DISCORD", "warn")
     sweepers: Filter = only("DISCORD")
 
-    @property
-    def enabled(self) -> bool:
-        """Whether there is a URL."""
-        return self.url is not None
-
-    @property
-    def urls(self) -> Mapping[str, SecretStr]:
-        """The one URL."""
-        return {"SB_NOTIFICATION_DISCORD_URL": self.url} if self.url else {}
-
 
 @sink("discord", settings=Discord)
 async def discord(note: Note, settings: Discord, receiver: str, wire: Wire) -> None:
     """Post one embed; nobody is mentioned, whatever the text says."""
     del receiver
-    assert settings.url is not None
-    content = json.dumps(message(note), ensure_ascii=False, separators=(",", ":")).encode()
-    answer = await wire.post(settings.url, content, JSON)
+    content = dump(message(note))
+    answer = await wire.post(settings.address, content, JSON)
     if answer.status == _NOT_FOUND:  # Discord's "unknown webhook": it was deleted
         raise SinkRejected(Fault.CLIENT_ERROR, str(_NOT_FOUND), off=True)
     if answer.status == _TOO_MANY:

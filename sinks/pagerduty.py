@@ -7,7 +7,6 @@ a human closes it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -30,7 +29,7 @@ from app.notify.sink import (
     only,
     sink,
 )
-from app.notify.words import cut, headline, lines
+from app.notify.words import cut, dump, headline, lines
 
 _KEY_LENGTH = 32
 #: PagerDuty's limits: code points of a summary and of a key, bytes of a body (512 KiB, kept far below).
@@ -90,7 +89,7 @@ async def pagerduty(note: Note, settings: PagerDuty, receiver: str, wire: Wire) 
     path, content = message(note)
     content = {"routing_key": settings.routing_key.get_secret_value(), **content}
     url = SecretStr(settings.url.get_secret_value().rstrip("/") + path)
-    answer = await wire.post(url, json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode(), JSON)
+    answer = await wire.post(url, dump(content), JSON)
     if answer.status == _BAD_REQUEST and _about_the_key(answer):
         raise SinkRejected(Fault.AUTH, str(_BAD_REQUEST), off=True)
     judge(answer, wire.now, PASSING)

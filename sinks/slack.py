@@ -5,7 +5,6 @@ Slack tells what went wrong by a word, with a status that varies, or inside of a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +27,7 @@ from app.notify.sink import (
     only,
     sink,
 )
-from app.notify.words import cut, headline, lines, timestamp
+from app.notify.words import cut, dump, headline, lines, slack_escape, timestamp
 
 #: Slack's limits, code points: header text, section text; and a total well below where it starts to refuse.
 _HEADER, _SECTION, _TOTAL = 150, 3000, 8000
@@ -130,13 +129,13 @@ async def slack(note: Note, settings: Slack, receiver: str, wire: Wire) -> None:
     content: dict[str, Any] = message(note)
     headers = {"Content-Type": "application/json; charset=utf-8"}
     if settings.url is not None:
-        answer = await wire.post(settings.url, _dump(content), headers)
+        answer = await wire.post(settings.url, dump(content), headers)
     else:
         assert settings.token is not None
         url = SecretStr(settings.api.get_secret_value().rstrip("/") + "/chat.postMessage")
         bearer = {"Authorization": f"Bearer {settings.token.get_secret_value()}"}
         content = {"channel": settings.channel, **content, "unfurl_links": False}
-        answer = await wire.post(url, _dump(content), {**headers, **bearer})
+        answer = await wire.post(url, dump(content), {**headers, **bearer})
     _judge(answer, wire)
 
 
@@ -144,23 +143,18 @@ def message(note: Note) -> dict[str, Any]:
     """Give text and blocks, escaped: an event that quotes `<!channel>` must not wake everybody up."""
     event = note.event
     title = cut(headline(event), _HEADER)
-    said = escape(cut("\n".join(lines(note)) or event.title, _TOTAL // 2))
+    said = slack_escape(cut("\n".join(lines(note)) or event.title, _TOTAL // 2))
     blocks = [
         {"type": "header", "text": {"type": "plain_text", "text": title, "emoji": False}},
         {"type": "section", "text": {"type": "mrkdwn", "text": cut(f"{_EMOJI[event.severity]} {said}", _SECTION)}},
         {
             "type": "context",
             "elements": [
-                {"type": "mrkdwn", "text": f"{escape(event.component)} · {timestamp(note.time)} · {note.id}"},
+                {"type": "mrkdwn", "text": f"{slack_escape(event.component)} · {timestamp(note.time)} · {note.id}"},
             ],
         },
     ]
-    return {"text": escape(title), "blocks": blocks}
-
-
-def escape(text: str) -> str:
-    """Escape the three characters that Slack gives a meaning to."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return {"text": slack_escape(title), "blocks": blocks}
 
 
 def _judge(answer: Answer, wire: Wire) -> None:
@@ -182,7 +176,3 @@ def _judge(answer: Answer, wire: Wire) -> None:
         raise SinkUnavailable(Fault.PROTOCOL, "unknown_answer")
     judge(answer, wire.now, PASSING)
     raise SinkUnavailable(Fault.PROTOCOL, str(answer.status))
-
-
-def _dump(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

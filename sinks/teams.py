@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from typing import Any
-
-from pydantic import SecretStr
 
 from app.config import variable
 from app.events import Note
-from app.notify.sink import JSON, PASSING, Filter, Loudness, SecretUrl, SinkSettings, Wire, at_least, judge, only, sink
-from app.notify.words import cut, headline, lines, timestamp
+from app.notify.sink import JSON, PASSING, Filter, Loudness, SecretUrl, UrlSettings, Wire, at_least, judge, only, sink
+from app.notify.words import cut, dump, headline, lines, timestamp
 
 #: Teams refuses cards above 28 KiB, measured after it has expanded them and after it has said that all is well.
 _MOST_BYTES = 18 * 1024
@@ -19,7 +15,7 @@ _TITLE = 256
 _COLORS = {"info": "Good", "warn": "Warning", "error": "Attention"}
 
 
-class Teams(SinkSettings):
+class Teams(UrlSettings):
     """Where."""
 
     url: SecretUrl | None = variable(
@@ -28,29 +24,18 @@ class Teams(SinkSettings):
     min_severity: Loudness = at_least("TEAMS", "warn")
     sweepers: Filter = only("TEAMS")
 
-    @property
-    def enabled(self) -> bool:
-        """Whether there is a URL."""
-        return self.url is not None
-
-    @property
-    def urls(self) -> Mapping[str, SecretStr]:
-        """The one URL."""
-        return {"SB_NOTIFICATION_TEAMS_URL": self.url} if self.url else {}
-
 
 @sink("teams", settings=Teams)
 async def teams(note: Note, settings: Teams, receiver: str, wire: Wire) -> None:
     """Post one card."""
     del receiver
-    assert settings.url is not None
-    judge(await wire.post(settings.url, message(note), JSON), wire.now, PASSING)
+    judge(await wire.post(settings.address, message(note), JSON), wire.now, PASSING)
 
 
 def message(note: Note) -> bytes:
     """Give the body, its lines cut until it is small enough."""
     said = list(lines(note)) or [note.event.title]
-    while len(content := _dump(_card(note, said))) > _MOST_BYTES:
+    while len(content := dump(_card(note, said))) > _MOST_BYTES:
         said = [*said[: len(said) // 2], "…"] if len(said) > 1 else [cut(said[0], len(said[0]) // 2)]
     return content
 
@@ -70,7 +55,3 @@ def _card(note: Note, said: list[str]) -> dict[str, Any]:
     }
     kind = "application/vnd.microsoft.card.adaptive"
     return {"type": "message", "attachments": [{"contentType": kind, "contentUrl": None, "content": content}]}
-
-
-def _dump(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

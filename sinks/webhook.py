@@ -11,15 +11,14 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from app.config import variable
 from app.events import Note
-from app.notify.sink import JSON, Filter, Loudness, SecretUrl, SinkSettings, Wire, at_least, judge, only, sink
-from app.notify.words import body, counts, timestamp
+from app.notify.sink import JSON, Filter, Loudness, SecretUrl, UrlSettings, Wire, at_least, judge, only, sink
+from app.notify.words import body, counts, dump, slack_escape, timestamp
 from app.values import Bool
 
 #: Key lengths of the Standard Webhooks specification, bytes.
@@ -72,7 +71,7 @@ def _statuses(value: object) -> object:
     return frozenset(map(int, parts))
 
 
-class Webhook(SinkSettings):
+class Webhook(UrlSettings):
     """Where, and in which form."""
 
     url: SecretUrl | None = variable(
@@ -110,34 +109,23 @@ class Webhook(SinkSettings):
     min_severity: Loudness = at_least("WEBHOOK", "info")
     sweepers: Filter = only("WEBHOOK")
 
-    @property
-    def enabled(self) -> bool:
-        """Whether there is a URL."""
-        return self.url is not None
-
-    @property
-    def urls(self) -> Mapping[str, SecretStr]:
-        """The one URL."""
-        return {"SB_NOTIFICATION_WEBHOOK_URL": self.url} if self.url else {}
-
 
 @sink("webhook", settings=Webhook)
 async def webhook(note: Note, settings: Webhook, receiver: str, wire: Wire) -> None:
     """POST the event in the form that was chosen."""
     del receiver
-    assert settings.url is not None
     content, kind = _content(note, settings)
     given: dict[str, str] = json.loads(settings.headers.get_secret_value()) if settings.headers else {}
     headers = {**JSON, **kind, **given, **signed(note.id, int(wire.now.timestamp()), content, settings.secrets)}
-    answer = await wire.post(settings.url, content, headers)
+    answer = await wire.post(settings.address, content, headers)
     judge(answer, wire.now, settings.retry_statuses)
 
 
 def _content(note: Note, settings: Webhook) -> tuple[bytes, dict[str, str]]:
     if settings.format_slack:
-        return _dump({"text": slack_text(note)}), {}
+        return dump({"text": slack_text(note)}), {}
     if not settings.cloudevents:
-        return _dump(body(note)), {}
+        return dump(body(note)), {}
     envelope = {
         "specversion": "1.0",
         "id": note.id,
@@ -148,7 +136,7 @@ def _content(note: Note, settings: Webhook) -> tuple[bytes, dict[str, str]]:
         "datacontenttype": "application/json",
         "data": body(note),
     }
-    return _dump(envelope), {"Content-Type": "application/cloudevents+json; charset=utf-8"}
+    return dump(envelope), {"Content-Type": "application/cloudevents+json; charset=utf-8"}
 
 
 def slack_text(note: Note) -> str:
@@ -157,7 +145,7 @@ def slack_text(note: Note) -> str:
     text = f"[{event.severity}] {event.title}"
     text += f" — {event.detail}" if event.detail else ""
     text += f" ({counts(event.metadata)})" if event.metadata else ""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return slack_escape(text)
 
 
 def signed(identity: str, moment: int, content: bytes, secrets: SecretStr | None) -> dict[str, str]:
@@ -168,7 +156,3 @@ def signed(identity: str, moment: int, content: bytes, secrets: SecretStr | None
     text = f"{identity}.{moment}.".encode() + content
     macs = (hmac.new(_key(one), text, hashlib.sha256).digest() for one in secrets.get_secret_value().split())
     return {**headers, "webhook-signature": " ".join(f"v1,{base64.b64encode(mac).decode()}" for mac in macs)}
-
-
-def _dump(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from app.config import name_of
 from app.events import Event
 from app.notify.guard import Guard
 from app.notify.settings import NotificationSettings
@@ -83,16 +84,11 @@ def problems(common: NotificationSettings, found: Iterable[Target], sweepers: It
                 yield f"{name}: {_CLOSED}"
         for name in own.sweepers:
             if name.removeprefix("-") not in known:
-                accepted = ", ".join(sorted(known))
-                yield f"{_filter_name(own)}: no sweeper is called {name.removeprefix('-')}; accepted: {accepted}"
+                variable, accepted = name_of(type(own), "sweepers"), ", ".join(sorted(known))
+                yield f"{variable}: no sweeper is called {name.removeprefix('-')}; accepted: {accepted}"
 
 
 _CLOSED = (
     "plain http:// and closed addresses (loopback, private) are for networks in SB_NOTIFICATION_ALLOWED_NETWORKS only;"
     " accepted: an https:// URL of a public host, or name the network there"
 )
-
-
-def _filter_name(own: SinkSettings) -> str:
-    extra: Mapping[str, Any] = type(own).model_fields["sweepers"].json_schema_extra  # type: ignore[assignment]
-    return str(extra["names"][0])

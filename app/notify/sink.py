@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
-from app.config import Settings, variable
+from app.config import Settings, name_of, variable
 from app.errors import Fault, SinkRejected, SinkUnavailable
 from app.events import Event, Note, Severity
 
@@ -123,6 +123,28 @@ class SinkSettings(Settings):
         if not own and (f"-{event.component}" in self.sweepers or (wanted and event.component not in wanted)):
             return "sweeper"
         return ""
+
+
+class UrlSettings(SinkSettings):
+    """What the settings of a sink with one secret URL have; subclasses declare it with its variable names."""
+
+    url: SecretUrl | None
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is a URL."""
+        return self.url is not None
+
+    @property
+    def urls(self) -> Mapping[str, SecretStr]:
+        """The one URL."""
+        return {name_of(type(self), "url"): self.url} if self.url else {}
+
+    @property
+    def address(self) -> SecretStr:
+        """The URL, of a sink that is on."""
+        assert self.url is not None
+        return self.url
 
 
 @dataclass(frozen=True)

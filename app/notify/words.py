@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -50,6 +51,16 @@ def body(note: Note) -> dict[str, Any]:
         "metadata": dict(event.metadata),
     }
     return {key: value for key, value in full.items() if value or key not in ("detail", "metadata")}
+
+
+def dump(content: Mapping[str, Any]) -> bytes:
+    """Give JSON without blanks, in UTF-8."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def slack_escape(text: str) -> str:
+    """Escape the three characters that Slack gives a meaning to."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def timestamp(moment: datetime) -> str:
