@@ -277,11 +277,10 @@ class Deliveries:
             return Taken(one.id, target, one.note, row["attempts"], row["queued_at"], _events(one.note))
         oldest = min(queued[one.id] for one in decision.send)
         event = digest([one.note for one in decision.send])
-        written = write_event(cursor, event)
-        added = {"event": written, "target": target.name, "queued_at": oldest, "lease": lease}
+        whole = write_event(cursor, event)
+        added = {"event": whole.id, "target": target.name, "queued_at": oldest, "lease": lease}
         row = _one(cursor.execute(ADD_DIGEST, added).fetchone())
         cursor.execute(DIGESTED, {"digest": row["id"], "ids": [one.id for one in decision.send]})
-        whole = Note(written, decision.send[-1].note.time, event)
         return Taken(row["id"], target, whole, 1, oldest, _events(whole))
 
     def policy(self, target: Target) -> Policy:
@@ -323,7 +322,8 @@ class Deliveries:
         with connection.transaction():
             row = _lock(cursor, name)
             health, age = _health(row), row["now"] - taken.queued_at
-            ended = self._ended(taken, error, health, age)
+            resting = health.rests_until is not None and row["now"] < health.rests_until
+            ended = self._ended(taken, error, health, age, resting=resting)
             settled = cursor.execute(
                 SETTLE,
                 {
@@ -348,7 +348,9 @@ class Deliveries:
                 ended = ended._replace(partly=_partly(cursor, settled["event_id"]))
         return ended
 
-    def _ended(self, taken: Taken, error: SinkRejected | SinkUnavailable, health: Health, age: timedelta) -> Ended:
+    def _ended(
+        self, taken: Taken, error: SinkRejected | SinkUnavailable, health: Health, age: timedelta, *, resting: bool
+    ) -> Ended:
         seconds = age.total_seconds()
         if isinstance(error, SinkRejected):
             return Ended("dead", error.fault, switched_off=error.off, recovered=health.broken, age=seconds)
@@ -356,7 +358,8 @@ class Deliveries:
         if error.retry_after is not None:
             wait = max(wait, timedelta(seconds=error.retry_after))
         limited = error.fault is Fault.RATE_LIMITED
-        broken = not limited and health.failures + 1 >= BREAKER_FAILURES
+        # Attempts that were under way when the breaker opened do not open it further.
+        broken = not limited and not resting and health.failures + 1 >= BREAKER_FAILURES
         opened = cooldown(health.trips + 1, self.settings.cooldown) if broken else None
         if age >= self.settings.give_up:
             return Ended("dead", "gave_up", opened=opened, age=seconds)

@@ -26,7 +26,7 @@ log = structlog.get_logger("notification")
 WRITE_EVENT = """
 INSERT INTO secrets_bridge_worker.notification_event (kind, component, severity, title, detail, metadata, tallies)
 VALUES (%(kind)s, %(component)s, %(severity)s, %(title)s, %(detail)s, %(metadata)s, %(tallies)s)
-RETURNING id
+RETURNING id, created_at
 """
 
 WRITE_DELIVERIES = """
@@ -58,7 +58,9 @@ class Outbox:
                 metrics.NOTIFIED.labels(one.target.sink.name, "suppressed").inc()
         written = write_event(cursor, event)
         targets, reasons = [one.target.name for one in routed], [one.refusal for one in routed]
-        rows = cursor.execute(WRITE_DELIVERIES, {"event": written, "targets": targets, "reasons": reasons}).fetchall()
+        rows = cursor.execute(
+            WRITE_DELIVERIES, {"event": written.id, "targets": targets, "reasons": reasons}
+        ).fetchall()
         return [row["id"] for row in rows if row["state"] == "pending"]
 
     def trigger(self, deliveries: Iterable[int]) -> None:
@@ -70,8 +72,8 @@ class Outbox:
             log.warning("delivery not triggered; the relay will", error=describe(error).error)
 
 
-def write_event(cursor: Cursor[dict[str, Any]], event: Event) -> str:
-    """Write one event and give its id."""
+def write_event(cursor: Cursor[dict[str, Any]], event: Event) -> Note:
+    """Write one event and give it with its id and time, the same as it will be read back."""
     row = cursor.execute(
         WRITE_EVENT,
         {
@@ -85,7 +87,7 @@ def write_event(cursor: Cursor[dict[str, Any]], event: Event) -> str:
         },
     ).fetchone()
     assert row is not None
-    return str(row["id"])
+    return Note(str(row["id"]), row["created_at"].astimezone(UTC), event)
 
 
 def note(row: Mapping[str, Any]) -> Note:

@@ -42,9 +42,11 @@ RETURNING id
 
 GIVE_UP = """
 UPDATE secrets_bridge_worker.notification_delivery
-   SET state = 'dead', reason = 'gave_up', finished_at = clock_timestamp()
+   SET state = 'dead', reason = 'gave_up', finished_at = clock_timestamp(), lease_until = NULL
  WHERE id = ANY (ARRAY(SELECT id FROM secrets_bridge_worker.notification_delivery
-                        WHERE state = 'pending' AND queued_at <= now() - %(age)s LIMIT 5000
+                        WHERE (state = 'pending' OR state = 'sending' AND lease_until <= now())
+                          AND queued_at <= now() - %(age)s
+                        LIMIT 5000
                           FOR UPDATE SKIP LOCKED))
 RETURNING target
 """

@@ -12,6 +12,7 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 from structlog.testing import capture_logs
 
+from app.errors import Fault, SinkUnavailable
 from app.events import Event, Kind, Severity
 from app.notify.decide import BREAKER_FAILURES
 from tests.desk import Desk
@@ -171,6 +172,42 @@ def test_the_breaker_bounds_requests_and_one_probe_closes_it(desk: Open, receive
     for _ in range(3):
         here.later(SECOND)
     assert here.states == {"delivered": 100}
+
+
+def test_attempts_under_way_when_the_breaker_opens_do_not_open_it_further(desk: Open, receiver: Receiver) -> None:
+    here = desk(**hook(receiver), **OPEN_GATES)
+    here.tell(*(event(number) for number in range(8)))
+    deliveries = here.notifier.deliveries
+    with here.pool.connection() as connection:
+        taken = [deliveries.take(connection, number) for number in here.queue]
+        for one in taken:
+            assert one is not None
+            deliveries.settle(connection, one, SinkUnavailable(Fault.SERVER_ERROR, "503"))
+        trips = connection.execute("SELECT failures, trips FROM secrets_bridge_worker.notification_target").fetchone()
+    assert trips == (8, 1)
+
+
+def test_a_digest_is_the_same_on_every_attempt(desk: Open, receiver: Receiver) -> None:
+    receiver.answer = Reply(503)
+    here = desk(**hook(receiver))
+    here.tell(*(event(number, component=name) for number, name in enumerate(["a", "b", "c", "d", "e"])))
+    here.work().later(2 * SECOND)
+    first, second = receiver.seen
+    assert first.json["title"] == "5 notifications"
+    assert (first.body, first.headers["webhook-id"]) == (second.body, second.headers["webhook-id"])
+
+
+def test_an_attempt_whose_sink_is_not_configured_any_more_dies_too(
+    desk: Open, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = desk(**hook(receiver))
+    here.tell(event())
+    with here.pool.connection() as connection:
+        here.notifier.deliveries.take(connection, here.queue[0])
+    monkeypatch.delenv("SB_NOTIFICATION_WEBHOOK_URL")
+    other = desk()
+    other.later(timedelta(hours=25))
+    assert other.states == {"dead gave_up": 1}
 
 
 def test_after_an_outage_one_digest_catches_up(desk: Open, receiver: Receiver) -> None:
