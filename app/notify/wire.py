@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a response's body that are read; a hostile one has no end.
 MOST_BODY = 64 * 1024
-#: Connections of one process to all receivers together, and those kept open between attempts.
-MOST_CONNECTIONS, KEPT_CONNECTIONS = 64, 16
+#: Connections of one thread to all receivers together, and those kept open between attempts.
+MOST_CONNECTIONS, KEPT_CONNECTIONS = 16, 8
 _PERMANENT_REPLY, _AUTH_TEMPORARY = 500, 454
 _DEFAULT_AGENT = "secrets-bridge-worker"
 
@@ -106,16 +106,17 @@ class _Mailer(aiosmtplib.SMTP):
 
 
 class Network:
-    """A Wire. It belongs to the event loop that first uses it."""
+    """A Wire for one attempt at a time. It belongs to the event loop that first uses it."""
 
     def __init__(self, settings: NotificationSettings, context: ssl.SSLContext | None = None) -> None:
         self._guard = Guard(settings.allowed_networks)
         self._context = context or tls_context(settings)
-        self._client = httpx.AsyncClient(
-            mounts={
-                "https://": _Transport(self._context, self._guard, plain=False),
-                "http://": _Transport(self._context, self._guard, plain=True),
-            },
+        self._client = self._connect()
+
+    def _connect(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            transport=_Transport(self._context, self._guard, plain=False),
+            mounts={"http://": _Transport(self._context, self._guard, plain=True)},
             timeout=None,  # noqa: S113 - the attempt's deadline is the only clock
             follow_redirects=False,
             trust_env=False,
@@ -144,6 +145,12 @@ class Network:
                         break
             finally:
                 await response.aclose()
+        except asyncio.CancelledError:
+            # httpcore's pool keeps the place of a connection that was cancelled while it was made, for ever: after as
+            # many as it has places nothing would be sent any more.
+            spoilt, self._client = self._client, self._connect()
+            await spoilt.aclose()
+            raise
         except httpx.HTTPError as error:
             raise _unavailable(error) from None
         except (httpx.InvalidURL, UnicodeError):

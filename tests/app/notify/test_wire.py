@@ -8,6 +8,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from app.errors import SinkRejected, SinkUnavailable
 from app.notify.fanout import Target
 from app.notify.notifier import attempt
 from app.notify.settings import NotificationSettings
-from app.notify.wire import MOST_BODY, Network
+from app.notify.wire import MOST_BODY, MOST_CONNECTIONS, Lanes, Network
 from tests import receivers
 from tests.receivers import Receiver, Reply, Rude, Seen
 from tests.sinks.outcome import LOOPBACK, NOTE, configured, outcome
@@ -144,36 +146,58 @@ def test_connections_are_kept_between_attempts(webhook: Callable[[str], Target])
     ],
 )
 def test_a_thousand_hanging_attempts_leak_nothing(monkeypatch: pytest.MonkeyPatch, sink: str, treat: Treat) -> None:
-    async def many(target: Target) -> tuple[int, float]:
-        network = Network(NotificationSettings.read())
-        await _cut(target, network)
-        slowest = 0.0
-        for _ in range(0, 1000, 50):
-            slowest = max(slowest, *await asyncio.gather(*(_cut(target, network) for _ in range(50))))
-        leaked = -1
-        for _ in range(50):  # the last ones are being closed
-            if not (leaked := len(_established(server.port))):
-                break
-            await asyncio.sleep(0.1)
-        await network.close()
-        return leaked, slowest
+    deadline = 0.05
 
-    async def _cut(target: Target, network: Network) -> float:
+    def cut(lanes: Lanes, target: Target) -> float:
         started = time.monotonic()
         with pytest.raises(SinkUnavailable, match="timeout"):
-            await attempt(target, NOTE, network, 0.2)
+            lanes(lambda wire: attempt(target, NOTE, wire, deadline))
         return time.monotonic() - started
+
+    def many(target: Target) -> list[float]:
+        lanes = Lanes(NotificationSettings.read())
+        taken = [cut(lanes, target) for _ in range(125)]
+        lanes.close()
+        return taken
 
     threads = threading.active_count()
     with Rude(treat) as server:
         env = {"SB_NOTIFICATION_WEBHOOK_URL": server.url} if sink == "webhook" else mail_to(server.port)
         (target,) = configured(monkeypatch, {**LOOPBACK, **env})
-        leaked, slowest = asyncio.run(many(target))
+        with ThreadPoolExecutor(8) as pool:  # as many as a notifier has threads
+            taken = [seconds for lane in pool.map(many, [target] * 8) for seconds in lane]
+        leaked = len(_established(server.port))
         connections = server.connections
-    print(f"slowest attempt {slowest:.3f}s of 0.2s")
+    print(f"{len(taken)} attempts, slowest {max(taken):.3f}s of {deadline}s")
+    assert len(taken) == 1000
     assert connections > 900  # a few may be cut before the busy server has accepted them
     assert leaked == 0
     assert threading.active_count() <= threads
+
+
+@pytest.mark.parametrize("treat", [receivers.header_drip, receivers.silence])
+def test_attempts_that_were_cut_leave_room_for_others(
+    webhook: Callable[[str], Target], monkeypatch: pytest.MonkeyPatch, treat: Treat
+) -> None:
+    """More attempts are cut than a pool has places, at each step of the loop; the next one still goes out."""
+
+    async def cut_and_send(bad: Target, good: Target) -> None:
+        network = Network(NotificationSettings.read())
+        for steps in range(30):
+            for _ in range(MOST_CONNECTIONS):
+                cut = asyncio.create_task(attempt(bad, NOTE, network, 5))
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                cut.cancel()
+                with suppress(asyncio.CancelledError):
+                    await cut
+        await attempt(good, NOTE, network, 5)
+        await network.close()
+
+    with Rude(treat) as server, Receiver() as receiver:
+        bad, good = webhook(server.url), webhook(receiver.url)
+        asyncio.run(cut_and_send(bad, good))
+        assert len(receiver.seen) == 1
 
 
 def test_nothing_of_a_url_is_logged(webhook: Callable[[str], Target], caplog: pytest.LogCaptureFixture) -> None:
