@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from app.sweeper import Sweeper
 
 
+#: Dramatiq's queues, and from how many messages on nobody seems to serve one.
+QUEUES, LONG_QUEUE = ("sweeps", "sinks"), 1_000
+
+
 class Finding(NamedTuple):
     """One thing that was looked at: fine, or not and what to do. A warning does not fail the check."""
 
@@ -60,6 +64,10 @@ def redis_findings(settings: RedisSettings, answer_within: timedelta) -> Iterato
     except redis.RedisError as error:
         yield Finding("redis", False, f"REDIS_URL: Redis cannot be reached or refuses us ({describe(error).error})")
         return
+    for queue in QUEUES:
+        if (length := client.llen(f"{settings.queue_namespace}:{queue}")) > LONG_QUEUE:
+            text = f"{length} messages wait; run a worker that serves it (`dramatiq app.actors --queues {queue}`)"
+            yield Finding(f"queue {queue}", False, text, warning=True)
     try:
         policy = client.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
     except redis.RedisError:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis as redis_py
 from psycopg import Connection
 from psycopg.rows import dict_row
 
@@ -141,3 +142,20 @@ def test_an_old_schema_is_told(run: Run, sql: Connection[Any]) -> None:
     done = run("dead", "list")
     assert done.returncode == 1
     assert done.stderr == "error: the schema secrets_bridge_worker is not up to date; run `sb-worker migrate`\n"
+
+
+def test_check_tells_of_a_sink_that_is_off_and_of_a_queue_that_nobody_serves(
+    run: Run, sql: Connection[Any], redis: redis_py.Redis
+) -> None:
+    sql.execute(
+        "INSERT INTO secrets_bridge_worker.notification_target (name, off_fingerprint, off_reason, off_at)"
+        " VALUES ('slack', 'x', 'auth', now())"
+    )
+    redis.rpush("dramatiq:sinks", *range(1001))
+    done = run("check", SB_NOTIFICATION_WEBHOOK_URL="https://example.org/canary")
+    found = {one["subject"]: one["text"] for one in objects(done)}
+    assert found["sinks"] == "noop, webhook"
+    assert found["sink slack"].startswith("switched off (auth) until its configuration changes")
+    assert found["queue sinks"].startswith("1001 messages wait")
+    assert "canary" not in done.stdout + done.stderr
+    assert done.returncode == 0

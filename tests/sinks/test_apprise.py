@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
+from app.notify.notifier import attempt
+from app.notify.settings import NotificationSettings
+from app.notify.wire import Lanes
 from tests import receivers
 from tests.receivers import Receiver, Reply, Rude
 from tests.sinks.outcome import LOOPBACK, NOTE, configured, outcome
@@ -42,6 +47,20 @@ def test_a_closed_network_is_not_dialled(monkeypatch: pytest.MonkeyPatch) -> Non
         (target,) = configured(monkeypatch, {URLS: f"json://localhost:{receiver.port}/x"})
         assert outcome(target, seconds=20) == "rejected blocked_address"
         assert receiver.seen == []
+
+
+def test_it_runs_from_a_notifiers_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Receiver() as receiver:
+        (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{receiver.port}/x"})
+
+        def deliver() -> None:
+            lanes = Lanes(NotificationSettings.read())
+            lanes(lambda wire: attempt(target, NOTE, wire, 20))
+            lanes.close()
+
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(deliver).result()
+    assert len(receiver.seen) == 1
 
 
 def test_a_service_that_stalls_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
