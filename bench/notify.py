@@ -173,9 +173,9 @@ def storm(seconds: float, events: int = 10_000) -> Iterator[dict[str, Any]]:
             SB_NOTIFICATION_REPEAT_INTERVAL="1m",
             SB_NOTIFICATION_RELAY_INTERVAL="1s",
         )
-        with outbox(env) as box, here.process(NOTIFIER, "n", env) as told, here.process(SCHEDULER, "s", env):
+        with outbox(env) as box, here.process(NOTIFIER, "n", env) as notifier, here.process(SCHEDULER, "s", env):
             cursor = here.sql.cursor(row_factory=dict_row)
-            told.ready()
+            notifier.ready()
             started = time.monotonic()
             for number in range(events):
                 time.sleep(max(0.0, started + seconds * number / events - time.monotonic()))
@@ -186,7 +186,7 @@ def storm(seconds: float, events: int = 10_000) -> Iterator[dict[str, Any]]:
                 "events": events,
                 "messages": dict(Counter(seen.path.strip("/") for seen in receiver.seen)),
                 "flipped_sent": sum(1 + number % 7 for number in range(events)),
-                "flipped_told_to_webhook": sum(_told(seen) for seen in receiver.seen if seen.path == "/webhook"),
+                "flipped_told_to_webhook": sum(told(seen) for seen in receiver.seen if seen.path == "/webhook"),
                 "ends": {f"{target} {state}": number for target, state, number in here.sql.execute(ENDS.encode())},
             }
         with outbox(env) as box:
@@ -197,7 +197,8 @@ def storm(seconds: float, events: int = 10_000) -> Iterator[dict[str, Any]]:
             yield {"taken_in_a_second": round(2_000 / (time.monotonic() - started), 1), "deliveries_each": 5}
 
 
-def _told(seen: Seen) -> int:
+def told(seen: Seen) -> int:
+    """Give the sum of `flipped` that a message tells of."""
     numbers: dict[str, int] = seen.json["metadata"]
     return sum(number for name, number in numbers.items() if name.rpartition(".")[2] == "flipped")
 
@@ -245,7 +246,9 @@ def outage(seconds: float) -> Iterator[dict[str, Any]]:
                 down.clear()
         drained = here.drained(60)
         arrived = Counter(seen.headers["webhook-id"] for seen in receiver.seen[refused:])
-        told = {seen.headers["webhook-id"]: seen.json["metadata"].get("events", 1) for seen in receiver.seen[refused:]}
+        messages = {
+            seen.headers["webhook-id"]: seen.json["metadata"].get("events", 1) for seen in receiver.seen[refused:]
+        }
         ends = {f"{target} {state}": number for target, state, number in here.sql.execute(ENDS.encode())}
         notifier.__exit__(None, None, None)
         yield {
@@ -254,8 +257,8 @@ def outage(seconds: float) -> Iterator[dict[str, Any]]:
             "redis_wiped": wiped,
             "requests_during_outage": refused,
             "events": sent,
-            "events_told": sum(told.values()),
-            "messages": len(told),
+            "events_told": sum(messages.values()),
+            "messages": len(messages),
             "arrived_twice_with_equal_id": sum(number - 1 for number in arrived.values()),
             "drained_after": round(drained, 1),
             "ends": ends,

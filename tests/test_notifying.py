@@ -14,9 +14,14 @@ from typing import Any
 import psutil
 import pytest
 import redis as redis_py
+from dramatiq import Message
+from dramatiq.brokers.redis import RedisBroker
 from psycopg import Connection
+from psycopg.rows import dict_row
 
 from app.demo.servers import Redis
+from app.worker import DELIVER
+from bench.notify import event, outbox, told
 from tests import receivers
 from tests.processes import BIN, QUICK, ROOT, SCHEDULER, WORKER, Process, environment
 from tests.receivers import Receiver, Reply, Rude, Seen
@@ -213,3 +218,41 @@ def test_nothing_that_must_not_be_seen_is_seen_anywhere(
     for one in (*fine.seen, *bad.seen):
         body = one.body.replace(b"canary00000000000000000000canary", b"")  # PagerDuty wants its key in the body
         assert b"canary" not in body, one.path
+
+
+@pytest.mark.parametrize("together", [False, True], ids=["each by itself", "digests"])
+def test_two_notifiers_tell_every_event_once(
+    env: dict[str, str], tmp_path: Path, sql: Connection[Any], together: bool
+) -> None:
+    with Receiver() as receiver, outbox({**env, "SB_NOTIFICATION_WEBHOOK_URL": receiver.url}) as box:
+        env |= {"SB_NOTIFICATION_WEBHOOK_URL": receiver.url}
+        env |= {"SB_NOTIFICATION_PACE": "200ms"} if together else {"SB_NOTIFICATION_DIGEST_OVER": "0"}
+        with (
+            Process(NOTIFIER, env, tmp_path / "n1.log") as one,
+            Process(NOTIFIER, env, tmp_path / "n2.log") as other,
+            Process(SCHEDULER, env, tmp_path / "s.log"),
+        ):
+            one.ready()
+            other.ready()
+            queue = redis_py.Redis.from_url(env["REDIS_URL"])
+            with queue:
+                for number in range(300):
+                    with sql.transaction():
+                        written = box.write(sql.cursor(row_factory=dict_row), [event(number)])
+                    for delivery in written * 2:  # every message twice, for whoever is first
+                        send(queue, delivery)
+            unfinished = "SELECT 1 FROM secrets_bridge_worker.notification_delivery WHERE finished_at IS NULL"
+            eventually(lambda: not column(sql, unfinished), 60)
+            assert one.end() == other.end() == 0
+    arrived = Counter(seen.headers["webhook-id"] for seen in receiver.seen)
+    assert set(arrived.values()) == {1}
+    assert sum(seen.json["metadata"].get("events", 1) for seen in receiver.seen) == 300
+    assert sum(told(seen) for seen in receiver.seen) == sum(1 + number % 7 for number in range(300))
+    assert (len(receiver.seen) == 300) is not together
+
+
+def send(client: redis_py.Redis, delivery: int) -> None:
+    """Send a delivery's message as the worker does."""
+    broker = RedisBroker(client=client, namespace="dramatiq")  # type: ignore[no-untyped-call]
+    broker.declare_queue("sinks")
+    broker.enqueue(Message("sinks", DELIVER, (delivery,), {}, {}))
