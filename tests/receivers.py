@@ -168,6 +168,16 @@ def banner_drip(connection: socket.socket, over: threading.Event) -> None:
     _drip(connection, over, b"a")
 
 
+def greeting(reply: bytes) -> Callable[[socket.socket, threading.Event], None]:
+    """Greet with this reply, and wait."""
+
+    def treat(connection: socket.socket, over: threading.Event) -> None:
+        connection.sendall(reply + b"\r\n")
+        over.wait()
+
+    return treat
+
+
 def silence(connection: socket.socket, over: threading.Event) -> None:
     """Accept and say nothing."""
     del connection

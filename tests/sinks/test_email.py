@@ -150,6 +150,20 @@ def test_without_tls_only_where_it_is_allowed(target: Any) -> None:
         mailbox.stop()
 
 
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (b"421 too busy", "unavailable server_error 421"),
+        (b"450 not now", "unavailable server_error 450"),
+        (b"554 no mail here", "rejected client_error 554"),
+        (b"HTTP/1.1 400 Bad Request", "unavailable protocol"),
+    ],
+)
+def test_a_greeting_is_classed(target: Any, reply: bytes, expected: str) -> None:
+    with Rude(receivers.greeting(reply)) as server:
+        assert outcome(target(server.port), seconds=2) == expected
+
+
 @pytest.mark.parametrize("treat", [receivers.hang_up, receivers.reset, receivers.nonsense])
 def test_a_server_that_breaks_off_is_transient(target: Any, treat: Any) -> None:
     with Rude(treat) as server:

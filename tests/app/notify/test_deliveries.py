@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tests.desk import Desk
 from tests.receivers import Receiver, Reply
 from tests.sinks.outcome import LOOPBACK, configured
 from tests.sinks.test_answers import KEY
+from tests.tls import Authority
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 OPEN_GATES = {
@@ -248,6 +250,18 @@ def test_a_sink_that_is_gone_or_locked_is_switched_off_until_its_configuration_c
         changed.later(SECOND).later(SECOND)
     assert changed.states["pending"] == 0
     assert sum(seen.json["metadata"].get("events", 1) for seen in receiver.seen[1:]) == 2
+
+
+def test_a_certificate_that_is_not_trusted_alarms_at_once_and_is_tried_again(desk: Open, tmp_path: Path) -> None:
+    with Receiver(tls=Authority(tmp_path).server()) as stranger:
+        here = desk(**hook(stranger))
+        here.tell(event())
+        with capture_logs() as records:
+            here.work().later(2 * SECOND)
+    alarms = [record for record in records if record["event"].startswith("sink's certificate is not trusted")]
+    assert [alarm["log_level"] for alarm in alarms] == ["error"]
+    assert here.states == {"pending tls": 1}
+    assert here.rows[0]["attempts"] == 2
 
 
 def test_a_rate_limit_is_kept_for_the_whole_sink(desk: Open, receiver: Receiver) -> None:
