@@ -49,6 +49,21 @@ def test_a_closed_network_is_not_dialled(monkeypatch: pytest.MonkeyPatch) -> Non
         assert receiver.seen == []
 
 
+def test_redirects_and_proxies_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Receiver() as elsewhere, Receiver(Reply(302, headers={"Location": elsewhere.url})) as receiver:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, elsewhere.url)
+        (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{receiver.port}/x"})
+        assert outcome(target, seconds=20) == "unavailable server_error refused"
+        assert (len(receiver.seen), len(elsewhere.seen)) == (1, 0)
+
+
+def test_an_answer_without_an_end_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Rude(receivers.endless) as rude:
+        (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{rude.port}/x"})
+        assert outcome(target, seconds=20).startswith("unavailable ")
+
+
 def test_it_runs_from_a_notifiers_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     with Receiver() as receiver:
         (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{receiver.port}/x"})
