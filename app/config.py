@@ -23,7 +23,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from app.errors import ConfigError
 
 #: Variables with these prefixes are ours alone: one that nobody declares is a slip of the pen.
-OWN_PREFIXES = ("SB_SWEEP_", "SB_WORKER_", "SB_NOTIFICATION_", "SB_DISCOVER_")
+OWN_PREFIXES = ("SB_SWEEP_", "SB_WORKER_", "SB_NOTIFICATION_", "SB_DISCOVER_", "SB_KMS_")
 _FILE = "_FILE"
 
 

@@ -9,6 +9,7 @@ WorkerError
 ├── NotDue         the tick is not for us: superseded, from the future, or its table is missing
 ├── PartlyFailed   some of a run's targets failed, the others are done
 ├── SweepFailed    a run ended by an error; carries a class name and an SQLSTATE, never a text
+├── UnwrapFailed   an ArgoCD token could not be opened; the text says why, without a value
 ├── SinkRejected   a sink refused a notification for good
 └── SinkUnavailable  a sink could not take it now; worth a retry
 
@@ -59,6 +60,10 @@ class Fenced(LeaseLost):
 
 class PartlyFailed(WorkerError):
     """Some of the run's targets failed; the others are done and committed."""
+
+
+class UnwrapFailed(WorkerError):
+    """An ArgoCD token could not be opened; the text says why and holds no value."""
 
 
 class Reason(StrEnum):

@@ -35,7 +35,7 @@ SCHEDULER = ("periodiq", "app.actors")
 
 def environment(database: str, redis: str, **more: str) -> dict[str, str]:
     """Give an environment with these servers and without any other settings."""
-    foreign = ("SB_", "DATABASE_", "REDIS_", "PG", "LOG_LEVEL", "dramatiq_", "PYTHONPATH", "COV_")
+    foreign = ("SB_", "DATABASE_", "REDIS_", "PG", "LOG_LEVEL", "dramatiq_", "PYTHONPATH", "COV_", "VAULT_", "AWS_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     path = os.pathsep.join((str(BIN), clean.get("PATH", "")))
     quiet = {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}

@@ -21,6 +21,7 @@ import httpcore
 import httpx
 from httpcore import AnyIOBackend, AsyncNetworkBackend, AsyncNetworkStream
 
+from app import http
 from app.errors import Fault, SinkRejected, SinkUnavailable
 from app.notify.guard import Guard
 from app.notify.sink import Answer, MailServer
@@ -37,13 +38,11 @@ MOST_BODY = 64 * 1024
 #: Connections of one thread to all receivers together, and those kept open between attempts.
 MOST_CONNECTIONS, KEPT_CONNECTIONS = 16, 8
 _PERMANENT_REPLY, _AUTH_TEMPORARY = 500, 454
-_DEFAULT_AGENT = "secrets-bridge-worker"
 
 
 def tls_context(settings: NotificationSettings) -> ssl.SSLContext:
     """Trust the system's authorities and the operator's own; TLS 1.2 at least. Raises ValueError for a bad file."""
-    context = ssl.create_default_context()
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context = http.tls_context()
     if settings.ca_bundle:
         try:
             context.load_verify_locations(cafile=settings.ca_bundle)
@@ -120,7 +119,7 @@ class Network:
             timeout=None,  # noqa: S113 - the attempt's deadline is the only clock
             follow_redirects=False,
             trust_env=False,
-            headers={"User-Agent": _DEFAULT_AGENT, "Accept-Encoding": "identity"},
+            headers=http.HEADERS,
         )
 
     @property
@@ -138,11 +137,7 @@ class Network:
             request = self._client.build_request("POST", url.get_secret_value(), content=body, headers=dict(headers))
             response = await self._client.send(request, stream=True)
             try:
-                read = bytearray()
-                async for piece in response.aiter_raw():
-                    read += piece
-                    if len(read) >= MOST_BODY:
-                        break
+                read = await http.read(response, MOST_BODY)
             finally:
                 await response.aclose()
         except asyncio.CancelledError:
@@ -167,7 +162,7 @@ class Network:
             use_tls=server.tls == "implicit",
             start_tls=False,
             tls_context=self._context,
-            local_hostname=_DEFAULT_AGENT,
+            local_hostname=http.AGENT,
             timeout=None,
         )
         try:
@@ -282,7 +277,7 @@ def _mail_error(error: Exception) -> SinkUnavailable | SinkRejected:
         permanent = Fault.PROTOCOL if error.code < 0 else Fault.CLIENT_ERROR
         return _reply(error.code, permanent)
     if isinstance(error, aiosmtplib.SMTPConnectError | ConnectionError | OSError):
-        return SinkUnavailable(Fault.TLS if _caused_by_tls(error) else Fault.CONNECT)
+        return SinkUnavailable(Fault.TLS if http.caused_by(error, ssl.SSLError) else Fault.CONNECT)
     return SinkUnavailable(Fault.PROTOCOL)
 
 
@@ -297,18 +292,4 @@ def _reply(code: int, permanent: Fault) -> SinkUnavailable | SinkRejected:
 def _unavailable(error: httpx.HTTPError) -> SinkUnavailable | SinkRejected:
     if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
         return SinkRejected(Fault.TEMPLATE)
-    if isinstance(error, httpx.TimeoutException):
-        return SinkUnavailable(Fault.TIMEOUT)
-    if _caused_by_tls(error):
-        return SinkUnavailable(Fault.TLS)
-    if isinstance(error, httpx.NetworkError):
-        return SinkUnavailable(Fault.CONNECT)
-    return SinkUnavailable(Fault.PROTOCOL)
-
-
-def _caused_by_tls(error: BaseException | None) -> bool:
-    for _ in range(10):
-        if error is None or isinstance(error, ssl.SSLError):
-            return error is not None
-        error = error.__cause__ or error.__context__
-    return False
+    return SinkUnavailable(http.fault(error))

@@ -1,0 +1,128 @@
+"""The backend `vault-transit`: HashiCorp Vault's transit engine, with a token or a Kubernetes service account."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
+
+from app.errors import UnwrapFailed
+from app.kms.wire import Reply, Wire
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+_SERVICE = "vault"
+_PREFIX, _LEAST = b"vault:", 9
+_OK, _FORBIDDEN = 200, 403
+#: Share of a login's lifetime after which another one is made.
+_FRESH = 0.9
+_MEANING = {
+    400: "vault refuses the data key (HTTP 400): wrapped by another key, or tampered",
+    403: "vault refuses the credentials or their policy (HTTP 403); it must allow update on decrypt",
+    404: "vault knows no such mount or key (HTTP 404)",
+    429: "vault is a standby that does not forward (HTTP 429)",
+    503: "vault is sealed or under maintenance (HTTP 503)",
+}
+
+
+class Place(NamedTuple):
+    """Which key of which Vault."""
+
+    address: str
+    mount: str
+    key: str
+    namespace: str
+
+
+class Kubernetes(NamedTuple):
+    """How a pod proves who it is: its role, the auth method's mount, the file with its service account's token."""
+
+    role: str
+    mount: str
+    jwt_path: str
+
+
+class VaultKeys:
+    """Unwraps by `<mount>/decrypt/<key>`. A login is kept until most of its lifetime is over."""
+
+    def __init__(self, place: Place, *, token: SecretStr | None = None, login: Kubernetes | None = None) -> None:
+        self._place = place
+        self._token = token
+        self._login = login
+        self._session = ""
+        self._fresh_until = 0.0
+
+    async def unwrap(self, wrapped: bytes, key_id: str, wire: Wire) -> bytearray:
+        """Give the data key. The stored id is not looked at: Vault's text says which version of the key it was."""
+        del key_id
+        if len(wrapped) < _LEAST or not wrapped.startswith(_PREFIX):
+            raise UnwrapFailed("the wrapped data key is not in Vault's form")
+        try:
+            body = json.dumps({"ciphertext": wrapped.decode("ascii")}).encode()
+        except UnicodeDecodeError:
+            raise UnwrapFailed("the wrapped data key is not in Vault's form") from None
+        path = f"{_escaped(self._place.mount)}/decrypt/{quote(self._place.key, safe='')}"
+        token = await self._credentials(wire)
+        reply = await self._send(wire, path, body, token)
+        if reply.status == _FORBIDDEN and self._login is not None:  # the login may have been revoked
+            reply = await self._send(wire, path, body, await self._credentials(wire, refused=token))
+        if reply.status != _OK:
+            raise UnwrapFailed(_MEANING.get(reply.status, f"vault answers HTTP {reply.status}"))
+        data = reply.content().get("data")
+        return _decoded(data.get("plaintext") if isinstance(data, dict) else None)
+
+    async def _credentials(self, wire: Wire, *, refused: str = "") -> str:
+        """Give a token that is not the `refused` one; many that ask at once cause one login."""
+        if self._token is not None:
+            return self._token.get_secret_value()
+        async with wire.login:
+            if self._session == refused or time.monotonic() >= self._fresh_until:
+                await self._log_in(wire)
+            return self._session
+
+    async def _log_in(self, wire: Wire) -> None:
+        assert self._login is not None
+        try:
+            jwt = Path(self._login.jwt_path).read_text(encoding="ascii").strip()  # noqa: ASYNC240 - one small file
+        except (OSError, UnicodeDecodeError):
+            raise UnwrapFailed("vault login: the service account's token cannot be read") from None
+        body = json.dumps({"role": self._login.role, "jwt": jwt}).encode()
+        reply = await self._send(wire, f"auth/{_escaped(self._login.mount)}/login", body, "")
+        if reply.status != _OK:
+            raise UnwrapFailed(f"vault login: refused (HTTP {reply.status}); check the role and its bound accounts")
+        auth = reply.content().get("auth")
+        token = auth.get("client_token") if isinstance(auth, dict) else None
+        if not isinstance(auth, dict) or not isinstance(token, str) or not token:
+            raise UnwrapFailed("vault login: the answer has no token")
+        lifetime = auth.get("lease_duration")
+        self._session = token
+        lasts = lifetime if isinstance(lifetime, int) and lifetime > 0 else 0
+        self._fresh_until = time.monotonic() + lasts * _FRESH
+
+    async def _send(self, wire: Wire, path: str, body: bytes, token: str) -> Reply:
+        headers = {"Content-Type": "application/json", "X-Vault-Request": "true"}
+        if token:
+            headers["X-Vault-Token"] = token
+        if self._place.namespace:
+            headers["X-Vault-Namespace"] = self._place.namespace
+        return await wire.send(_SERVICE, "POST", f"{self._place.address.rstrip('/')}/v1/{path}", headers, body)
+
+
+def _escaped(mount: str) -> str:
+    return quote(mount.strip("/"), safe="/")
+
+
+def _decoded(text: object) -> bytearray:
+    try:
+        return bytearray(base64.b64decode(text, validate=True)) if isinstance(text, str) and text else _nothing()
+    except (binascii.Error, ValueError):
+        return _nothing()
+
+
+def _nothing() -> bytearray:
+    raise UnwrapFailed("vault: the answer has no plaintext")
