@@ -2,7 +2,15 @@
 
 from typing import Any
 
-from actors import agents_stale, discover_scheduler, jobs_recovery, secrets_stale, wraps_expired
+from actors import (
+    agents_stale,
+    discover_scheduler,
+    gitops_poller,
+    gitops_timeout,
+    jobs_recovery,
+    secrets_stale,
+    wraps_expired,
+)
 from app.sweeper import Sweeper
 
 SWEEPERS: tuple[Sweeper[Any], ...] = (
@@ -11,4 +19,6 @@ SWEEPERS: tuple[Sweeper[Any], ...] = (
     agents_stale.agents_stale,
     jobs_recovery.jobs_recovery,
     discover_scheduler.discover_scheduler,
+    gitops_poller.gitops_poller,
+    gitops_timeout.gitops_timeout,
 )

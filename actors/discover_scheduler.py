@@ -85,6 +85,7 @@ SELECT count(*) AS changed FROM enqueued
     settings=DiscoverScheduler,
     wording=Wording(Severity.INFO, "discover jobs enqueued", "some discover targets failed to enqueue", "enqueued"),
     counts=("already_open", "unknown_agent", "failed"),
+    fails_by="failed",
 )
 def discover_scheduler(batch: Batch[DiscoverScheduler]) -> Mapping[str, int]:
     """Enqueue the job of one target."""

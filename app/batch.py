@@ -104,7 +104,8 @@ class Walk:
 class Batch(Generic[S]):
     """What a sweeper's function gets: the run's settings and times, and the ways to change rows.
 
-    `done` says whether the last thing that was asked for left nothing to do; the runner ends the run then.
+    `done` says whether the last thing that was asked for left nothing to do; the runner ends the run then. `over` says
+    that the run's time is up, so that nothing new is begun; `pending`, that something begun `outside` keeps it open.
     """
 
     cursor: Cursor[dict[str, Any]]
@@ -116,11 +117,15 @@ class Batch(Generic[S]):
     position: int = 0
     done: bool = False
     found: int = 0
+    outside: Any = None
+    over: bool = False
+    pending: bool = False
 
     def __post_init__(self) -> None:
         self.steering = Steering()
         self._walk: Walk | None = None
         self._items: Iterator[Any] | None = None
+        self._after: object = "-infinity"
 
     @property
     def slot_start(self) -> datetime:
@@ -152,6 +157,19 @@ class Batch(Generic[S]):
         self.done = self._walk.done
         return row
 
+    def drain(self, query: LiteralString) -> dict[str, int]:
+        """Run a statement that an index serves in full, again and again until it finds nothing.
+
+        The statement gets `%(after)s`, `%(limit)s` rows and `%(cutoff)s`, and answers with one row: how many rows it
+        `found`, the `last` value of the index among them, and counts. The next one goes on after that value: what was
+        found before is dead in the index, and reading it again and again would take longer and longer.
+        """
+        row = self.run(query, after=self._after, limit=self.steering.rows, cutoff=self.cutoff)
+        self.found, last = row.pop("found"), row.pop("last")
+        self._after = last if last is not None else self._after
+        self.done = self.found == 0
+        return row
+
     def each(self, items: Sequence[T]) -> T | None:
         """Give the next of a fixed list of things to do, one a batch; None when there is none."""
         if self._items is None:
@@ -168,6 +186,10 @@ class Batch(Generic[S]):
         if row is None:
             raise RuntimeError("the statement gave no row")
         return row
+
+    def rows(self, query: LiteralString, **parameters: object) -> list[dict[str, Any]]:
+        """Execute a statement that answers with any number of rows."""
+        return self.cursor.execute(query, parameters).fetchall()
 
     def attempt(self, query: LiteralString, what: Mapping[str, str], **parameters: object) -> dict[str, Any] | None:
         """Execute a statement that may fail without harm to the rest of the batch; None when it failed.

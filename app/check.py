@@ -45,6 +45,7 @@ _OWN_TABLES = (
     "notification_delivery",
     "notification_target",
     "notification_hold",
+    "gitops_rest",
 )
 _OFF = "SELECT name, off_reason FROM secrets_bridge_worker.notification_target WHERE off_fingerprint IS NOT NULL"
 _OWN_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")

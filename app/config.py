@@ -123,10 +123,13 @@ class Row(NamedTuple):
 
 
 def rows(*groups: type[Settings]) -> Iterator[Row]:
-    """Describe every variable of these groups; a secret's value is the word `set`."""
+    """Describe every variable of these groups once; a secret's value is the word `set`."""
+    told: set[tuple[str, ...]] = set()
     for group in groups:
         for field in group.model_fields.values():
-            yield _row(field)
+            if (names := _names(field)) not in told:
+                told.add(names)
+                yield _row(field)
 
 
 def unknown(*groups: type[Settings]) -> list[str]:
@@ -160,7 +163,7 @@ def _problems(group: type[Settings], error: ValidationError) -> Iterator[str]:
         field = group.model_fields.get(str(item["loc"][0])) if item["loc"] else None
         text = "required, but not set" if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
         if field is None:  # a check across fields names its variables itself
-            yield text
+            yield from text.splitlines()
             continue
         found = _find(field, os.environ)
         for line in text.splitlines():

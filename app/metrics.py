@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -123,6 +124,13 @@ TARGETS_SKIPPED = Counter(
 )
 BUILD_INFO = Gauge("worker_build_info", "1, with the version.", ["version"], multiprocess_mode="max")
 
+GITOPS_POLLS = Counter("worker_gitops_polls_total", "Polls of ArgoCD by how they ended.", ["outcome"])
+GITOPS_POLL_SECONDS = Histogram(
+    "worker_gitops_poll_duration_seconds",
+    "Duration of one poll that was answered, both of its requests.",
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+
 ATTEMPTS = Counter(
     "worker_notification_attempts_total",
     "Attempts to notify by how they ended; reason is empty for delivered ones.",
@@ -161,6 +169,12 @@ def preset_sink(sink: str) -> None:
         NOTIFIED.labels(sink, state)
     ATTEMPT_SECONDS.labels(sink)
     DELIVERY_AGE.labels(sink)
+
+
+def preset_polls(outcomes: Iterable[str]) -> None:
+    """Create every series of the polls with value zero."""
+    for outcome in outcomes:
+        GITOPS_POLLS.labels(outcome)
 
 
 def preset(task: str) -> None:

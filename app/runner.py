@@ -2,15 +2,17 @@
 
     lease held -> [begin, claim, batch] -> [begin, fence, batch] ... -> [begin, fence, batch, finish, events]
 
-Each pair of brackets is one transaction. A run ends when nothing is left, when its time budget is used up or when
-the process is told to stop; the last two hand over to the next run. It fails by any error, gives its slot back, and
+Each pair of brackets is one transaction; what a sweeper does outside, such as asking a server, lies between them. A
+run ends when nothing is left, when its time budget is used up or when the process is told to stop; the last two hand
+over to the next run. It fails by any error, gives its slot back, and
 is retried by its message. It stops without a word in the ledger when its lock is lost: its successor closes the row.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -23,7 +25,7 @@ from app import ledger, metrics
 from app.batch import Batch
 from app.errors import Failure, Fenced, LeaseLost, NotDue, PartlyFailed, Reason, SweepFailed, describe
 from app.schedule import Slot, microseconds, moment, slot_at
-from app.sweeper import Sweep, Sweeper, SweeperSettings
+from app.sweeper import Outside, Sweep, Sweeper, SweeperSettings
 
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
@@ -101,22 +103,45 @@ class _Run(Generic[S]):
         self.batches = 0
         self.handed_over = False
         self.began: datetime | None = None
+        self.outside: Outside | None = None
         #: Deliveries that were committed, to be triggered when the run is over.
         self.written: list[int] = []
         budget = runner.budget or min(BUDGET_MOST, settings.interval * BUDGET_SHARE)
         self.ends = time.monotonic() + budget.total_seconds()
 
     def go(self) -> Sweep:
-        with self.runner.pool.connection() as connection, self.lease.guarding(connection):
+        with (
+            self._outside() as self.outside,
+            self.runner.pool.connection() as connection,
+            self.lease.guarding(connection),
+        ):
             cursor = connection.cursor(row_factory=dict_row)
             while not self._one_batch(cursor):
-                pass
+                if self.outside is not None:
+                    self.outside.wait(self._stopping)
         claim = self._claimed
-        if self.sweep.counts.get("failed"):
+        if self._failed(self.sweep):
             raise PartlyFailed
         self.lease.succeeded(claim.slot)
         self._tell_done(claim)
         return self.sweep
+
+    @contextmanager
+    def _outside(self) -> Iterator[Outside | None]:
+        """Make what the run does between transactions, and close it however the run ends."""
+        if self.sweeper.outside is None:
+            yield None
+            return
+        with closing(self.sweeper.outside(self.settings)) as outside:
+            yield outside
+
+    def _stopping(self) -> bool:
+        """Say whether the process is to end; raises LeaseLost."""
+        self.lease.check()
+        return self.runner.stopping()
+
+    def _failed(self, sweep: Sweep) -> bool:
+        return bool(sweep.counts.get(self.sweeper.fails_by))
 
     def _one_batch(self, cursor: Cursor[dict[str, Any]]) -> bool:
         """Do one transaction and say whether it was the last."""
@@ -131,11 +156,13 @@ class _Run(Generic[S]):
             else:
                 written += self.runner.outbox.write(cursor, self._interrupted_events(claim))
             batch = self._batch_of(cursor, claim, now)
+            batch.over = self.runner.stopping() or time.monotonic() >= self.ends
             sweep = self.sweep.plus(self.sweeper.batch(batch))
-            self.handed_over = not batch.done and (self.runner.stopping() or time.monotonic() >= self.ends)
+            over = self.runner.stopping() or time.monotonic() >= self.ends
+            self.handed_over = over and not batch.done and not batch.pending
             last = batch.done or self.handed_over
             done = ledger.Progress(sweep.changed, self.batches + 1, sweep.counts)
-            if last and not sweep.counts.get("failed"):
+            if last and not self._failed(sweep):
                 position = batch.resume_at if self.handed_over else None
                 ledger.finish(cursor, claim, done, position=position, retention=self.runner.retention)
                 written += self.runner.outbox.write(cursor, self._done_events(sweep))
@@ -168,7 +195,7 @@ class _Run(Generic[S]):
         if self.batch is None:
             cutoff = self.sweep.cutoff or now
             self.batch = Batch(
-                cursor, self.settings, self.sweeper.table, claim.slot, now, cutoff, position=claim.position
+                cursor, self.settings, self.sweeper.table, claim.slot, now, cutoff, claim.position, outside=self.outside
             )
         return self.batch
 

@@ -114,6 +114,13 @@ CREATE TABLE secrets_bridge_worker.notification_hold (
 );
 COMMENT ON TABLE secrets_bridge_worker.notification_hold IS 'until when equal events are held for one receiver';
 """,
+    """
+CREATE TABLE secrets_bridge_worker.gitops_rest (
+    endpoint_id uuid PRIMARY KEY,
+    until       timestamptz NOT NULL
+);
+COMMENT ON TABLE secrets_bridge_worker.gitops_rest IS 'until when an ArgoCD has asked to be left alone';
+""",
 )
 VERSION = len(_VERSIONS)
 

@@ -6,11 +6,11 @@ budget, commit, metrics, ledger, event) is the runner's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from app.config import Settings
 from app.events import Event, Kind, Severity
@@ -34,6 +34,11 @@ class SweeperSettings(Settings):
     def enabled(self) -> bool:
         """Whether the sweeper is registered at all."""
         return True
+
+    def problems(self, *, dev: bool) -> Iterable[str]:
+        """Say what is wrong across variables, one line each without a value; asked only when enabled."""
+        del dev
+        return ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -77,9 +82,24 @@ class Wording:
     severity: Severity
     done: str
     failed: str
-    #: The name under which the number of changed rows is reported.
+    #: The name under which the number of changed rows is reported; empty where the other counts say it all.
     count: str
+    #: May name the number as `{changed}`.
     detail: str = ""
+    #: Counts that make an event a warning.
+    warn_by: tuple[str, ...] = ()
+
+
+class Outside(Protocol):
+    """What a run does between its transactions, where it may wait for others."""
+
+    def wait(self, stopping: Callable[[], bool]) -> None:
+        """Work until the next transaction has something to do. `stopping` raises LeaseLost; ask it often."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything, however the run ended."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,9 @@ class Sweeper(Generic[S]):
     wording: Wording
     batch: Callable[[Batch[S]], Mapping[str, int]]
     counts: tuple[str, ...] = ()
+    #: The count that makes a run a failed one, to be tried again.
+    fails_by: str = ""
+    outside: Callable[[S], Outside] | None = None
 
     @property
     def table(self) -> str:
@@ -100,12 +123,14 @@ class Sweeper(Generic[S]):
 
     def done(self, sweep: Sweep, **more: int) -> Event:
         """Word what was changed."""
-        detail = self.wording.detail
+        detail = self.wording.detail.format(changed=sweep.changed)
         if not detail and sweep.cutoff is not None and self.wording.severity is Severity.WARN:
             detail = f"cutoff={sweep.cutoff:%Y-%m-%dT%H:%M:%SZ}"
         some = {name: number for name, number in sweep.counts.items() if number}
-        metadata = {self.wording.count: sweep.changed, **some, **more}
-        return Event(self.name, self.wording.severity, self.wording.done, detail, metadata)
+        total = {self.wording.count: sweep.changed} if self.wording.count else {}
+        alarming = any(name in some for name in self.wording.warn_by)
+        severity = Severity.WARN if alarming else self.wording.severity
+        return Event(self.name, severity, self.wording.done, detail, {**total, **some, **more})
 
     def failed(self, failure: str, sweep: Sweep) -> Event:
         """Word the first failure of a streak: `failure` is a class name and an SQLSTATE."""
@@ -117,23 +142,26 @@ class Sweeper(Generic[S]):
         return Event(self.name, Severity.INFO, "sweep recovered", "", {"failed_attempts": streak}, Kind.RECOVERED)
 
 
-def sweeper(
+def sweeper(  # noqa: PLR0913 - what a sweeper is
     name: str,
     *,
     needs: Mapping[str, tuple[str, ...]],
     settings: type[S],
     wording: Wording,
     counts: tuple[str, ...] = (),
+    fails_by: str = "",
+    outside: Callable[[S], Outside] | None = None,
 ) -> Callable[[Callable[[Batch[S]], Mapping[str, int]]], Sweeper[S]]:
     """Declare the decorated function as the sweeper `name`.
 
     The function does one batch in a transaction that is already open, and returns how many rows it `changed`,
     with further numbers under the names in `counts`. `needs` maps the api's tables that it touches, the swept one
-    first, to the privileges that it must have on them.
+    first, to the privileges that it must have on them. A run in which the count `fails_by` is not zero has failed.
+    `outside` makes what a run does between two transactions; the batch finds it as `batch.outside`.
     `name` is a lock key, a metric label and a log word: renaming it is a breaking change.
     """
 
     def declare(batch: Callable[[Batch[S]], Mapping[str, int]]) -> Sweeper[S]:
-        return Sweeper(name, needs, settings, wording, batch, counts)
+        return Sweeper(name, needs, settings, wording, batch, counts, fails_by, outside)
 
     return declare

@@ -82,7 +82,11 @@ def load(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> Loa
     """Read every setting. Raises ConfigError with all problems, those across settings too."""
     worker, db, store, notification, *rest = _values(groups(sweepers, sinks))
     found = fanout.targets(sinks, rest[len(sweepers) :])
-    if wrong := list(fanout.problems(notification, found, [sweeper.name for sweeper in sweepers])):
+    wrong = list(fanout.problems(notification, found, [sweeper.name for sweeper in sweepers]))
+    for own in rest[: len(sweepers)]:
+        if own.enabled:
+            wrong += own.problems(dev=worker.environment == "dev")
+    if wrong:
         raise ConfigError(wrong)
     return Loaded(worker, db, store, notification, tuple(rest[: len(sweepers)]), tuple(found))
 

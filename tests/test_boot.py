@@ -77,13 +77,74 @@ CASES: list[tuple[dict[str, str], str]] = [
 ]
 
 
+GITOPS = {"SB_WORKER_GITOPS_ENABLED": "true"}
+DEV = {**GITOPS, "SB_ENV": "dev"}
+VAULT = {**GITOPS, "SB_KMS_BACKEND": "vault-transit", "SB_KMS_VAULT_ADDR": "https://v", "SB_KMS_VAULT_KEY": "k"}
+AWS = {**GITOPS, "SB_KMS_BACKEND": "aws-kms", "SB_KMS_AWS_REGION": "eu-central-1", "SB_KMS_AWS_KEY_ID": "alias/k"}
+_EITHER = "set either it or SB_KMS_VAULT_KUBERNETES_ROLE, which vault-transit logs in with"
+_URL = "not a URL; accepted: https://host or https://host:port, and http:// with SB_ENV=dev"
+
+CASES += [
+    (GITOPS, "SB_KMS_BACKEND: local is for SB_ENV=dev only; accepted here: vault-transit, aws-kms"),
+    (DEV, "SB_WRAP_MASTER_KEY: required by SB_KMS_BACKEND=local, but not set"),
+    (
+        {**DEV, "SB_WRAP_MASTER_KEY": CANARY},
+        "SB_WRAP_MASTER_KEY: not a key; accepted: standard base64, padded, of 32 bytes",
+    ),
+    (
+        {**GITOPS, "SB_KMS_BACKEND": CANARY},
+        "SB_KMS_BACKEND: not a key service; accepted: local, vault-transit, aws-kms",
+    ),
+    ({**VAULT, "SB_KMS_VAULT_ADDR": ""}, "SB_KMS_VAULT_ADDR: required by SB_KMS_BACKEND=vault-transit, but not set"),
+    ({**VAULT, "SB_KMS_VAULT_KEY": ""}, "SB_KMS_VAULT_KEY: required by SB_KMS_BACKEND=vault-transit, but not set"),
+    (VAULT, f"SB_KMS_VAULT_TOKEN: {_EITHER}"),
+    (
+        {**VAULT, "SB_KMS_VAULT_TOKEN": CANARY, "SB_KMS_VAULT_KUBERNETES_ROLE": "r"},
+        f"SB_KMS_VAULT_TOKEN: {_EITHER}",
+    ),
+    (
+        {**VAULT, "SB_KMS_VAULT_TOKEN": f"{CANARY} x"},
+        "SB_KMS_VAULT_TOKEN: not a token; accepted: printable ASCII without spaces",
+    ),
+    ({**VAULT, "SB_KMS_VAULT_ADDR": f"https://u:{CANARY}@v"}, f"SB_KMS_VAULT_ADDR: {_URL}"),
+    (
+        {**VAULT, "SB_KMS_VAULT_ADDR": "http://v"},
+        "SB_KMS_VAULT_ADDR: plain http:// is for SB_ENV=dev only; accepted: https://",
+    ),
+    (
+        {**VAULT, "VAULT_CACERT": "/nowhere"},
+        "SB_KMS_VAULT_CACERT: names a file that cannot be read; accepted: the path of a PEM file",
+    ),
+    ({**VAULT, "SB_KMS_VAULT_CACERT": "Makefile"}, "SB_KMS_VAULT_CACERT: holds no certificate; accepted: PEM"),
+    (
+        {**VAULT, "VAULT_SKIP_VERIFY": "true"},
+        "VAULT_SKIP_VERIFY: not supported; name Vault's authority in SB_KMS_VAULT_CACERT",
+    ),
+    ({**AWS, "SB_KMS_AWS_REGION": ""}, "SB_KMS_AWS_REGION: required by SB_KMS_BACKEND=aws-kms, but not set"),
+    ({**AWS, "SB_KMS_AWS_KEY_ID": ""}, "SB_KMS_AWS_KEY_ID: required by SB_KMS_BACKEND=aws-kms, but not set"),
+    ({**AWS, "SB_KMS_AWS_REGION": "here"}, "SB_KMS_AWS_REGION: not a region; accepted: a name such as eu-central-1"),
+    ({**AWS, "SB_KMS_AWS_ENDPOINT": "kms.local"}, f"SB_KMS_AWS_ENDPOINT: {_URL}"),
+    ({"SB_WORKER_GITOPS_ENABLED": "yes"}, "SB_WORKER_GITOPS_ENABLED: not a boolean; accepted: true, false, 1, 0, t, f"),
+    ({"SB_WORKER_GITOPS_BATCH_SIZE": "0"}, "SB_WORKER_GITOPS_BATCH_SIZE: must be at least 1"),
+    ({"SB_WORKER_GITOPS_HTTP_TIMEOUT": "0s"}, "SB_WORKER_GITOPS_HTTP_TIMEOUT: must be more than 0"),
+    ({"SB_WORKER_GITOPS_FRESHNESS": "no"}, "SB_WORKER_GITOPS_FRESHNESS: not a switch; accepted: on, off, true, false"),
+    (
+        {"SB_SWEEP_GITOPS_POLL_INTERVAL": "15s", "SB_WORKER_GITOPS_POLL_INTERVAL": "20s"},
+        (
+            "SB_SWEEP_GITOPS_POLL_INTERVAL: set together with SB_WORKER_GITOPS_POLL_INTERVAL, to different values; "
+            "set one of them"
+        ),
+    ),
+]
+
+
 def start(words: Sequence[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(BIN / words[0]), *words[1:]], cwd=ROOT, env=env, capture_output=True, text=True, timeout=30, check=False
     )
 
 
-@pytest.mark.parametrize(("settings", "line"), CASES, ids=[line.partition(";")[0][:60] for _, line in CASES])
+@pytest.mark.parametrize(("settings", "line"), CASES, ids=[line[:70] for _, line in CASES])
 def test_a_wrong_setting_is_one_line_and_status_1(settings: dict[str, str], line: str) -> None:
     done = start(COMMANDS["check"], environment("", "") | GOOD | settings)
     assert done.returncode == 1

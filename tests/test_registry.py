@@ -40,6 +40,8 @@ def test_the_public_names_and_cadences_are_these() -> None:
         "agents-stale": 60,
         "jobs-recovery": 30,
         "discover-scheduler": 300,
+        "gitops-poller": 15,
+        "gitops-timeout": 60,
     }
 
 
@@ -69,6 +71,14 @@ def test_the_public_names_and_cadences_are_these() -> None:
             {"flipped": 2},
         ),
         ("discover-scheduler", Severity.INFO, "discover jobs enqueued", "", {"enqueued": 2}),
+        ("gitops-poller", Severity.INFO, "gitops observations polled", "", {}),
+        (
+            "gitops-timeout",
+            Severity.WARN,
+            "gitops observations timed out",
+            "flipped 2 row(s) to applied_unverified",
+            {"flipped": 2},
+        ),
     ],
 )
 def test_the_words_of_events_are_the_go_workers(

@@ -28,6 +28,7 @@ from rich.text import Text
 from actors import SWEEPERS
 from app import schema, status
 from app.demo import data
+from app.demo.argocd import Argocd
 from app.demo.binaries import ServerMissing
 from app.demo.receiver import Receiver
 from app.demo.servers import Postgres, Redis, ServerFailed, end_with_owner, free_ports
@@ -41,6 +42,8 @@ CADENCES = {
     "SB_SWEEP_AGENTS_STALE_AFTER": "60s",
     "SB_SWEEP_JOBS_INTERVAL": "3s",
     "SB_SWEEP_DISCOVER_INTERVAL": "15s",
+    "SB_SWEEP_GITOPS_POLL_INTERVAL": "2s",
+    "SB_SWEEP_GITOPS_TIMEOUT_INTERVAL": "5s",
 }
 WORKERS = 2
 REFRESH_SECONDS = 0.5
@@ -57,8 +60,8 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="sb-demo-") as directory:
             place = Path(directory)
-            with Postgres(place) as postgres, Redis(place) as redis, Receiver() as receiver:
-                return _Demo(console, postgres.url(), redis.url(), receiver, seconds).run()
+            with Postgres(place) as postgres, Redis(place) as redis, Receiver() as receiver, Argocd(place) as argocd:
+                return _Demo(console, postgres.url(), redis.url(), receiver, argocd, seconds).run()
     except (ServerMissing, ServerFailed) as error:
         console.print(f"[red]error:[/] {error}")
         return 1
@@ -69,9 +72,18 @@ def main() -> int:
 class _Demo:
     """The replica's runner, the data that arrives, and what is shown of them."""
 
-    def __init__(self, console: Console, database: str, redis: str, receiver: Receiver, seconds: float | None) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
+        self,
+        console: Console,
+        database: str,
+        redis: str,
+        receiver: Receiver,
+        argocd: Argocd,
+        seconds: float | None,
+    ) -> None:
         self.console = console
         self.receiver = receiver
+        self.argocd = argocd
         self.database = database
         self.seconds = seconds
         self.events: deque[str] = deque(maxlen=8)
@@ -80,7 +92,7 @@ class _Demo:
         ports = free_ports(WORKERS + 1)
         own = {"DATABASE_URL": database, "REDIS_URL": redis, "SB_WORKER_LOCAL_ADDR": f"127.0.0.1:{ports}"}
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("SB_", "DATABASE_", "REDIS_"))}
-        told = receiver.variables()
+        told = {**receiver.variables(), **argocd.variables()}
         self.environ = {**clean, **own, **CADENCES, **told, "SB_DISCOVER_TARGETS_JSON": data.TARGETS}
         settings = [sweeper.settings for sweeper in SWEEPERS]
         os.environ.update(CADENCES)
@@ -90,6 +102,7 @@ class _Demo:
         with psycopg.connect(self.database, autocommit=True) as connection:
             connection.execute(_SQL.read_bytes())
             data.pile_up(connection)
+            self.argocd.enter(connection)
             schema.migrate(connection)
             self.console.print(
                 f"60,000 wraps, 9,000 secrets, 300 agents, 4,000 jobs; {WORKERS} workers, 1 notifier, 1 scheduler"
@@ -140,24 +153,35 @@ class _Demo:
                 self._read(runner, REFRESH_SECONDS)
                 sweepers = status.read(connection, self.cadences)
                 if self.console.is_terminal:
-                    live.update(self._view(sweepers, elapsed), refresh=True)
+                    live.update(self._view(connection, sweepers, elapsed), refresh=True)
                 elif time.monotonic() - shown >= 5:  # noqa: PLR2004 - a line for each sweeper every five seconds
                     shown = time.monotonic()
                     for one in sweepers:
                         print(json.dumps(one.as_json()), flush=True)
                     print(json.dumps(self._notified()), flush=True)
+                    print(json.dumps(self._observed(connection)), flush=True)
 
-    def _view(self, sweepers: list[status.SweeperStatus], elapsed: float) -> Group:
+    def _observed(self, connection: Connection[Any]) -> dict[str, Any]:
+        """Say for whoever reads lines how far the observations are."""
+        states = data.observations(connection)
+        return {"name": "argocd", "busy": self.argocd.busy, "requests": self.argocd.requests, "observations": states}
+
+    def _view(self, connection: Connection[Any], sweepers: list[status.SweeperStatus], elapsed: float) -> Group:
         left = f", {self.seconds - elapsed:.0f}s left" if self.seconds is not None else ""
         title = f"{elapsed:.0f}s{left}; {self.notified} notifications"
         state = "[bold red]out of order[/]" if self.receiver.down else "[green]answers[/]"
         arrived = ", ".join(f"{sink} {number}" for sink, number in sorted(self.receiver.arrived.items()))
         told = f"receiver {state}; arrived: {arrived or 'nothing yet'}; refused {self.receiver.refused}"
+        mood = "[bold red]busy[/]" if self.argocd.busy else "[green]answers[/]"
+        states = ", ".join(f"{state} {number}" for state, number in data.observations(connection).items())
+        watched = f"ArgoCD {mood}, {self.argocd.requests} requests; observations: {states or 'none yet'}"
         return Group(
             status.table(sweepers, title),
             Text("\n".join(self.events), style="dim"),
             Text.from_markup(told),
             Text("\n".join(self.receiver.lines), style="cyan"),
+            Text.from_markup(watched),
+            Text("\n".join(data.seen(connection)), style="magenta"),
         )
 
     def _notified(self) -> dict[str, Any]:
@@ -213,6 +237,12 @@ class _Demo:
         self.console.print(
             f"{arrived} messages arrived at the receiver, {self.receiver.refused} were refused while it was out of "
             f"order; deliveries: {told}",
+            highlight=False,
+        )
+        states = ", ".join(f"{state} {number}" for state, number in data.observations(connection).items())
+        self.console.print(
+            f"{self.argocd.requests} requests to ArgoCD, {self.argocd.refused} of them while it was busy; "
+            f"observations: {states}",
             highlight=False,
         )
 

@@ -78,6 +78,14 @@ _MOMENT = (
            claim_expires_at = now() + interval '30 s'
      WHERE job_type = 'discover' AND status IN ('queued', 'claimed') AND random() < 0.2
     """,
+    # Every other second a change is to be watched, every twentieth of them at an ArgoCD that is switched off.
+    """
+    INSERT INTO gitops_observations (request_id, argocd_endpoint_id, application_name, application_namespace,
+                                     polling_state, timeout_at)
+    SELECT r.id, e.id, 'service-' || n, 'apps', 'queued', now() + interval '16 s'
+      FROM (SELECT count(*) AS n FROM gitops_observations) AS so_far, access_requests AS r, argocd_endpoints AS e
+     WHERE r.requester_id = 'demo' AND e.enabled = (n % 20 <> 19) AND random() < 0.5
+    """,
 )
 
 
@@ -91,3 +99,25 @@ def moment(connection: Connection[Any]) -> None:
     """Let half a second of the control plane's life happen."""
     for statement in _MOMENT:
         connection.execute(statement)
+
+
+OBSERVATIONS = "SELECT polling_state, count(*) FROM gitops_observations GROUP BY 1 ORDER BY 1"
+#: What was seen last, newest first.
+SEEN = """
+SELECT application_name, polling_state, observed_state ->> 'health_status', observed_state ->> 'sync_status',
+       observed_state ->> 'operation_phase', coalesce(last_error, '')
+  FROM gitops_observations WHERE polls_count > 0 ORDER BY updated_at DESC, application_name LIMIT 5
+"""
+
+
+def observations(connection: Connection[Any]) -> dict[str, int]:
+    """Count observations by state."""
+    return dict(connection.execute(OBSERVATIONS).fetchall())
+
+
+def seen(connection: Connection[Any]) -> list[str]:
+    """Word what was seen last."""
+    return [
+        f"{name:<12} {state:<18} {' '.join(filter(None, (health, sync, phase))):<32} {error}"[:110]
+        for name, state, health, sync, phase, error in connection.execute(SEEN)
+    ]

@@ -11,9 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
 from app.errors import UnwrapFailed
 
 if TYPE_CHECKING:
@@ -58,6 +55,9 @@ async def open_token(envelope: Envelope, keys: KeyManager, wire: Wire) -> bytear
 
 def open_sealed(key: bytearray | bytes, nonce: bytes, sealed: bytes, wrong: str) -> bytearray:
     """Decrypt AES-256-GCM without associated data into a buffer of its own. Raises UnwrapFailed with `wrong`."""
+    from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - only where tokens are opened
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
+
     plain = bytearray(len(sealed) - TAG)
     try:
         AESGCM(key).decrypt_into(nonce, sealed, None, plain)

@@ -12,14 +12,9 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from app import http
 from app.config import Settings, variable
-from app.kms.aws import AwsKeys
-from app.kms.aws import Place as AwsPlace
 from app.kms.keys import KeyManager
 from app.kms.local import LocalKeys, parse_master
-from app.kms.vault import Kubernetes, VaultKeys
-from app.kms.vault import Place as VaultPlace
 
 LOCAL, VAULT, AWS = "local", "vault-transit", "aws-kms"
 _JWT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
@@ -115,22 +110,29 @@ class KmsSettings(Settings):
     @cached_property
     def keys(self) -> KeyManager:
         """The key manager, of settings without problems: one, as it keeps logins. Nothing is contacted by it yet."""
+        # An HTTP client is 17 MiB, which only who opens tokens shall have.
+        from app.kms import aws, vault  # noqa: PLC0415
+
         if self.kms_backend == VAULT:
             namespace = self.vault_namespace or ""
-            place = VaultPlace(self.vault_address or "", self.vault_mount, self.vault_key or "", namespace)
+            place = vault.Place(self.vault_address or "", self.vault_mount, self.vault_key or "", namespace)
             if self.vault_role is None:
-                return VaultKeys(place, token=self.vault_token)
-            return VaultKeys(place, login=Kubernetes(self.vault_role, self.vault_auth_mount, self.vault_jwt))
+                return vault.VaultKeys(place, token=self.vault_token)
+            return vault.VaultKeys(
+                place, login=vault.Kubernetes(self.vault_role, self.vault_auth_mount, self.vault_jwt)
+            )
         if self.kms_backend == AWS:
-            return AwsKeys(AwsPlace(self.aws_region or "", self.aws_key or "", self.aws_endpoint or ""))
+            return aws.AwsKeys(aws.Place(self.aws_region or "", self.aws_key or "", self.aws_endpoint or ""))
         assert self.master_key is not None
         return LocalKeys(parse_master(self.master_key.get_secret_value()))
 
     @property
     def key_context(self) -> ssl.SSLContext:
         """How the key service is verified."""
+        from app.http import tls_context  # noqa: PLC0415 - the same
+
         path = {VAULT: self.vault_ca, AWS: self.aws_ca}.get(self.kms_backend)
-        return http.tls_context(pem=Path(path).read_text(encoding="ascii") if path else None)
+        return tls_context(pem=Path(path).read_text(encoding="ascii") if path else None)
 
 
 def _missing(required: dict[str, str | None], backend: str) -> Iterator[str]:
@@ -159,8 +161,10 @@ def _url_problem(name: str, url: str | None, *, dev: bool) -> Iterator[str]:
 def _ca_problem(name: str, path: str | None) -> Iterator[str]:
     if not path:
         return
+    from app.http import tls_context  # noqa: PLC0415 - the same
+
     try:
-        http.tls_context(pem=Path(path).read_text(encoding="ascii"))
+        tls_context(pem=Path(path).read_text(encoding="ascii"))
     except (OSError, UnicodeDecodeError):
         yield f"{name}: names a file that cannot be read; accepted: the path of a PEM file"
     except ValueError as error:

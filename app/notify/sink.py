@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from functools import cached_property
 from json import loads
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, TypeVar
@@ -21,6 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 from app.config import Settings, name_of, variable
 from app.errors import Fault, SinkRejected, SinkUnavailable
 from app.events import Event, Note, Severity
+from app.patience import retry_after
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -171,13 +171,7 @@ class Answer:
 
     def retry_after(self, now: datetime) -> float | None:
         """Seconds that the receiver wants to be left alone: the header, as a number or a date."""
-        text = self.headers.get("retry-after", "").strip()
-        if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
-            return float(text)
-        try:
-            return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
-        except (ValueError, TypeError):
-            return None
+        return retry_after(self.headers.get("retry-after", ""), now)
 
 
 class Wire(Protocol):

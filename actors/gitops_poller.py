@@ -1,0 +1,284 @@
+"""gitops-poller: asks ArgoCD, read-only, whether changes have landed.
+
+A transaction writes the results that are there and claims what is due; between transactions the polls go on. A claim
+stamps `last_polled_at`, so that an observation is claimed once a slot, by one run. A result is written only over the
+row that was claimed: `polls_count` and the stamp must not have moved, and the row must still be open.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator
+
+from actors.gitops_settings import GitopsSettings
+from app.argocd.work import Endpoint, Observation, Result
+from app.batch import Batch
+from app.config import variable
+from app.events import Severity
+from app.kms.keys import Envelope
+from app.kms.settings import KmsSettings
+from app.sweeper import Outside, Wording, sweeper
+from app.values import Bool, Cadence, PositiveDuration, PositiveInt, parse_bool
+
+if TYPE_CHECKING:
+    from app.argocd.polls import Polls
+
+
+def _on(value: object) -> object:
+    if value in ("on", "off"):
+        return value == "on"
+    try:
+        return parse_bool(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError("not a switch; accepted: on, off, true, false") from None
+
+
+class GitopsPoller(GitopsSettings, KmsSettings):
+    """Whom to ask, how hard, and what to believe."""
+
+    interval: Cadence = variable(
+        "SB_SWEEP_GITOPS_POLL_INTERVAL",
+        "SB_WORKER_GITOPS_POLL_INTERVAL",
+        default="15s",
+        meaning="how often each open observation is polled",
+    )
+    timeout: PositiveDuration = variable(
+        "SB_WORKER_GITOPS_HTTP_TIMEOUT", default="15s", meaning="time that one request to ArgoCD may take in all"
+    )
+    batch_size: PositiveInt = variable(
+        "SB_WORKER_GITOPS_BATCH_SIZE", default="20", meaning="observations claimed at a time"
+    )
+    concurrency: PositiveInt = variable(
+        "SB_WORKER_GITOPS_CONCURRENCY", default="8", meaning="requests to one ArgoCD at a time"
+    )
+    freshness: Annotated[bool, BeforeValidator(_on)] = variable(
+        "SB_WORKER_GITOPS_FRESHNESS",
+        default="on",
+        meaning="off: what ArgoCD saw before the observation decides as well, as in the Go worker",
+    )
+    app_namespace: Bool = variable(
+        "SB_WORKER_GITOPS_APP_NAMESPACE",
+        default="false",
+        meaning="after a 403, ask again with the observation's namespace as the Application's own",
+    )
+
+    def problems(self, *, dev: bool) -> Iterable[str]:
+        """Say what would keep ArgoCD's tokens closed."""
+        return self.key_problems(dev=dev)
+
+
+def _polls(settings: GitopsPoller) -> Outside:
+    from app.argocd.polls import Polls  # noqa: PLC0415 - an HTTP client is 17 MiB, for a run that polls alone
+
+    seconds = settings.timeout / timedelta(seconds=1)
+    context = None if settings.kms_backend == "local" else settings.key_context
+    return Polls(settings.keys, context, deadline=seconds, most=settings.concurrency, fresh=settings.freshness)
+
+
+# The slot's start, or that of a later slot which the run has grown into while it waited for a slow endpoint.
+CLAIM = """
+WITH slot AS (
+    SELECT greatest(date_bin(%(interval)s, now(), timestamptz 'epoch'), %(slot)s) AS began
+), due AS (
+    SELECT o.id
+      FROM gitops_observations AS o
+      JOIN argocd_endpoints AS e ON e.id = o.argocd_endpoint_id AND e.enabled AND e.deleted_at IS NULL
+     WHERE o.polling_state IN ('queued', 'active')
+       AND (o.last_polled_at IS NULL OR o.last_polled_at < (SELECT began FROM slot))
+       AND o.argocd_endpoint_id <> ALL (%(busy)s::uuid[])
+       AND NOT EXISTS (SELECT FROM secrets_bridge_worker.gitops_rest AS r
+                        WHERE r.endpoint_id = o.argocd_endpoint_id AND r.until > now())
+     ORDER BY o.last_polled_at NULLS FIRST, o.created_at
+     LIMIT %(limit)s
+       FOR UPDATE OF o SKIP LOCKED
+), claimed AS (
+    UPDATE gitops_observations AS o
+       SET polling_state = 'active', last_polled_at = greatest(now(), (SELECT began FROM slot))
+      FROM due
+     WHERE o.id = due.id AND o.polling_state IN ('queued', 'active')
+ RETURNING o.*
+)
+SELECT c.id::text, c.argocd_endpoint_id::text AS endpoint, c.application_name, c.application_namespace, c.polls_count,
+       c.last_polled_at, c.created_at,
+       (SELECT min(m.project_name) FROM gitops_app_mappings AS m
+         WHERE m.argocd_endpoint_id = c.argocd_endpoint_id AND m.application_name = c.application_name
+           AND m.deleted_at IS NULL
+        HAVING count(DISTINCT m.project_name) = 1) AS project
+  FROM claimed AS c
+"""
+
+ENDPOINTS = """
+SELECT id::text, base_url, token_ciphertext, token_nonce, token_data_key_ciphertext, token_kms_key_id, tls_ca_pem,
+       tls_server_name, last_health_error IS NOT NULL AS unhealthy
+  FROM argocd_endpoints
+ WHERE id = ANY (%(ids)s::uuid[])
+"""
+
+# Rows are locked in one order, and before they are written, so that no two transactions wait for each other.
+WRITE = """
+WITH result AS (
+    SELECT * FROM jsonb_to_recordset(%(results)s::jsonb)
+        AS r (id uuid, polls integer, polled_at timestamptz, state jsonb, error text, verdict text)
+), mine AS MATERIALIZED (
+    SELECT o.id FROM gitops_observations AS o JOIN result AS r ON r.id = o.id
+     WHERE o.polls_count = r.polls AND o.last_polled_at = r.polled_at AND o.polling_state IN ('queued', 'active')
+     ORDER BY o.id
+       FOR UPDATE OF o
+), written AS (
+    UPDATE gitops_observations AS o
+       SET observed_state = CASE WHEN r.state IS NULL THEN o.observed_state
+                                 ELSE '{"resources": [], "resource_count": 0}'::jsonb || o.observed_state || r.state
+                            END,
+           polls_count = o.polls_count + 1,
+           last_error = r.error,
+           polling_state = r.verdict,
+           terminal_at = CASE WHEN r.verdict = 'active' THEN o.terminal_at ELSE now() END
+      FROM result AS r, mine
+     WHERE o.id = r.id AND o.id = mine.id
+       AND o.polls_count = r.polls AND o.last_polled_at = r.polled_at AND o.polling_state IN ('queued', 'active')
+ RETURNING r.verdict, r.error
+)
+SELECT count(*) AS polled,
+       count(*) FILTER (WHERE verdict = 'applied') AS applied,
+       count(*) FILTER (WHERE verdict = 'failed') AS failed,
+       count(*) FILTER (WHERE error IS NOT NULL) AS poll_errors
+  FROM written
+"""
+
+HEALTH = """
+WITH news AS (
+    SELECT * FROM jsonb_to_recordset(%(news)s::jsonb) AS n (id uuid, error text, rest double precision)
+), before AS MATERIALIZED (
+    SELECT e.id, e.last_health_error AS error FROM argocd_endpoints AS e JOIN news AS n ON n.id = e.id
+     WHERE e.deleted_at IS NULL
+     ORDER BY e.id
+       FOR UPDATE OF e
+), told AS (
+    UPDATE argocd_endpoints AS e SET last_health_at = now(), last_health_error = n.error
+      FROM news AS n, before AS b
+     WHERE e.id = n.id AND e.id = b.id
+), rests AS (
+    INSERT INTO secrets_bridge_worker.gitops_rest AS r (endpoint_id, until)
+    SELECT id, now() + rest * interval '1 s' FROM news WHERE rest > 0
+        ON CONFLICT (endpoint_id) DO UPDATE SET until = greatest(r.until, excluded.until)
+)
+SELECT count(*) FILTER (WHERE b.error IS NULL AND n.error IS NOT NULL) AS endpoints_unhealthy,
+       count(*) FILTER (WHERE b.error IS NOT NULL AND n.error IS NULL) AS endpoints_recovered
+  FROM before AS b JOIN news AS n ON n.id = b.id
+"""
+
+# Once a run: what will not be asked says why, and rests that are over are forgotten.
+TIDY = """
+WITH forgotten AS (
+    DELETE FROM secrets_bridge_worker.gitops_rest WHERE until < now()
+), shut AS MATERIALIZED (
+    SELECT o.id FROM gitops_observations AS o JOIN argocd_endpoints AS e ON e.id = o.argocd_endpoint_id
+     WHERE o.polling_state IN ('queued', 'active') AND (NOT e.enabled OR e.deleted_at IS NOT NULL)
+       AND o.last_error IS DISTINCT FROM 'endpoint disabled'
+     LIMIT 1000
+       FOR UPDATE OF o SKIP LOCKED
+), told AS (
+    UPDATE gitops_observations AS o SET last_error = 'endpoint disabled'
+      FROM shut
+     WHERE o.id = shut.id AND o.polling_state IN ('queued', 'active')
+ RETURNING 1
+)
+SELECT count(*) AS endpoint_disabled FROM told
+"""
+
+
+@sweeper(
+    "gitops-poller",
+    needs={
+        "gitops_observations": ("SELECT", "UPDATE"),
+        "argocd_endpoints": ("SELECT", "UPDATE"),
+        "gitops_app_mappings": ("SELECT",),
+    },
+    settings=GitopsPoller,
+    wording=Wording(
+        Severity.INFO,
+        "gitops observations polled",
+        "claim gitops observations failed",
+        "",
+        warn_by=("failed", "endpoints_unhealthy"),
+    ),
+    counts=(
+        "polled",
+        "applied",
+        "failed",
+        "poll_errors",
+        "overtaken",
+        "endpoints_unhealthy",
+        "endpoints_recovered",
+        "endpoint_disabled",
+    ),
+    outside=_polls,
+)
+def gitops_poller(batch: Batch[GitopsPoller]) -> Mapping[str, int]:
+    """Write what is there, claim what is due."""
+    polls: Polls = batch.outside
+    counts: dict[str, int] = {} if polls.turns else dict(batch.run(TIDY))
+    counts |= _write(batch, polls.finished())
+    if news := polls.news():
+        told = [{"id": one.endpoint, "error": one.error, "rest": one.rest} for one in news]
+        counts |= batch.run(HEALTH, news=json.dumps(told))
+    if may := polls.may_claim(over=batch.over):
+        claimed = _claim(batch, polls)
+        polls.hungry = claimed == batch.settings.batch_size
+        polls.left = polls.hungry or bool(polls.busy)
+    batch.pending = polls.pending
+    batch.done = not polls.pending and not polls.left
+    polls.hungry = polls.hungry and may
+    decided = ("applied", "failed", "endpoints_unhealthy", "endpoints_recovered")
+    return {**counts, "changed": sum(counts.get(name, 0) for name in decided)}
+
+
+def _claim(batch: Batch[GitopsPoller], polls: "Polls") -> int:
+    own = batch.settings
+    due = batch.rows(CLAIM, interval=own.interval, slot=batch.slot_start, busy=polls.busy, limit=own.batch_size)
+    strangers = list({row["endpoint"] for row in due}.difference(polls.known))
+    if strangers:
+        polls.meet(_endpoint(row) for row in batch.rows(ENDPOINTS, ids=strangers))
+    polls.submit(_observation(row, own) for row in due)
+    return len(due)
+
+
+def _endpoint(row: Mapping[str, Any]) -> Endpoint:
+    sealed = ("token_ciphertext", "token_nonce", "token_data_key_ciphertext", "token_kms_key_id")
+    plain = ("id", "base_url", "tls_ca_pem", "tls_server_name", "unhealthy")
+    return Endpoint(**{name: row[name] for name in plain}, envelope=Envelope(**{name: row[name] for name in sealed}))
+
+
+def _observation(row: Mapping[str, Any], settings: GitopsPoller) -> Observation:
+    known = {"project": row["project"]} if row["project"] else {}
+    if settings.app_namespace and row["application_namespace"]:
+        known["appNamespace"] = row["application_namespace"]
+    return Observation(
+        row["id"],
+        row["endpoint"],
+        row["application_name"],
+        known,
+        row["polls_count"],
+        row["last_polled_at"],
+        row["created_at"],
+    )
+
+
+def _write(batch: Batch[GitopsPoller], results: list[Result]) -> dict[str, int]:
+    if not results:
+        return {}
+    told = [
+        {
+            "id": one.observation.id,
+            "polls": one.observation.polls_count,
+            "polled_at": one.observation.polled_at.isoformat(),
+            "state": one.state,
+            "error": one.error,
+            "verdict": one.verdict,
+        }
+        for one in results
+    ]
+    counts = dict(batch.run(WRITE, results=json.dumps(told)))
+    return {**counts, "overtaken": len(results) - counts["polled"]}

@@ -1,0 +1,1 @@
+"""ArgoCD, read-only: what is asked, what is made of the answers, and many polls at once."""

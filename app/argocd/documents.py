@@ -1,0 +1,144 @@
+"""What is read from ArgoCD's answers, and the snapshot that the api shows of it.
+
+Shapes are checked: an answer that is no application must not count as one without a status. Absent and null are the
+same, as in Go. Sizes are bounded, manifests never kept, and texts made fit for PostgreSQL's jsonb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+#: Resources that a snapshot lists, characters of a message and of any other text in it.
+MOST_RESOURCES, MOST_MESSAGE, MOST_TEXT = 500, 1024, 512
+
+
+class WrongShape(ValueError):
+    """An answer is not what was asked for; the text names the field and no value."""
+
+
+@dataclass(frozen=True)
+class Application:
+    """An application's status. Texts are empty and times None where ArgoCD gives none."""
+
+    health: str
+    health_message: str
+    sync: str
+    revision: str
+    phase: str
+    reconciled_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    #: An operation is asked for and has not begun.
+    requested: bool
+
+    def snapshot(self) -> dict[str, Any]:
+        """Give this part of `observed_state`."""
+        return {
+            "health_status": self.health,
+            "health_message": self.health_message,
+            "sync_status": self.sync,
+            "sync_revision": self.revision,
+            "operation_phase": self.phase,
+        }
+
+
+class Resource(NamedTuple):
+    """A node of the resource tree."""
+
+    kind: str
+    name: str
+    namespace: str
+    health: str
+    message: str
+
+
+def application(content: object, name: str) -> Application:
+    """Read the application called `name`. Raises WrongShape."""
+    document = _object(content, "the answer")
+    if _text(_part(document, "metadata"), "name") != name:
+        raise WrongShape("metadata.name is not the application's")
+    status = _part(document, "status")
+    health, sync, operation = (_part(status, key) for key in ("health", "sync", "operationState"))
+    return Application(
+        health=_text(health, "status"),
+        health_message=_text(health, "message", MOST_MESSAGE),
+        sync=_text(sync, "status"),
+        revision=_text(sync, "revision") or _revisions(sync),
+        phase=_text(operation, "phase"),
+        reconciled_at=_time(status, "reconciledAt"),
+        started_at=_time(operation, "startedAt"),
+        finished_at=_time(operation, "finishedAt"),
+        requested=document.get("operation") is not None,
+    )
+
+
+def resources(content: object) -> list[Resource]:
+    """Read the nodes of a resource tree; an application without any has no `nodes`. Raises WrongShape."""
+    nodes = _object(content, "the answer").get("nodes")
+    if nodes is None:
+        return []
+    if not isinstance(nodes, list):
+        raise WrongShape("nodes is not a list")
+    return [_resource(_object(node, "nodes[]")) for node in nodes]
+
+
+def snapshot(found: list[Resource]) -> dict[str, Any]:
+    """Give the other part of `observed_state`; of very many resources the unhealthy ones are listed first."""
+    if len(found) > MOST_RESOURCES:
+        listed = sorted(found, key=lambda one: one.health in ("", "Healthy"))[:MOST_RESOURCES]
+    else:
+        listed = found
+    return {"resources": [one._asdict() for one in listed], "resource_count": len(found)}
+
+
+def _resource(node: Mapping[str, Any]) -> Resource:
+    health = _part(node, "health")
+    kind, name, namespace = (_text(node, key) for key in ("kind", "name", "namespace"))
+    return Resource(kind, name, namespace, _text(health, "status"), _text(health, "message", MOST_MESSAGE))
+
+
+def _object(value: object, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise WrongShape(f"{name} is not an object")
+    return value
+
+
+def _part(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = document.get(name)
+    return {} if value is None else _object(value, name)
+
+
+def _text(document: Mapping[str, Any], name: str, most: int = MOST_TEXT) -> str:
+    value = document.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise WrongShape(f"{name} is not a text")
+    # jsonb takes neither NUL nor half a surrogate pair.
+    return value[:most].replace("\x00", "").encode("utf-8", "replace").decode()
+
+
+def _revisions(sync: Mapping[str, Any]) -> str:
+    """Give the revisions of an application with several sources, which has no single one."""
+    value = sync.get("revisions")
+    if value is None:
+        return ""
+    if not isinstance(value, list):
+        raise WrongShape("revisions is not a list")
+    return ", ".join(_text({"revisions[]": one}, "revisions[]") for one in value)[:MOST_TEXT]
+
+
+def _time(document: Mapping[str, Any], name: str) -> datetime | None:
+    text = _text(document, name)
+    if not text:
+        return None
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        raise WrongShape(f"{name} is not a time") from None
+    if value.tzinfo is None:
+        raise WrongShape(f"{name} is not a time with its zone")
+    return value

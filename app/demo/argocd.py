@@ -1,0 +1,202 @@
+"""A stand-in for ArgoCD: a local HTTPS server whose applications move as real ones do, from one state to the next.
+
+An application's story begins when it is first asked for. Most land; some break, some never become healthy, some are
+not there at all. Now and then the server is busy and asks to be left alone for a moment.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from psycopg import Connection
+
+from app.demo import certificates
+from app.kms.local import key_id
+
+#: Busy for so many seconds of each so many, counted from its start, and what it then asks for.
+BUSY_SECONDS, EVERY_SECONDS, FIRST_SECONDS, RETRY_AFTER = 4.0, 30.0, 15.0, 3
+#: The ends of the stories, by the application's number.
+LANDS, BREAKS, STALLS, MISSING = "lands", "breaks", "stalls", "missing"
+_ENDS = (LANDS, LANDS, BREAKS, LANDS, STALLS, LANDS, MISSING, LANDS)
+#: Seconds at which an application begins to sync, to roll out, and comes to its end.
+_SYNC, _ROLL_OUT, _END = 2.0, 4.0, 7.0
+_NOT_FOUND, _BUSY = 404, 503
+
+
+class Argocd:
+    """The server, on a free port of the loopback interface, and the rows that point at it."""
+
+    def __init__(self, directory: Path) -> None:
+        context, self._authority = certificates.make(directory)
+        self._master = os.urandom(32)
+        self._token = base64.urlsafe_b64encode(os.urandom(24)).decode()
+        self._started = time.monotonic()
+        self._first: dict[str, float] = {}
+        self.requests = self.refused = 0
+        argocd = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_GET(self) -> None:
+                status, content = argocd._answer(self.path, self.headers.get("Authorization", ""))
+                body = json.dumps(content).encode()
+                self.send_response_only(status)
+                self.send_header("Content-Type", "application/json")
+                if status == _BUSY:
+                    self.send_header("Retry-After", str(RETRY_AFTER))
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the interface's name
+                """Keep the terminal for the view."""
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 64
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                """A poller that is ended hangs up in the middle."""
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = f"https://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=[0.1], daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether it wants to be left alone now."""
+        passed = time.monotonic() - self._started - FIRST_SECONDS
+        return passed >= 0 and passed % EVERY_SECONDS < BUSY_SECONDS
+
+    def variables(self) -> dict[str, str]:
+        """Give the settings of a worker that watches it, impatient enough for a demo."""
+        return {
+            "SB_ENV": "dev",
+            "SB_WRAP_MASTER_KEY": base64.b64encode(self._master).decode(),
+            "SB_WORKER_GITOPS_ENABLED": "true",
+        }
+
+    def enter(self, connection: Connection[Any]) -> None:
+        """Insert the endpoint as the api does, its token sealed, and a disabled one beside it."""
+        data_key, nonce, wrap = os.urandom(32), os.urandom(12), os.urandom(12)
+        sealed = {
+            "url": self.url,
+            "ca": self._authority,
+            "token": AESGCM(data_key).encrypt(nonce, self._token.encode(), None),
+            "nonce": nonce,
+            "data_key": wrap + AESGCM(self._master).encrypt(wrap, data_key, None),
+            "key_id": key_id(self._master),
+        }
+        for name, enabled in (("argocd", True), ("argocd-old", False)):
+            connection.execute(_ENDPOINT, {**sealed, "name": name, "enabled": enabled})
+        connection.execute(_REQUEST)
+
+    def _answer(self, path: str, authorization: str) -> tuple[int, dict[str, Any]]:
+        self.requests += 1
+        if self.busy:
+            self.refused += 1
+            return _BUSY, _error(14, "upstream connect error")
+        if authorization != f"Bearer {self._token}":
+            return 401, _error(16, "no session information")
+        parts = urlsplit(path)
+        words = parts.path.split("/")
+        name = words[4]
+        end = _ENDS[int(name.rpartition("-")[2]) % len(_ENDS)]
+        if end == MISSING:
+            known = "project" in parse_qs(parts.query)
+            return (_NOT_FOUND, _error(5, "not found")) if known else (403, _error(7, "permission denied"))
+        age = time.monotonic() - self._first.setdefault(name, time.monotonic())
+        return 200, _tree(name, age, end) if len(words) > 5 else _application(name, age, end)  # noqa: PLR2004
+
+
+def _error(code: int, text: str) -> dict[str, Any]:
+    return {"error": text, "code": code, "message": text}
+
+
+def _application(name: str, age: float, end: str) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    begun = _time(now - timedelta(seconds=age - _SYNC))
+    operation: dict[str, Any] | None = {"phase": "Running", "startedAt": begun}
+    health, sync, reconciled = "Healthy", "Synced", now - timedelta(hours=1)
+    if age < _SYNC:  # as it was before the change
+        operation = None
+    elif age < _ROLL_OUT:
+        sync = "OutOfSync"
+    else:
+        operation = {"phase": "Succeeded", "startedAt": begun, "finishedAt": _time(now)}
+        health, reconciled = "Progressing", now
+        if age >= _END and end == LANDS:
+            health = "Healthy"
+        elif age >= _END and end == BREAKS:
+            health, operation = "Degraded", {**operation, "phase": "Failed", "message": "one or more objects failed"}
+    status: dict[str, Any] = {
+        "health": {"status": health, "lastTransitionTime": _time(now)},
+        "sync": {"status": sync, "revision": "4f1c2d9e"},
+        "reconciledAt": _time(reconciled),
+        "resources": [{"version": "v1", "kind": "Secret", "namespace": "apps", "name": f"{name}-credentials"}],
+        "sourceType": "Kustomize",
+        "summary": {"images": [f"registry.example/{name}:1.4.2"]},
+    }
+    if operation:
+        status["operationState"] = operation
+    return {
+        "metadata": {"name": name, "namespace": "argocd", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"project": "apps", "destination": {"server": "https://kubernetes.default.svc", "namespace": "apps"}},
+        "status": status,
+    }
+
+
+def _tree(name: str, age: float, end: str) -> dict[str, Any]:
+    ready = age >= _END and end == LANDS
+    rolled = {"status": "Healthy"} if ready else {"status": "Progressing", "message": "0 of 2 updated replicas ready"}
+    place = {"namespace": "apps", "version": "v1"}
+    return {
+        "nodes": [
+            {
+                **place,
+                "group": "external-secrets.io",
+                "kind": "ExternalSecret",
+                "name": name,
+                "health": {"status": "Healthy"},
+            },
+            {**place, "kind": "Secret", "name": f"{name}-credentials"},
+            {**place, "group": "apps", "kind": "Deployment", "name": name, "health": rolled},
+        ],
+        "orphanedNodes": [],
+    }
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
+
+
+_ENDPOINT = """
+INSERT INTO argocd_endpoints (name, base_url, tls_ca_pem, enabled, token_ciphertext, token_nonce,
+                              token_data_key_ciphertext, token_kms_key_id)
+VALUES (%(name)s, %(url)s, %(ca)s, %(enabled)s, %(token)s, %(nonce)s, %(data_key)s, %(key_id)s)
+"""
+
+_REQUEST = """
+INSERT INTO access_requests (requester_id, type, justification, status)
+VALUES ('demo', 'update', 'a secret was rotated', 'executed')
+"""

@@ -1,0 +1,185 @@
+"""Polling ArgoCD: 500 observations on 5 endpoints, 50 ms a call, two calls an observation.
+
+    python -m bench.gitops [observations] [milliseconds]
+
+One run of the sweeper; the same with one endpoint that hangs; the same calls by a bare concurrent httpx loop and one
+after the other. The server is a process of its own on the loopback interface. Everything shares the machine's cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+from psycopg import Connection
+from psycopg_pool import ConnectionPool
+
+from actors.gitops_poller import GitopsPoller, gitops_poller
+from app import schema
+from app.demo.servers import Postgres, end_with_owner
+from app.lease import Lease
+from app.notify.fanout import Fanout
+from app.notify.outbox import Outbox
+from app.runner import Runner
+from tests.argocd import TREE, document, insert_endpoint, insert_observations, settings
+
+ENDPOINTS = 5
+HANG = "hang"
+LATEST = """
+SELECT e.name, count(*), min(o.polls_count), extract(epoch FROM max(o.updated_at) - min(r.started_at))::float
+  FROM gitops_observations AS o JOIN argocd_endpoints AS e ON e.id = o.argocd_endpoint_id,
+       (SELECT started_at FROM secrets_bridge_worker.sweep_run ORDER BY id DESC LIMIT 1) AS r
+ GROUP BY e.name ORDER BY e.name
+"""
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float) -> None:
+    """Answer requests on one connection until it is closed; an application called `hang...` is never answered."""
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            path = head.split(b" ", 2)[1].decode()
+            name = path.split("/")[4]
+            await asyncio.sleep(3600 if name.startswith(HANG) else seconds)
+            tree = path.endswith("/resource-tree")
+            body = json.dumps(TREE if tree else document(name, "Progressing")).encode()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body))
+            writer.write(body)
+            await writer.drain()
+    writer.close()
+
+
+async def _serve(seconds: float) -> None:
+    servers = [
+        await asyncio.start_server(lambda r, w: _answer(r, w, seconds), "127.0.0.1", 0) for _ in range(ENDPOINTS)
+    ]
+    print(json.dumps([server.sockets[0].getsockname()[1] for server in servers]), flush=True)
+    await asyncio.sleep(600)
+
+
+def fill(url: str, ports: list[int], rows: int, *, hanging: bool) -> None:
+    """Make the observations anew."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("TRUNCATE gitops_observations, argocd_endpoints, secrets_bridge_worker.sweep_state CASCADE")
+        connection.execute("TRUNCATE secrets_bridge_worker.sweep_run")
+        for number, port in enumerate(ports):
+            prefix = HANG if hanging and number == 0 else "app"
+            names = [f"{prefix}-{one:04}" for one in range(rows // ENDPOINTS)]
+            insert_observations(
+                connection, insert_endpoint(connection, f"argo-{number}", f"http://127.0.0.1:{port}"), *names
+            )
+        connection.execute("ANALYZE")
+
+
+def poll(url: str, own: GitopsPoller) -> dict[str, Any]:
+    """Do one run as the worker does, and say how long it took and when each endpoint was done."""
+    lease = Lease("gitops-poller", "bench")
+    lease.extend(time.monotonic(), timedelta(hours=1))
+    with ConnectionPool[Connection[Any]](url, kwargs={"autocommit": True}, min_size=1, max_size=2) as pool:
+        runner = Runner(pool, "bench", timedelta(seconds=15), timedelta(days=7), Outbox(Fanout([]), lambda _id: None))
+        batches: list[float] = []
+        runner.on_batch = batches.append
+        cpu, started = time.process_time(), time.perf_counter()
+        sweep = runner.run(gitops_poller, own, lease)
+        seconds = time.perf_counter() - started
+        cpu = time.process_time() - cpu
+    with psycopg.connect(url) as connection:
+        ends = {row[0]: round(row[3], 2) for row in connection.execute(LATEST)}
+    return {
+        "seconds": round(seconds, 2),
+        "polled": sweep.counts["polled"],
+        "errors": sweep.counts["poll_errors"],
+        "calls_per_second": round(2 * (sweep.counts["polled"] - sweep.counts["poll_errors"]) / seconds),
+        "transactions": len(batches),
+        "in_transactions_seconds": round(sum(batches), 2),
+        "cpu_seconds": round(cpu, 2),
+        "endpoint_done_after_seconds": ends,
+    }
+
+
+def paths(rows: int) -> list[str]:
+    """Give the paths that one endpoint is asked for."""
+    names = [f"/api/v1/applications/app-{one:04}" for one in range(rows // ENDPOINTS)]
+    return [path for name in names for path in (name, f"{name}/resource-tree")]
+
+
+async def bare(ports: list[int], rows: int, at_once: int) -> None:
+    """Make the same calls with as many at once to each endpoint, and do nothing with the answers."""
+
+    async def one(client: httpx.AsyncClient, limit: asyncio.Semaphore, url: str) -> None:
+        async with limit:
+            (await client.get(url)).json()
+
+    async with asyncio.TaskGroup() as group:
+        clients = []
+        for port in ports:
+            client, limit = httpx.AsyncClient(trust_env=False), asyncio.Semaphore(at_once)
+            clients.append(client)
+            for path in paths(rows):
+                group.create_task(one(client, limit, f"http://127.0.0.1:{port}{path}"))
+    for client in clients:
+        await client.aclose()
+
+
+def in_turn(ports: list[int], rows: int) -> None:
+    """Make the same calls one after the other, on kept connections."""
+    for port in ports:
+        with httpx.Client(trust_env=False) as client:
+            for path in paths(rows):
+                client.get(f"http://127.0.0.1:{port}{path}").json()
+
+
+def _tell(way: str, **figures: Any) -> None:
+    print(json.dumps({"way": way, **figures}), flush=True)
+
+
+def main() -> None:
+    """Measure and print one JSON object a way."""
+    if sys.argv[1:2] == ["serve"]:
+        asyncio.run(_serve(float(sys.argv[2])))
+        return
+    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 500
+    seconds = (float(sys.argv[2]) if len(sys.argv) > 2 else 50) / 1000
+    words = [sys.executable, "-m", "bench.gitops", "serve", str(seconds)]
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Postgres(Path(directory), durable=True) as server,
+        subprocess.Popen(words, stdout=subprocess.PIPE, preexec_fn=end_with_owner) as argo,  # noqa: PLW1509
+    ):
+        assert argo.stdout is not None
+        ports = json.loads(argo.stdout.readline())
+        url = server.url()
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(Path("app/demo/control_plane.sql").read_bytes())
+            schema.migrate(connection)
+        calls = rows * 2
+        for at_once in (8, 16):
+            fill(url, ports, rows, hanging=False)
+            _tell(f"sweep, {at_once} at once", **poll(url, settings(concurrency=at_once)))
+            started = time.perf_counter()
+            asyncio.run(bare(ports, rows, at_once))
+            took = time.perf_counter() - started
+            _tell(f"bare httpx, {at_once} at once", seconds=round(took, 2), calls_per_second=round(calls / took))
+        fill(url, ports, rows, hanging=True)
+        _tell("sweep, one endpoint hangs", **poll(url, settings()))
+        started = time.perf_counter()
+        in_turn(ports, rows)
+        took = time.perf_counter() - started
+        _tell("one after the other", seconds=round(took, 2), calls_per_second=round(calls / took))
+        _tell("memory", rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        argo.terminate()
+
+
+if __name__ == "__main__":
+    main()
