@@ -77,10 +77,12 @@ def _polls(settings: GitopsPoller) -> Outside:
     return Polls(settings.keys, context, deadline=seconds, most=settings.concurrency, fresh=settings.freshness)
 
 
-# The slot's start, or that of a later slot which the run has grown into while it waited for a slow endpoint.
+# Due is what was not claimed since the slot began; of a run that outlives its time for a slow endpoint's sake, since
+# the slot that has come meanwhile.
 CLAIM = """
 WITH slot AS (
-    SELECT greatest(date_bin(%(interval)s, now(), timestamptz 'epoch'), %(slot)s) AS began
+    SELECT CASE WHEN %(late)s THEN greatest(date_bin(%(interval)s, now(), timestamptz 'epoch'), %(slot)s)
+                ELSE %(slot)s END AS began
 ), due AS (
     SELECT o.id
       FROM gitops_observations AS o
@@ -237,7 +239,14 @@ def gitops_poller(batch: Batch[GitopsPoller]) -> Mapping[str, int]:
 
 def _claim(batch: Batch[GitopsPoller], polls: "Polls") -> int:
     own = batch.settings
-    due = batch.rows(CLAIM, interval=own.interval, slot=batch.slot_start, busy=polls.busy, limit=own.batch_size)
+    due = batch.rows(
+        CLAIM,
+        interval=own.interval,
+        slot=batch.slot_start,
+        late=batch.over,
+        busy=polls.busy,
+        limit=own.batch_size,
+    )
     strangers = list({row["endpoint"] for row in due}.difference(polls.known))
     if strangers:
         polls.meet(_endpoint(row) for row in batch.rows(ENDPOINTS, ids=strangers))

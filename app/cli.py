@@ -15,9 +15,10 @@ from rich.live import Live
 from rich.table import Table
 
 from actors import SWEEPERS
-from app import __version__, check, config, database, logs, procfile, schema, status
+from app import __version__, check, check_tokens, config, database, logs, procfile, schema, status
 from app.cli_notify import dead, notify
 from app.errors import BootError, ConfigError, SchemaError
+from app.kms.settings import KmsSettings
 from app.settings import DatabaseSettings
 from app.worker import Loaded, groups, load, refuse
 from sinks import SINKS
@@ -50,7 +51,7 @@ main.add_command(dead)
 @main.command("check")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
 def check_command(as_json: bool) -> None:
-    """Check settings, servers, tables and privileges; status 1 when anything would not work."""
+    """Check settings, servers, tables, privileges and ArgoCD's tokens; status 1 when anything would not work."""
     logs.configure("error")
     loaded = _load()
     findings = [check.Finding("settings", True, "valid")]
@@ -62,6 +63,9 @@ def check_command(as_json: bool) -> None:
     findings += check.redis_findings(loaded.store, loaded.worker.lease / 5)
     wanted = [sweeper for sweeper, own in zip(SWEEPERS, loaded.sweepers, strict=True) if own.enabled]
     findings += check.database_findings(loaded.database, wanted)
+    for own in loaded.sweepers:
+        if own.enabled and isinstance(own, KmsSettings):
+            findings += check_tokens.token_findings(loaded.database, own)
     if as_json or not sys.stdout.isatty():
         for finding in findings:
             click.echo(json.dumps(finding._asdict()))

@@ -99,16 +99,23 @@ S = TypeVar("S", bound=Settings)
 
 def load(*groups: type[S]) -> list[S]:
     """Read every group, in order. Raises ConfigError with one `NAME: what is wrong` line for each problem."""
-    loaded: list[S] = []
+    found, problems = attempt(*groups)
+    if problems:
+        raise ConfigError(problems)
+    return [one for one in found if one is not None]
+
+
+def attempt(*groups: type[S]) -> tuple[list[S | None], list[str]]:
+    """Read every group, in order: None for one with problems, and all problems, for checks across groups."""
+    found: list[S | None] = []
     problems: list[str] = []
     for group in groups:
         try:
-            loaded.append(group())
+            found.append(group())
         except ValidationError as error:
+            found.append(None)
             problems += _problems(group, error)
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    return loaded
+    return found, list(dict.fromkeys(problems))
 
 
 class Row(NamedTuple):

@@ -80,19 +80,21 @@ def groups(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> t
 
 def load(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> Loaded:
     """Read every setting. Raises ConfigError with all problems, those across settings too."""
-    worker, db, store, notification, *rest = _values(groups(sweepers, sinks))
-    found = fanout.targets(sinks, rest[len(sweepers) :])
-    wrong = list(fanout.problems(notification, found, [sweeper.name for sweeper in sweepers]))
-    for own in rest[: len(sweepers)]:
-        if own.enabled:
-            wrong += own.problems(dev=worker.environment == "dev")
-    if wrong:
-        raise ConfigError(wrong)
-    return Loaded(worker, db, store, notification, tuple(rest[: len(sweepers)]), tuple(found))
-
-
-def _values(wanted: Sequence[type[config.Settings]]) -> list[Any]:
-    return list(config.load(*wanted))
+    found, problems = config.attempt(*groups(sweepers, sinks))
+    each: Any = found  # each of its own class, or None
+    worker, db, store, notification, *rest = each
+    own, told = rest[: len(sweepers)], rest[len(sweepers) :]
+    targets: list[fanout.Target] = []
+    if notification is not None and None not in told:
+        targets = fanout.targets(sinks, told)
+        problems += fanout.problems(notification, targets, [sweeper.name for sweeper in sweepers])
+    if worker is not None:
+        for one in own:
+            if one is not None and one.enabled:
+                problems += one.problems(dev=worker.environment == "dev")
+    if problems:
+        raise ConfigError(problems)
+    return Loaded(worker, db, store, notification, tuple(own), tuple(targets))
 
 
 def build(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> Broker:

@@ -26,7 +26,7 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from actors.gitops_poller import GitopsPoller, gitops_poller
-from app import schema
+from app import logs, schema
 from app.demo.servers import Postgres, end_with_owner
 from app.lease import Lease
 from app.notify.fanout import Fanout
@@ -149,6 +149,7 @@ def main() -> None:
     if sys.argv[1:2] == ["serve"]:
         asyncio.run(_serve(float(sys.argv[2])))
         return
+    logs.configure("error")
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     seconds = (float(sys.argv[2]) if len(sys.argv) > 2 else 50) / 1000
     words = [sys.executable, "-m", "bench.gitops", "serve", str(seconds)]
@@ -172,7 +173,7 @@ def main() -> None:
             took = time.perf_counter() - started
             _tell(f"bare httpx, {at_once} at once", seconds=round(took, 2), calls_per_second=round(calls / took))
         fill(url, ports, rows, hanging=True)
-        _tell("sweep, one endpoint hangs", **poll(url, settings()))
+        _tell("sweep, one endpoint hangs", **poll(url, settings(interval=timedelta(minutes=1))))
         started = time.perf_counter()
         in_turn(ports, rows)
         took = time.perf_counter() - started

@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 import redis as redis_py
+from psycopg import Connection
 
 from app import schema
 from app.demo.servers import Postgres, Redis
+from tests.argocd import ON, insert_endpoint
 from tests.processes import BIN, ROOT, SCHEDULER, environment
 
 CANARY = "hunter2"
@@ -155,17 +158,24 @@ def test_a_wrong_setting_is_one_line_and_status_1(settings: dict[str, str], line
 
 @pytest.mark.parametrize("command", ["worker", "scheduler", "check"])
 def test_all_problems_are_told_at_once_by_every_command_and_only_once(command: str) -> None:
-    wrong = {"SB_SWEEP_WRAPS_INTERVAL": "0s", "LOG_LEVEL": "loud", "DATABASE_URL": "", "SB_WORKER_LOCK_LEASE": CANARY}
-    done = start(COMMANDS[command], environment("", "") | GOOD | wrong)
+    wrong = {
+        "SB_SWEEP_WRAPS_INTERVAL": "0s",
+        "REDIS_POOL_SIZE": CANARY,
+        "DATABASE_URL": "",
+        "SB_KMS_BACKEND": "aws-kms",
+    }
+    done = start(COMMANDS[command], environment("", "") | GOOD | wrong | GITOPS)
     assert done.returncode == 1
     told = [line for line in done.stderr.splitlines() if line.startswith("config error")]
     assert sorted(told) == [
         "config error: DATABASE_URL: required, but not set",
-        "config error: LOG_LEVEL: not a log level; accepted: debug, info, warn, warning, error",
+        "config error: REDIS_POOL_SIZE: not an integer; accepted: decimal digits such as 10",
+        "config error: SB_KMS_AWS_KEY_ID: required by SB_KMS_BACKEND=aws-kms, but not set",
+        "config error: SB_KMS_AWS_REGION: required by SB_KMS_BACKEND=aws-kms, but not set",
         "config error: SB_SWEEP_WRAPS_INTERVAL: must be at least 1s",
-        f"config error: SB_WORKER_LOCK_LEASE: {DURATION}",
     ]
     assert "Traceback" not in done.stderr
+    assert CANARY not in done.stderr
     assert CANARY not in done.stderr
 
 
@@ -182,6 +192,34 @@ def test_both_names_of_a_setting_with_one_value_are_fine_and_unknown_names_are_t
     done = start(COMMANDS["check"], env)
     assert done.returncode == 0, done.stdout
     assert "SB_SWEEP_WRAP_INTERVAL (did you mean SB_SWEEP_WRAPS_INTERVAL?) is not known, and not read" in done.stdout
+
+
+def test_check_tries_the_tokens_of_the_argocds(
+    database: str, redis_server: Redis, sql: Connection[Any], tmp_path: Path
+) -> None:
+    env = environment(database, redis_server.url(), **ON)
+    insert_endpoint(sql, "one", "https://127.0.0.1:1")
+    insert_endpoint(sql, "off", "https://127.0.0.1:1", enabled=False, token_kms_key_id="other")
+    done = start(COMMANDS["check"], env)
+    assert done.returncode == 0, done.stdout
+    assert "opens the tokens of all 1 enabled ArgoCD endpoints" in done.stdout
+    insert_endpoint(sql, "two", "https://127.0.0.1:1", token_kms_key_id="local:canary")
+    done = start(COMMANDS["check"], env)
+    assert done.returncode == 1
+    assert "1 of 2 ArgoCD tokens do not open: wrapped by another key" in done.stdout
+    assert "canary" not in done.stdout + done.stderr
+
+
+def test_without_gitops_its_settings_and_tables_do_not_matter(
+    database: str, redis_server: Redis, sql: Connection[Any]
+) -> None:
+    sql.execute("DROP TABLE gitops_observations, gitops_app_mappings, argocd_endpoints")
+    env = environment(database, redis_server.url(), SB_KMS_BACKEND="nonsense", SB_WRAP_MASTER_KEY=CANARY)
+    done = start(COMMANDS["check"], env)
+    assert done.returncode == 0, done.stdout
+    shown = start(("sb-worker", "config"), env)
+    assert shown.returncode == 0
+    assert CANARY not in shown.stdout
 
 
 def test_secrets_are_read_from_files(database: str, redis_server: Redis, tmp_path: Path) -> None:
