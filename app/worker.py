@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import dramatiq
 import redis
@@ -81,8 +81,7 @@ def groups(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> t
 def load(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> Loaded:
     """Read every setting. Raises ConfigError with all problems, those across settings too."""
     found, problems = config.attempt(*groups(sweepers, sinks))
-    each: Any = found  # each of its own class, or None
-    worker, db, store, notification, *rest = each
+    worker, db, store, notification, *rest = cast("Any", found)  # each of its own class, or None
     own, told = rest[: len(sweepers)], rest[len(sweepers) :]
     targets: list[fanout.Target] = []
     if notification is not None and None not in told:
