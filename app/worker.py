@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import dramatiq
 import redis
@@ -81,19 +81,26 @@ def groups(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> t
 def load(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> Loaded:
     """Read every setting. Raises ConfigError with all problems, those across settings too."""
     found, problems = config.attempt(*groups(sweepers, sinks))
-    worker, db, store, notification, *rest = cast("Any", found)  # each of its own class, or None
+    each: list[Any] = list(found)
+    if problems := problems + _across(sweepers, sinks, each):
+        raise ConfigError(problems)
+    worker, db, store, notification, *rest = each
+    targets = fanout.targets(sinks, rest[len(sweepers) :])
+    return Loaded(worker, db, store, notification, tuple(rest[: len(sweepers)]), tuple(targets))
+
+
+def _across(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink], each: list[Any]) -> list[str]:
+    """Say what is wrong across groups of settings, as far as these can be read; None stands for one that cannot."""
+    worker, _, _, notification, *rest = each
     own, told = rest[: len(sweepers)], rest[len(sweepers) :]
-    targets: list[fanout.Target] = []
+    problems: list[str] = []
     if notification is not None and None not in told:
         targets = fanout.targets(sinks, told)
         problems += fanout.problems(notification, targets, [sweeper.name for sweeper in sweepers])
     if worker is not None:
-        for one in own:
-            if one is not None and one.enabled:
-                problems += one.problems(dev=worker.environment == "dev")
-    if problems:
-        raise ConfigError(problems)
-    return Loaded(worker, db, store, notification, tuple(own), tuple(targets))
+        enabled = [one for one in own if one is not None and one.enabled]
+        problems += [problem for one in enabled for problem in one.problems(dev=worker.environment == "dev")]
+    return problems
 
 
 def build(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> Broker:

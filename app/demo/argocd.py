@@ -7,20 +7,18 @@ not there at all. Now and then the server is busy and asks to be left alone for 
 from __future__ import annotations
 
 import base64
-import json
 import os
-import threading
 import time
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from psycopg import Connection
 
 from app.demo import certificates
+from app.demo.web import Answer, Request, Web
 from app.kms.local import key_id
 
 #: Busy for so many seconds of each so many, counted from its start, and what it then asks for.
@@ -30,10 +28,10 @@ LANDS, BREAKS, STALLS, MISSING = "lands", "breaks", "stalls", "missing"
 _ENDS = (LANDS, LANDS, BREAKS, LANDS, STALLS, LANDS, MISSING, LANDS)
 #: Seconds at which an application begins to sync, to roll out, and comes to its end.
 _SYNC, _ROLL_OUT, _END = 2.0, 4.0, 7.0
-_NOT_FOUND, _BUSY = 404, 503
+_BUSY = 503
 
 
-class Argocd:
+class Argocd(Web):
     """The server, on a free port of the loopback interface, and the rows that point at it."""
 
     def __init__(self, directory: Path) -> None:
@@ -43,44 +41,7 @@ class Argocd:
         self._started = time.monotonic()
         self._first: dict[str, float] = {}
         self.requests = self.refused = 0
-        argocd = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def do_GET(self) -> None:
-                status, content = argocd._answer(self.path, self.headers.get("Authorization", ""))
-                body = json.dumps(content).encode()
-                self.send_response_only(status)
-                self.send_header("Content-Type", "application/json")
-                if status == _BUSY:
-                    self.send_header("Retry-After", str(RETRY_AFTER))
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the interface's name
-                """Keep the terminal for the view."""
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 64
-
-            def handle_error(self, request: Any, client_address: Any) -> None:
-                """A poller that is ended hangs up in the middle."""
-
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
-        self.url = f"https://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=[0.1], daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(self._answer, context)
 
     @property
     def busy(self) -> bool:
@@ -111,22 +72,22 @@ class Argocd:
             connection.execute(_ENDPOINT, {**sealed, "name": name, "enabled": enabled})
         connection.execute(_REQUEST)
 
-    def _answer(self, path: str, authorization: str) -> tuple[int, dict[str, Any]]:
+    def _answer(self, request: Request) -> Answer:
         self.requests += 1
         if self.busy:
             self.refused += 1
-            return _BUSY, _error(14, "upstream connect error")
-        if authorization != f"Bearer {self._token}":
-            return 401, _error(16, "no session information")
-        parts = urlsplit(path)
+            return Answer(_BUSY, _error(14, "upstream connect error"), {"Retry-After": str(RETRY_AFTER)})
+        if request.authorization != f"Bearer {self._token}":
+            return Answer(401, _error(16, "no session information"))
+        parts = urlsplit(request.path)
         words = parts.path.split("/")
         name = words[4]
         end = _ENDS[int(name.rpartition("-")[2]) % len(_ENDS)]
         if end == MISSING:
             known = "project" in parse_qs(parts.query)
-            return (_NOT_FOUND, _error(5, "not found")) if known else (403, _error(7, "permission denied"))
+            return Answer(404, _error(5, "not found")) if known else Answer(403, _error(7, "permission denied"))
         age = time.monotonic() - self._first.setdefault(name, time.monotonic())
-        return 200, _tree(name, age, end) if len(words) > 5 else _application(name, age, end)  # noqa: PLR2004
+        return Answer(200, (_tree if len(words) > 5 else _application)(name, age, end))  # noqa: PLR2004
 
 
 def _error(code: int, text: str) -> dict[str, Any]:

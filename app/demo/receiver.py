@@ -6,13 +6,13 @@ Now and then it is out of order for a few seconds, so that retries and catching 
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
+
+from app.demo.web import Answer, Request, Web
 
 #: Out of order for so many seconds of each so many, counted from its start.
 DOWN_SECONDS, EVERY_SECONDS, FIRST_SECONDS = 8.0, 40.0, 12.0
@@ -20,7 +20,7 @@ DOWN_SECONDS, EVERY_SECONDS, FIRST_SECONDS = 8.0, 40.0, 12.0
 WEBHOOK, SLACK = "/webhook", "/slack"
 
 
-class Receiver:
+class Receiver(Web):
     """The server, on a free port of the loopback interface."""
 
     def __init__(self) -> None:
@@ -28,34 +28,7 @@ class Receiver:
         self.lines: deque[str] = deque(maxlen=6)
         self.refused = 0
         self._started = time.monotonic()
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-                answer = b"ok" if receiver._take(self.path, body) else b""
-                self.send_response_only(200 if answer else 503)
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the interface's name
-                """Keep the terminal for the view."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=[0.1], daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(self._answer)
 
     @property
     def down(self) -> bool:
@@ -75,14 +48,14 @@ class Receiver:
             "SB_NOTIFICATION_BREAKER_COOLDOWN": "3s",
         }
 
-    def _take(self, path: str, body: bytes) -> bool:
+    def _answer(self, request: Request) -> Answer:
         if self.down:
             self.refused += 1
-            return False
-        sink = path.strip("/")
+            return Answer(503, {})
+        sink = request.path.strip("/")
         self.arrived[sink] += 1
-        self.lines.append(f"{datetime.now().astimezone():%H:%M:%S} {sink:<8} {_said(json.loads(body))}")
-        return True
+        self.lines.append(f"{datetime.now().astimezone():%H:%M:%S} {sink:<8} {_said(json.loads(request.body))}")
+        return Answer(200, {"ok": True})
 
 
 def _said(content: Mapping[str, Any]) -> str:
