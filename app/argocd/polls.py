@@ -54,7 +54,7 @@ class _Lane:
         self.well = False
         self.error: str | None = None
         self.rest = 0.0
-        self.told: tuple[str | None] | None = None
+        self.told: tuple[str | None, float] | None = None
 
     @property
     def outstanding(self) -> int:
@@ -80,10 +80,11 @@ class Polls:
         self._most = most
         self._fresh = fresh
         self._clock = clock
-        self._runner = asyncio.Runner()
+        self._loop = asyncio.new_event_loop()
         self._wire = Wire(context)
         self._over: float | None = None
-        self._ending = False
+        #: Since when the process is to end.
+        self._ending: float | None = None
         self._lanes: dict[str, _Lane] = {}
         self._tasks: dict[asyncio.Task[None], float] = {}
         self._finished: list[Result] = []
@@ -117,8 +118,10 @@ class Polls:
         When the run's time is over, a poll that began before may still wait for a slow endpoint. It must not hold up
         the others: as long as it does, they go on.
         """
-        if self._ending or not over:
-            return not over
+        if not over:
+            return True
+        if self._ending is not None:
+            return False
         self._over = self._over or self._clock()
         return any(began < self._over for began in self._tasks.values())
 
@@ -144,8 +147,8 @@ class Polls:
             if (lane.outstanding and not lane.closed) or not (lane.well or lane.error):
                 continue
             error = lane.error if lane.closed or not lane.well else None
-            if lane.told != (error,):
-                lane.told = (error,)
+            if lane.told != (error, lane.rest):
+                lane.told = (error, lane.rest)
                 told.append(News(lane.endpoint.id, error, lane.rest))
         return told
 
@@ -154,14 +157,14 @@ class Polls:
     def wait(self, stopping: Callable[[], bool]) -> None:
         """Poll until there is something to write, or to claim, or a while is over. Raises what `stopping` raises."""
         self.turns += 1
-        self._runner.run(self._turn(stopping))
+        self._loop.run_until_complete(self._turn(stopping))
 
     def close(self) -> None:
         """Cut what is under way and forget all tokens."""
         try:
-            self._runner.run(self._end())
+            self._loop.run_until_complete(self._end())
         finally:
-            self._runner.close()
+            self._loop.close()  # unlike a Runner's, this does not wait for a look-up of a name that hangs
             for lane in self._lanes.values():
                 wipe(lane.token)
 
@@ -181,10 +184,9 @@ class Polls:
         began = self._clock()
         first: float | None = None
         while True:
+            if stopping():
+                await self._end_soon()
             self._start()
-            self._ending = stopping()
-            if self._ending and self._tasks and self._clock() - began >= _FAREWELL:
-                await self._abandon()
             if not self._tasks:
                 return
             pause = 0.002 if self.hungry else _GATHER if first is not None else _LOOK
@@ -197,18 +199,22 @@ class Polls:
                 first = now
             if self.hungry or (first is not None and now - first >= _GATHER):
                 return
-            if now - began >= _LONGEST and not self._ending:
+            if now - began >= _LONGEST:
                 return
 
-    async def _abandon(self) -> None:
-        """Let go of what is under way: unrecorded, it will be polled again in a later slot."""
-        self.left = True
+    async def _end_soon(self) -> None:
+        """Begin nothing more, and after a while let go of what is under way: it is due again in the next slot."""
+        if self._ending is None:
+            self._ending = self._clock()
         for lane in self._lanes.values():
+            self.left = self.left or bool(lane.queue)
             lane.queue.clear()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        if self._tasks and self._clock() - self._ending >= _FAREWELL:
+            self.left = True
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._tasks.clear()
 
     def _start(self) -> None:
         """Begin as many polls as the lanes let; fail those of closed lanes at once."""

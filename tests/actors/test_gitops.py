@@ -277,7 +277,7 @@ def test_an_answer_without_end_is_cut(replica: Replica, sql: Connection[Any]) ->
         row, _ = failing(sql, replica, server.url)
     assert row["last_error"].endswith("decode error: not JSON; is the base URL ArgoCD's?") or row[
         "last_error"
-    ].endswith("the answer is longer than 8 MiB")
+    ].endswith("the answer is longer than 4 MiB")
 
 
 def test_nobody_there_is_told(replica: Replica, sql: Connection[Any]) -> None:
