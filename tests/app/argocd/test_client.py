@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from app import http
-from app.argocd.client import Client, NotAllowed, Outcome, PollFailed, ReadOnly
-from app.argocd.work import Endpoint
+from app.argocd.client import Client, NotAllowed, PollFailed, ReadOnly
+from app.argocd.work import Endpoint, Outcome
 from app.kms.keys import Envelope
 from tests.argocd import TOKEN, Argo, document
 from tests.receivers import Receiver, Reply
