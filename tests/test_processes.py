@@ -84,7 +84,7 @@ def test_a_scheduler_and_a_worker_sweep_and_tell(
     assert {"time", "level", "msg"} <= worker.records[0].keys()
     assert list(worker.records[0])[:3] == ["time", "level", "msg"]
     unset = [one["task"] for one in worker.records if "not configured" in one["msg"]]
-    assert unset == ["discover-scheduler"]
+    assert sorted(unset) == ["discover-scheduler", "gitops-poller", "gitops-timeout"]
 
 
 def test_every_series_is_there_from_the_start_with_the_go_workers_names(worker: Process) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from app import http
-from app.errors import UnwrapFailed
+from app.errors import Fault, UnwrapFailed
 from app.kms.keys import wipe
 
 #: Seconds that one request may take, and bytes of an answer that are read.
@@ -51,9 +51,16 @@ class Wire:
         self._made: httpx.AsyncClient | None = None
         #: Held while credentials are looked for, so that those who wait find them.
         self.login = asyncio.Lock()
+        #: Services that gave no answer: a hundred endpoints shall not wait for the same one in turn.
+        self._away: set[str] = set()
 
     async def send(self, service: str, method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
-        """Send once and give the answer, whatever its status. Raises UnwrapFailed when there is none."""
+        """Send once and give the answer, whatever its status. Raises UnwrapFailed when there is none.
+
+        A service that could not be reached is not asked again by this wire, which lives as long as a run.
+        """
+        if service in self._away:
+            raise UnwrapFailed(f"{service} cannot be reached, as found before in this run")
         try:
             async with asyncio.timeout(self._deadline):
                 request = self._client().build_request(method, url, content=body, headers=dict(headers))
@@ -63,7 +70,10 @@ class Wire:
                 finally:
                     await response.aclose()
         except (TimeoutError, httpx.HTTPError) as error:
-            raise UnwrapFailed(f"{service} cannot be reached ({http.fault(error)})") from None
+            fault = http.fault(error)
+            if fault is not Fault.PROTOCOL:  # which one broken connection may cause
+                self._away.add(service)
+            raise UnwrapFailed(f"{service} cannot be reached ({fault})") from None
         except (httpx.InvalidURL, UnicodeError, ValueError):
             raise UnwrapFailed(f"{service}: the request cannot be built; check its address and credentials") from None
         return Reply(response.status_code, read)

@@ -141,6 +141,24 @@ def test_a_vault_that_hangs_is_cut_off() -> None:
         assert refusal(keys) == "vault cannot be reached (timeout)"
 
 
+def test_a_service_that_hangs_is_waited_for_once_a_run() -> None:
+    async def run(keys: KeyManager) -> list[str]:
+        wire, told = Wire(deadline=0.3), []
+        for _ in range(20):
+            with pytest.raises(UnwrapFailed) as refused:
+                await keys.unwrap(SEALED, "", wire)
+            told.append(str(refused.value))
+        await wire.close()
+        return told
+
+    with Rude(receivers.silence) as server:
+        keys = _with_token(vault.VaultKeys(vault.Place(server.url.rstrip("/"), "transit", "k", "")))
+        first, *others = asyncio.run(run(keys))
+        assert server.connections == 1
+    assert first == "vault cannot be reached (timeout)"
+    assert set(others) == {"vault cannot be reached, as found before in this run"}
+
+
 def test_an_answer_without_end_is_cut() -> None:
     with Rude(receivers.endless) as server:
         keys = _with_token(vault.VaultKeys(vault.Place(server.url.rstrip("/"), "transit", "k", "")))
