@@ -99,13 +99,13 @@ def test_pollers_that_are_killed_never_poll_twice_a_slot_nor_write_an_older_resu
 
         worker = (*WORKER, "--queues", "sweeps")
 
-        def holder() -> Process | None:
-            """Give the process that is in the middle of a run; what a dead one left open does not count."""
+        def holder() -> tuple[Process, psutil.Process] | None:
+            """Give who is in the middle of a run; what a dead one left open does not count."""
             for name in column(sql, RUNNING):
-                pid = int(name.rpartition(":")[2])
                 with suppress(psutil.NoSuchProcess):
-                    parent = psutil.Process(pid).ppid()
-                    return next((one for one in workers if one.popen.pid == parent), None)
+                    child = psutil.Process(int(name.rpartition(":")[2]))
+                    parent = child.ppid()
+                    return next(((one, child) for one in workers if one.popen.pid == parent), None)
             return None
 
         workers = [start(worker, f"worker-{number}") for number in range(2)]
@@ -113,9 +113,9 @@ def test_pollers_that_are_killed_never_poll_twice_a_slot_nor_write_an_older_resu
             start(SCHEDULER, f"scheduler-{number}")
         eventually(lambda: column(sql, "SELECT count(*) FROM audit WHERE polls > 1")[0] > 0, 30)
         for turn in range(5):
-            victim = eventually(holder, 30)
-            victim.popen.kill()
-            victim.popen.wait()
+            victim, child = eventually(holder, 30)
+            child.kill()  # which takes its main process with it
+            victim.popen.wait(30)
             kills += 1
             if turn == 2:
                 redis.flushall()
