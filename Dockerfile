@@ -6,7 +6,7 @@ COPY requirements/run.txt requirements/
 RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir --require-hashes -r requirements/run.txt
 COPY . .
 RUN mkdir /worker && cp -r app actors sinks Procfile /worker/ && rm -r /worker/app/demo \
- && printf '#!/venv/bin/python\nfrom app.cli import main\nmain()\n' > /venv/bin/sb-worker && chmod +x /venv/bin/sb-worker \
+ && printf '#!/venv/bin/python\nfrom app.cli.main import main\nmain()\n' > /venv/bin/sb-worker && chmod +x /venv/bin/sb-worker \
  && /venv/bin/python -m compileall -q /venv /worker
 
 FROM python:3.11-slim

@@ -11,7 +11,7 @@ from actors import (
     secrets_stale,
     wraps_expired,
 )
-from app.sweeper import Sweeper
+from app.sweeping.sweeper import Sweeper
 
 SWEEPERS: tuple[Sweeper[Any], ...] = (
     wraps_expired.wraps_expired,

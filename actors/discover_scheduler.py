@@ -11,12 +11,12 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from actors.discover_targets import Target, Targets, parse
-from app.batch import Batch
-from app.config import variable
-from app.events import Severity
-from app.sweeper import SweeperSettings, Wording, sweeper
-from app.values import Cadence
+from app.core.config import variable
+from app.core.events import Severity
+from app.core.values import Cadence
+from app.discovery.targets import Target, Targets, parse
+from app.sweeping.batch import Batch
+from app.sweeping.sweeper import SweeperSettings, Wording, sweeper
 
 
 def _targets(value: object) -> object:

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator
 
-from actors.gitops_settings import GitopsSettings
-from app.argocd.work import Endpoint, Observation, Result
-from app.batch import Batch
-from app.config import variable
-from app.events import Severity
-from app.kms.keys import Envelope
+from app.core.config import variable
+from app.core.events import Severity
+from app.core.values import Bool, Cadence, PositiveDuration, PositiveInt, parse_bool
+from app.gitops.model import Endpoint, Observation, Result
+from app.gitops.settings import GitopsSettings
+from app.kms.envelope import Envelope
 from app.kms.settings import KmsSettings
-from app.sweeper import Outside, Wording, sweeper
-from app.values import Bool, Cadence, PositiveDuration, PositiveInt, parse_bool
+from app.sweeping.batch import Batch
+from app.sweeping.sweeper import Outside, Wording, sweeper
 
 if TYPE_CHECKING:
-    from app.argocd.polls import Polls
+    from app.gitops.poller import Polls
 
 
 def _on(value: object) -> object:
@@ -70,7 +70,7 @@ class GitopsPoller(GitopsSettings, KmsSettings):
 
 
 def _polls(settings: GitopsPoller) -> Outside:
-    from app.argocd.polls import Polls  # noqa: PLC0415 - an HTTP client is 17 MiB, for a run that polls alone
+    from app.gitops.poller import Polls  # noqa: PLC0415 - an HTTP client is 17 MiB, for a run that polls alone
 
     seconds = settings.timeout / timedelta(seconds=1)
     context = None if settings.kms_backend == "local" else settings.key_context

@@ -5,12 +5,12 @@ The one sweep that an index of the api serves in full, so it does not walk the t
 
 from collections.abc import Mapping
 
-from actors.gitops_settings import GitopsSettings
-from app.batch import Batch
-from app.config import variable
-from app.events import Severity
-from app.sweeper import Wording, sweeper
-from app.values import Cadence
+from app.core.config import variable
+from app.core.events import Severity
+from app.core.values import Cadence
+from app.gitops.settings import GitopsSettings
+from app.sweeping.batch import Batch
+from app.sweeping.sweeper import Wording, sweeper
 
 
 class GitopsTimeout(GitopsSettings):

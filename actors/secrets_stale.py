@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
-from app.batch import Batch
-from app.config import variable
-from app.events import Severity
-from app.sweeper import SweeperSettings, Wording, sweeper
-from app.values import Cadence, PositiveDuration
+from app.core.config import variable
+from app.core.events import Severity
+from app.core.values import Cadence, PositiveDuration
+from app.sweeping.batch import Batch
+from app.sweeping.sweeper import SweeperSettings, Wording, sweeper
 
 
 class SecretsStale(SweeperSettings):

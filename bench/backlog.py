@@ -24,13 +24,13 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from actors.wraps_expired import WrapsExpired, wraps_expired
-from app import schema
-from app.batch import AIM
 from app.demo.servers import Postgres
-from app.lease import Lease
-from app.notify.fanout import Fanout
 from app.notify.outbox import Outbox
-from app.runner import Runner
+from app.notify.routing import Fanout
+from app.storage import migrations as schema
+from app.sweeping.batch import AIM
+from app.sweeping.lock import Lease
+from app.sweeping.runner import Runner
 
 FILL = """
 INSERT INTO secret_wraps (request_id, encrypted_value, nonce, data_key_ciphertext, kms_key_id, content_hash,

@@ -25,10 +25,10 @@ import psutil
 import psycopg
 from psycopg.rows import dict_row
 
-from app import schema
 from app.demo import data
 from app.demo.servers import Postgres, Redis
-from tests.processes import QUICK, SCHEDULER, WORKER, Process, environment
+from app.storage import migrations as schema
+from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
 
 SCHEDULERS, WORKERS = 3, 4
 LEDGER = """

@@ -26,13 +26,14 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from actors.gitops_poller import GitopsPoller, gitops_poller
-from app import logs, schema
+from app.core import logging as logs
 from app.demo.servers import Postgres, end_with_owner
-from app.lease import Lease
-from app.notify.fanout import Fanout
 from app.notify.outbox import Outbox
-from app.runner import Runner
-from tests.argocd import TREE, document, insert_endpoint, insert_observations, settings
+from app.notify.routing import Fanout
+from app.storage import migrations as schema
+from app.sweeping.lock import Lease
+from app.sweeping.runner import Runner
+from tests.support.argocd import TREE, document, insert_endpoint, insert_observations, settings
 
 ENDPOINTS = 5
 HANG = "hang"

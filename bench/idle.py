@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import psycopg
 
-from app import schema
 from app.demo.servers import Postgres, Redis
-from tests.processes import QUICK, SCHEDULER, WORKER, Process, environment
+from app.storage import migrations as schema
+from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
 
 LATENESS = """
 SELECT count(*), percentile_cont(ARRAY[0.5, 0.99, 1.0])

@@ -31,15 +31,15 @@ import redis as redis_py
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from app import schema
+from app.core.events import Event, Severity
 from app.demo.servers import Postgres, Redis
-from app.events import Event, Severity
-from app.notify.fanout import Fanout, targets
 from app.notify.outbox import Outbox
+from app.notify.routing import Fanout, targets
+from app.storage import migrations as schema
 from sinks import SINKS
-from tests import receivers
-from tests.processes import QUICK, SCHEDULER, WORKER, Process, environment
-from tests.receivers import Receiver, Reply, Rude, Seen
+from tests.support import http_server as receivers
+from tests.support.http_server import Receiver, Reply, Rude, Seen
+from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
 
 NOTIFIER = (*WORKER, "--queues", "sinks")
 SWEEPER = (*WORKER, "--queues", "sweeps")

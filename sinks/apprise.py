@@ -13,11 +13,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator, SecretStr
 
-from app.config import variable
-from app.errors import Fault, SinkRejected, SinkUnavailable
-from app.events import Note
+from app.core.config import variable
+from app.core.errors import Fault, SinkRejected, SinkUnavailable
+from app.core.events import Note
+from app.notify.format import headline, lines
 from app.notify.sink import Filter, Loudness, SinkSettings, Wire, at_least, only, sink
-from app.notify.words import headline, lines
 
 _KINDS = {"info": "info", "warn": "warning", "error": "failure"}
 #: The child's exit statuses.

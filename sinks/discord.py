@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.config import variable
-from app.errors import Fault, SinkRejected, SinkUnavailable
-from app.events import Note
+from app.core.config import variable
+from app.core.errors import Fault, SinkRejected, SinkUnavailable
+from app.core.events import Note
+from app.notify.format import cut, dump, headline, lines, timestamp
 from app.notify.sink import (
     JSON,
     PASSING,
@@ -21,7 +22,6 @@ from app.notify.sink import (
     only,
     sink,
 )
-from app.notify.words import cut, dump, headline, lines, timestamp
 
 #: Discord's limits, code points.
 _CONTENT, _TITLE, _DESCRIPTION = 2000, 256, 4096

@@ -15,12 +15,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr, model_validator
 
-from app.config import variable
-from app.errors import Fault, SinkRejected
-from app.events import Note
+from app.core.config import variable
+from app.core.errors import Fault, SinkRejected
+from app.core.events import Note
+from app.core.values import Bool, PositiveInt
+from app.notify.format import cut, headline, lines, one_line, timestamp
 from app.notify.sink import Filter, Loudness, MailServer, SinkSettings, Wire, at_least, only, sink
-from app.notify.words import cut, headline, lines, one_line, timestamp
-from app.values import Bool, PositiveInt
 
 _PORTS = {"starttls": 587, "implicit": 465, "none": 25}
 _SUBJECT = 200

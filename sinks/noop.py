@@ -6,7 +6,7 @@ import logging
 
 import structlog
 
-from app.events import Note, Severity
+from app.core.events import Note, Severity
 from app.notify.sink import Filter, Loudness, SinkSettings, Wire, at_least, only, sink
 
 log = structlog.get_logger("notification")

@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, SecretStr
 
-from app.config import variable
-from app.errors import Fault, SinkRejected
-from app.events import Event, Kind, Note, Severity
+from app.core.config import variable
+from app.core.errors import Fault, SinkRejected
+from app.core.events import Event, Kind, Note, Severity
+from app.notify.format import cut, dump, headline, lines
 from app.notify.sink import (
     JSON,
     PASSING,
@@ -29,7 +30,6 @@ from app.notify.sink import (
     only,
     sink,
 )
-from app.notify.words import cut, dump, headline, lines
 
 _KEY_LENGTH = 32
 #: PagerDuty's limits: code points of a summary and of a key, bytes of a body (512 KiB, kept far below).

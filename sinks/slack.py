@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import SecretStr, model_validator
 
-from app.config import variable
-from app.errors import Fault, SinkRejected, SinkUnavailable
-from app.events import Note
+from app.core.config import variable
+from app.core.errors import Fault, SinkRejected, SinkUnavailable
+from app.core.events import Note
+from app.notify.format import cut, dump, headline, lines, slack_escape, timestamp
 from app.notify.sink import (
     PASSING,
     Answer,
@@ -27,7 +28,6 @@ from app.notify.sink import (
     only,
     sink,
 )
-from app.notify.words import cut, dump, headline, lines, slack_escape, timestamp
 
 #: Slack's limits, code points: header text, section text; and a total well below where it starts to refuse.
 _HEADER, _SECTION, _TOTAL = 150, 3000, 8000

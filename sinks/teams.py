@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.config import variable
-from app.events import Note
+from app.core.config import variable
+from app.core.events import Note
+from app.notify.format import cut, dump, headline, lines, timestamp
 from app.notify.sink import JSON, PASSING, Filter, Loudness, SecretUrl, UrlSettings, Wire, at_least, judge, only, sink
-from app.notify.words import cut, dump, headline, lines, timestamp
 
 #: Teams refuses cards above 28 KiB, measured after it has expanded them and after it has said that all is well.
 _MOST_BYTES = 18 * 1024

@@ -15,11 +15,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
-from app.config import variable
-from app.events import Note
+from app.core.config import variable
+from app.core.events import Note
+from app.core.values import Bool
+from app.notify.format import body, counts, dump, slack_escape, timestamp
 from app.notify.sink import JSON, Filter, Loudness, SecretUrl, UrlSettings, Wire, at_least, judge, only, sink
-from app.notify.words import body, counts, dump, slack_escape, timestamp
-from app.values import Bool
 
 #: Key lengths of the Standard Webhooks specification, bytes.
 _SHORTEST, _LONGEST = 24, 64

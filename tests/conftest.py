@@ -15,12 +15,12 @@ import redis as redis_py
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
-from app import schema
 from app.demo.binaries import redis_programs
 from app.demo.servers import Postgres, Redis
-from tests.world import Replica
+from app.storage import migrations as schema
+from tests.support.world import Replica
 
-CONTROL_PLANE = Path(__file__).parent.parent / "app" / "demo" / "control_plane.sql"
+CONTROL_PLANE = Path(__file__).parents[1] / "app" / "demo" / "control_plane.sql"
 
 
 @pytest.fixture(autouse=True)

@@ -26,13 +26,14 @@ from rich.live import Live
 from rich.text import Text
 
 from actors import SWEEPERS
-from app import schema, status
+from app.cli import status
 from app.demo import data
 from app.demo.argocd import Argocd
 from app.demo.binaries import ServerMissing
 from app.demo.receiver import Receiver
 from app.demo.servers import Postgres, Redis, ServerFailed, end_with_owner, free_ports
-from app.notify import letters
+from app.notify import dead_letters as letters
+from app.storage import migrations as schema
 
 #: Shorter cadences than in production, so that there is something to see.
 CADENCES = {
@@ -118,7 +119,7 @@ class _Demo:
     @contextmanager
     def _replica(self) -> Iterator[subprocess.Popen[bytes]]:
         """Run `sb-worker run` while the body does, and let it end in its own time."""
-        words = [sys.executable, "-c", "from app.cli import main; main()", "run", "-c", f"worker={WORKERS}"]
+        words = [sys.executable, "-c", "from app.cli.main import main; main()", "run", "-c", f"worker={WORKERS}"]
         process = subprocess.Popen(
             words,
             cwd=_ROOT,

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from app.errors import UnwrapFailed
-from app.kms.credentials import Credentials, find, suffix
-from app.kms.sigv4 import sign
-from app.kms.wire import Reply, Wire
+from app.core.errors import UnwrapFailed
+from app.kms.aws_credentials import Credentials, find, suffix
+from app.kms.aws_sigv4 import sign
+from app.kms.transport import Reply, Wire
 
 _OK = 200
 #: Errors of the service that are told by name; anything else is told by its HTTP status.

@@ -7,11 +7,11 @@ import binascii
 import hashlib
 from typing import TYPE_CHECKING
 
-from app.errors import UnwrapFailed
-from app.kms.keys import KEY, NONCE, TAG, open_sealed
+from app.core.errors import UnwrapFailed
+from app.kms.envelope import KEY, NONCE, TAG, open_sealed
 
 if TYPE_CHECKING:
-    from app.kms.wire import Wire
+    from app.kms.transport import Wire
 
 _ACCEPTED = "not a key; accepted: standard base64, padded, of 32 bytes"
 _SHOWN = 80

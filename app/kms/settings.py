@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from app.config import Settings, variable
-from app.kms.keys import KeyManager
+from app.core.config import Settings, variable
+from app.kms.envelope import KeyManager
 from app.kms.local import LocalKeys, parse_master
 
 LOCAL, VAULT, AWS = "local", "vault-transit", "aws-kms"
@@ -129,7 +129,7 @@ class KmsSettings(Settings):
     @property
     def key_context(self) -> ssl.SSLContext:
         """How the key service is verified."""
-        from app.http import tls_context  # noqa: PLC0415 - the same
+        from app.core.http import tls_context  # noqa: PLC0415 - the same
 
         path = {VAULT: self.vault_ca, AWS: self.aws_ca}.get(self.kms_backend)
         return tls_context(pem=Path(path).read_text(encoding="ascii") if path else None)
@@ -161,7 +161,7 @@ def _url_problem(name: str, url: str | None, *, dev: bool) -> Iterator[str]:
 def _ca_problem(name: str, path: str | None) -> Iterator[str]:
     if not path:
         return
-    from app.http import tls_context  # noqa: PLC0415 - the same
+    from app.core.http import tls_context  # noqa: PLC0415 - the same
 
     try:
         tls_context(pem=Path(path).read_text(encoding="ascii"))

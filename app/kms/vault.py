@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from app.errors import UnwrapFailed
-from app.kms.wire import Reply, Wire
+from app.core.errors import UnwrapFailed
+from app.kms.transport import Reply, Wire
 
 if TYPE_CHECKING:
     from pydantic import SecretStr

@@ -16,7 +16,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from app.notify.guard import Guard
+from app.notify.egress import Guard
 from app.notify.settings import NotificationSettings
 
 #: Bytes of memory that the library may take; it reads answers to their end.

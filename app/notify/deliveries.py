@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg.rows import dict_row
 
-from app.errors import Fault, SinkRejected, SinkUnavailable
-from app.events import Note
-from app.notify.decide import BREAKER_FAILURES, Decision, Health, Policy, Waiting, backoff, cooldown, decide
+from app.core.errors import Fault, SinkRejected, SinkUnavailable
+from app.core.events import Note
 from app.notify.digest import digest
 from app.notify.outbox import note, write_event
+from app.notify.policy import BREAKER_FAILURES, Decision, Health, Policy, Waiting, backoff, cooldown, decide
 from app.notify.sink import everything
 
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
 
-    from app.notify.fanout import Target
+    from app.notify.routing import Target
     from app.notify.settings import NotificationSettings
 
 #: Deliveries of one receiver that are looked at together, and so the most that one digest takes.

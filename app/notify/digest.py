@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from app.events import Event, Kind, Note, Severity, Tally
+from app.core.events import Event, Kind, Note, Severity, Tally
 
 #: The component of events that are about more than one sweeper, or about the delivery itself.
 OWN = "notifications"

@@ -17,9 +17,9 @@ import structlog
 from psycopg.rows import dict_row
 from psycopg_pool import PoolTimeout
 
-from app import metrics
-from app.errors import Fault, SinkRejected, SinkUnavailable, describe
-from app.events import Event, Kind, Note, Severity
+from app.core import metrics
+from app.core.errors import Fault, SinkRejected, SinkUnavailable, describe
+from app.core.events import Event, Kind, Note, Severity
 from app.notify import relay
 from app.notify.deliveries import Deliveries, Ended, Taken
 from app.notify.digest import OWN
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from psycopg import Connection
     from psycopg_pool import ConnectionPool
 
-    from app.notify.fanout import Target
     from app.notify.outbox import Outbox
+    from app.notify.routing import Target
     from app.notify.sink import Wire
 
 log = structlog.get_logger("notification")

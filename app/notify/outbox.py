@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from psycopg.types.json import Json
 
-from app import metrics
-from app.errors import describe
-from app.events import Event, Kind, Note, Severity, Tally
+from app.core import metrics
+from app.core.errors import describe
+from app.core.events import Event, Kind, Note, Severity, Tally
 
 if TYPE_CHECKING:
     from psycopg import Cursor
 
-    from app.notify.fanout import Fanout
+    from app.notify.routing import Fanout
 
 log = structlog.get_logger("notification")
 

@@ -9,8 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
-from app.config import Settings, variable
-from app.values import Cadence, Duration, HostPort, PositiveDuration, PositiveInt, WholeNumber
+from app.core.config import Settings, variable
+from app.core.values import Cadence, Duration, HostPort, PositiveDuration, PositiveInt, WholeNumber
 
 Network = IPv4Network | IPv6Network
 

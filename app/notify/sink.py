@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
-from app.config import Settings, name_of, variable
-from app.errors import Fault, SinkRejected, SinkUnavailable
-from app.events import Event, Note, Severity
-from app.patience import retry_after
+from app.core.config import Settings, name_of, variable
+from app.core.errors import Fault, SinkRejected, SinkUnavailable
+from app.core.events import Event, Note, Severity
+from app.core.retry_after import retry_after
 
 if TYPE_CHECKING:
     from datetime import datetime

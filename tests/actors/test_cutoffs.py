@@ -19,9 +19,9 @@ from actors.agents_stale import AgentsStale, agents_stale
 from actors.jobs_recovery import JobsRecovery, jobs_recovery
 from actors.secrets_stale import SecretsStale, secrets_stale
 from actors.wraps_expired import WrapsExpired, wraps_expired
-from app.batch import Batch
-from app.sweeper import Sweeper, SweeperSettings
-from tests.world import FIXED, Replica, column, insert_agent, insert_job, insert_secret, insert_wrap, rows
+from app.sweeping.batch import Batch
+from app.sweeping.sweeper import Sweeper, SweeperSettings
+from tests.support.world import FIXED, Replica, column, insert_agent, insert_job, insert_secret, insert_wrap, rows
 
 SECOND = timedelta(seconds=1)
 TICK = timedelta(microseconds=1)

@@ -11,8 +11,8 @@ import pytest
 from psycopg import Connection
 
 from actors.discover_scheduler import DiscoverScheduler, discover_scheduler
-from actors.discover_targets import parse
-from tests.world import Replica, column, insert_agent, insert_job, rows
+from app.discovery.targets import parse
+from tests.support.world import Replica, column, insert_agent, insert_job, rows
 
 AGENT = "0b0e5d1c-4a57-4d42-9d0c-2f9a3f6f0a11"
 

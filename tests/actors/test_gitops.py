@@ -20,11 +20,11 @@ from pydantic import SecretStr
 
 from actors.gitops_poller import gitops_poller
 from actors.gitops_timeout import GIVE_UP, GitopsTimeout, gitops_timeout
-from app.argocd.documents import MOST_MESSAGE, MOST_RESOURCES
-from app.errors import LeaseLost
-from app.events import Severity
-from tests import receivers
-from tests.argocd import (
+from app.core.errors import LeaseLost
+from app.core.events import Severity
+from app.gitops.documents import MOST_MESSAGE, MOST_RESOURCES
+from tests.support import http_server as receivers
+from tests.support.argocd import (
     AFTER,
     BEFORE,
     CREATED,
@@ -38,9 +38,9 @@ from tests.argocd import (
     reply,
     settings,
 )
-from tests.receivers import Receiver, Reply, Rude
-from tests.tls import Authority
-from tests.world import Replica, column, rows
+from tests.support.http_server import Receiver, Reply, Rude
+from tests.support.tls import Authority
+from tests.support.world import Replica, column, rows
 
 OBSERVATIONS = "SELECT * FROM gitops_observations ORDER BY application_name"
 ENDPOINTS = "SELECT * FROM argocd_endpoints ORDER BY name"

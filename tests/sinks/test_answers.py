@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.receivers import Receiver, Reply
-from tests.sinks.outcome import FAILED, LOOPBACK, NOTE, configured, outcome
+from tests.support.http_server import Receiver, Reply
+from tests.support.outcome import FAILED, LOOPBACK, NOTE, configured, outcome
 
 KEY = "0123456789abcdef0123456789ABCDEF"
 

@@ -8,10 +8,10 @@ import pytest
 
 from app.notify.notifier import attempt
 from app.notify.settings import NotificationSettings
-from app.notify.wire import Lanes
-from tests import receivers
-from tests.receivers import Receiver, Reply, Rude
-from tests.sinks.outcome import LOOPBACK, NOTE, configured, outcome
+from app.notify.transport import Lanes
+from tests.support import http_server as receivers
+from tests.support.http_server import Receiver, Reply, Rude
+from tests.support.outcome import LOOPBACK, NOTE, configured, outcome
 
 URLS = "SB_NOTIFICATION_APPRISE_URLS"
 

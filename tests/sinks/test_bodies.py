@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook as Verifier
 
-from app.events import Event, Kind, Note, Severity
+from app.core.events import Event, Kind, Note, Severity
 from sinks.webhook import signed
-from tests.receivers import Receiver, Seen
-from tests.sinks.outcome import FAILED, LOOPBACK, NOTE, RECOVERED, WHEN, configured, digest_note, outcome
 from tests.sinks.test_answers import KEY, reply, variables
+from tests.support.http_server import Receiver, Seen
+from tests.support.outcome import FAILED, LOOPBACK, NOTE, RECOVERED, WHEN, configured, digest_note, outcome
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 OTHER = "whsec_" + base64.b64encode(b"x" * 32).decode()

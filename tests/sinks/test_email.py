@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from app.config import load
-from app.errors import ConfigError
-from app.events import Event, Note, Severity
-from app.notify.fanout import Target
+from app.core.config import load
+from app.core.errors import ConfigError
+from app.core.events import Event, Note, Severity
+from app.notify.routing import Target
 from sinks.email import Email, message
-from tests import receivers
-from tests.mailbox import Mailbox
-from tests.receivers import Rude
-from tests.sinks.outcome import LOOPBACK, NOTE, WHEN, configured, outcome
-from tests.tls import Authority
+from tests.support import http_server as receivers
+from tests.support.http_server import Rude
+from tests.support.outcome import LOOPBACK, NOTE, WHEN, configured, outcome
+from tests.support.smtp_server import Mailbox
+from tests.support.tls import Authority
 
 
 @pytest.fixture(scope="module")

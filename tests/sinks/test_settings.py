@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from actors import SWEEPERS
-from app.errors import ConfigError
-from app.worker import load
+from app.core.errors import ConfigError
+from app.worker.assembly import load
 from sinks import SINKS
 
 CANARY = "canary"

@@ -1,0 +1,1 @@
+"""`sb-worker`: what an operator does by hand."""

@@ -1,0 +1,218 @@
+"""`sb-worker`: what an operator does by hand. Exit status 0 fine, 1 failed, 2 wrong usage."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from actors import SWEEPERS
+from app import __version__
+from app.cli import check, check_tokens, status
+from app.cli.notify import dead, notify
+from app.core import config
+from app.core import logging as logs
+from app.core.errors import BootError, ConfigError, SchemaError
+from app.kms.settings import KmsSettings
+from app.storage import migrations as schema
+from app.storage import postgres as database
+from app.storage.settings import DatabaseSettings
+from app.supervisor import procfile
+from app.worker.assembly import Loaded, groups, load, refuse
+from sinks import SINKS
+
+_GROUPS = groups(SWEEPERS, SINKS)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="sb-worker")
+def main() -> None:
+    r"""Operate the secrets-bridge worker.
+
+    \b
+    A replica is three processes, listed in the Procfile:
+      sb-worker run                runs all of them, as the container does
+      dramatiq app.actors          a worker and notifier; any number may run, each sweep is done once
+      periodiq app.actors          a scheduler; any number may run
+    \b
+    Before the first start:
+      sb-worker check              what is wrong with the settings, the servers, the privileges
+      sb-worker config             every variable, its value and what it means
+      sb-worker notify test        one test notification to each sink that is configured
+    """
+
+
+main.add_command(notify)
+main.add_command(dead)
+
+
+@main.command("check")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
+def check_command(as_json: bool) -> None:
+    """Check settings, servers, tables, privileges and ArgoCD's tokens; status 1 when anything would not work."""
+    logs.configure("error")
+    loaded = _load()
+    findings = [check.Finding("settings", True, "valid")]
+    findings += [
+        check.Finding("settings", False, f"{name} is not known, and not read", warning=True)
+        for name in config.unknown(*_GROUPS)
+    ]
+    findings.append(check.Finding("sinks", True, ", ".join(target.name for target in loaded.targets)))
+    findings += check.redis_findings(loaded.store, loaded.worker.lease / 5)
+    wanted = [sweeper for sweeper, own in zip(SWEEPERS, loaded.sweepers, strict=True) if own.enabled]
+    findings += check.database_findings(loaded.database, wanted)
+    for own in loaded.sweepers:
+        if own.enabled and isinstance(own, KmsSettings):
+            findings += check_tokens.token_findings(loaded.database, own)
+    if as_json or not sys.stdout.isatty():
+        for finding in findings:
+            click.echo(json.dumps(finding._asdict()))
+    else:
+        for finding in findings:
+            mark = "[green]ok[/]  " if finding.fine else "[yellow]warn[/]" if finding.warning else "[red]FAIL[/]"
+            Console().print(f"{mark} [bold]{finding.subject}[/]: {finding.text}", highlight=False)
+    sys.exit(any(not finding.fine and not finding.warning for finding in findings))
+
+
+@main.command("config")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
+def config_command(as_json: bool) -> None:
+    """Print every variable with its value, source, default and meaning. Secrets are shown as `set`."""
+    rows = list(config.rows(*_GROUPS))
+    if as_json or not sys.stdout.isatty():
+        for row in rows:
+            click.echo(json.dumps(row._asdict()))
+    else:
+        table = Table("variable", "value", "source", "default", "meaning")
+        for row in rows:
+            names = "\n".join((row.name, *(f"[dim]{twin}[/]" for twin in row.twins)))
+            table.add_row(names, row.value, "default" if row.source == "default" else "set", row.default, row.meaning)
+        Console().print(table)
+    _load()
+
+
+@main.command()
+@click.option("--sql", is_flag=True, help="Print the SQL instead of running it; needs no server.")
+def migrate(sql: bool) -> None:
+    """Create or upgrade our own schema, secrets_bridge_worker. Safe to run at any time, by any number."""
+    if sql:
+        click.echo(schema.script())
+        return
+    logs.configure("error")
+    try:
+        (db,) = config.load(DatabaseSettings)
+    except ConfigError as error:
+        refuse(error)
+    try:
+        with database.connect(db) as connection:
+            before = schema.installed(connection)
+            version = schema.migrate(connection)
+    except SchemaError as error:
+        click.echo(f"error: {error}", err=True)
+        click.echo(error.sql, err=True)
+        sys.exit(1)
+    except BootError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    done = f"version {version}, nothing to do" if before == version else f"version {before} -> {version}"
+    click.echo(f"schema secrets_bridge_worker: {done}")
+
+
+@main.command("status")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
+@click.option("--watch", is_flag=True, help="Keep the table up to date until Ctrl-C.")
+def status_command(as_json: bool, watch: bool) -> None:
+    """Show each sweeper's next tick, its last run, what it changed and who ran it."""
+    logs.configure("error")
+    loaded = _load()
+    own = zip(SWEEPERS, loaded.sweepers, strict=True)
+    cadences = [(sweeper.name, settings.interval) for sweeper, settings in own if settings.enabled]
+    try:
+        with database.connect(loaded.database) as connection:
+            if schema.installed(connection) == 0:
+                raise BootError("the schema secrets_bridge_worker is not there; run `sb-worker migrate`")  # noqa: TRY301
+            if as_json or not sys.stdout.isatty():
+                for one in status.read(connection, cadences):
+                    click.echo(json.dumps(one.as_json()))
+            elif watch:
+                with Live(console=Console(), refresh_per_second=4) as live:
+                    while True:
+                        live.update(status.table(status.read(connection, cadences)))
+                        time.sleep(0.5)
+            else:
+                Console().print(status.table(status.read(connection, cadences)))
+    except BootError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
+@main.command()
+@click.option("--procfile", "path", default="Procfile", show_default=True, help="The file that lists the processes.")
+@click.option("--release/--no-release", default=True, show_default=True, help="Run the release entry first.")
+@click.option("-c", "--concurrency", default="", metavar="worker=2,...", help="How many of which process to run.")
+def run(path: str, release: bool, concurrency: str) -> None:
+    """Run every process of the Procfile as one replica; ends when one of them ends, or by SIGTERM."""
+    loaded = _load()  # all of it, so that what is wrong is told once and not by every process
+    try:
+        commands = procfile.parse(Path(path).read_text(encoding="utf-8"))
+        replicas = _replicas(concurrency, set(commands))
+    except OSError:
+        raise click.BadParameter(f"{path} cannot be read; run this from the project's root") from None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    # The processes are started by name; they are beside this program, whether or not that is on the path.
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    environs = dict(_addresses(loaded, replicas.get("worker", 1), replicas.get("notifier", 1)))
+    grace = loaded.worker.shutdown_grace.total_seconds()
+    procfile.become(commands, replicas=replicas, grace=grace, release=release, environs=environs)
+
+
+def _addresses(loaded: Loaded, workers: int, notifiers: int) -> Iterator[tuple[int, dict[str, str]]]:
+    """Give each worker and each notifier a probe address of its own: the next ports, workers first."""
+    host, port = loaded.worker.local_address
+    if os.environ.get("SB_NOTIFICATION_LOCAL_ADDR"):
+        other, first = loaded.notification.local_address
+    else:
+        other, first = host, port + workers
+    for number in range(1, max(workers, notifiers) + 1):
+        yield (
+            number,
+            {
+                "SB_WORKER_LOCAL_ADDR": _shown(host, port + number - 1),
+                "SB_NOTIFICATION_LOCAL_ADDR": _shown(other, first + number - 1),
+            },
+        )
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _replicas(text: str, names: set[str]) -> dict[str, int]:
+    pairs: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        name, _, count = part.partition("=")
+        pairs[name] = count
+    if not all(name in names and count.isdecimal() for name, count in pairs.items()):
+        raise ValueError(
+            f"--concurrency takes name=number pairs, with names of the Procfile: {', '.join(sorted(names))}"
+        )
+    return {name: int(count) for name, count in pairs.items()}
+
+
+def _load() -> Loaded:
+    """Read every setting; ends with status 1 and all problems when something is wrong."""
+    try:
+        return load(SWEEPERS, SINKS)
+    except ConfigError as error:
+        refuse(error)

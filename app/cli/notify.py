@@ -1,0 +1,300 @@
+"""`sb-worker notify` and `sb-worker dead`: sinks and dead letters, by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from actors import SWEEPERS
+from app.core import config
+from app.core import logging as logs
+from app.core.errors import BootError, ConfigError, SinkRejected, SinkUnavailable
+from app.core.events import Event, Kind, Note, Severity
+from app.core.values import parse_duration
+from app.notify import dead_letters as letters
+from app.notify import routing as fanout
+from app.notify.dead_letters import Which
+from app.notify.notifier import attempt
+from app.notify.settings import NotificationSettings
+from app.notify.sink import SinkSettings
+from app.storage import migrations as schema
+from app.storage import postgres as database
+from app.worker.assembly import load, refuse
+from sinks import SINKS
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+_SEVERITY = click.Choice([severity.value for severity in Severity])
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
+
+
+@click.group()
+def notify() -> None:
+    """Look at notifications and try sinks out."""
+
+
+@notify.command("test")
+@click.argument("sink", required=False)
+@click.option("--severity", type=_SEVERITY, default="info", show_default=True)
+@_JSON
+def test_command(sink: str | None, severity: str, as_json: bool) -> None:
+    """Send one test notification to SINK, or to each sink that is configured; needs no server of ours.
+
+    One attempt each, marked as a test, past all filters. Status 1 when one of them does not arrive.
+    """
+    logs.configure("error")
+    common, targets = _sinks()
+    chosen = [target for target in targets if sink in (None, target.name, target.sink.name)]
+    if not chosen:
+        _no_such(sink, targets)
+    event = Event(
+        "notify-test",
+        Severity(severity),
+        "test notification",
+        "sent by hand; nothing has happened",
+        {"test": 1},
+        Kind.TEST,
+    )
+    note = Note(str(uuid.uuid4()), datetime.now(UTC), event)
+    outcomes = asyncio.run(_try(chosen, note, common))
+    _show(outcomes, ("sink", "outcome", "reason", "code", "ms"), as_json)
+    sys.exit(any(outcome["outcome"] != "delivered" for outcome in outcomes))
+
+
+async def _try(targets: Sequence[fanout.Target], note: Note, common: NotificationSettings) -> list[dict[str, Any]]:
+    from app.notify.transport import Network  # noqa: PLC0415 - only this command needs it
+
+    try:
+        network = Network(common)
+    except ValueError as error:
+        refuse(ConfigError([str(error)]))
+    outcomes = []
+    for target in targets:
+        started = time.perf_counter()
+        outcome = {"sink": target.name, "outcome": "delivered", "reason": "", "code": ""}
+        try:
+            await attempt(target, note, network, common.timeout.total_seconds())
+        except SinkRejected as error:
+            outcome |= {"outcome": "rejected", "reason": error.fault.value, "code": error.code}
+        except SinkUnavailable as error:
+            outcome |= {"outcome": "unavailable", "reason": error.fault.value, "code": error.code}
+        outcomes.append({**outcome, "ms": round((time.perf_counter() - started) * 1000, 1)})
+    await network.close()
+    return outcomes
+
+
+@notify.command()
+@click.option("--sweeper", default="wraps-expired", show_default=True, help="The sweeper that the event is of.")
+@click.option("--severity", type=_SEVERITY, default="info", show_default=True)
+@click.option("--recovery", is_flag=True, help="The event is the recovery from a failure.")
+@_JSON
+def explain(sweeper: str, severity: str, recovery: bool, as_json: bool) -> None:
+    """Say which sinks would get such an event, and why the others would not."""
+    loaded = _loaded()
+    kind = Kind.RECOVERED if recovery else Kind.FAILED if severity == "error" else Kind.SWEPT
+    event = Event(sweeper, Severity(severity), "", kind=kind)
+    with _outbox() as connection:
+        known = letters.targets(connection)
+    rows = [_explained(one, known.get(one.target.name)) for one in fanout.Fanout(loaded.targets).route(event)]
+    configured = {target.sink.name for target in loaded.targets}
+    rows += [
+        {"sink": sink.name, "gets it": "no", "why": f"not configured; set {_first_variable(sink)}"}
+        for sink in SINKS
+        if sink.name not in configured
+    ]
+    _show(rows, ("sink", "gets it", "why"), as_json)
+
+
+def _explained(routed: fanout.Routed, known: Mapping[str, Any] | None) -> dict[str, str]:
+    target = routed.target
+    if routed.refusal == "severity":
+        why = f"quieter than its minimum, {target.settings.min_severity}"
+    elif routed.refusal == "sweeper":
+        why = f"its sweepers are {', '.join(target.settings.sweepers)}"
+    else:
+        why = ""
+    if known and known["off_fingerprint"] == target.fingerprint:
+        why = why or f"switched off ({known['off_reason']}) until its configuration changes; it waits"
+    elif known and known["rests_until"] and known["rests_until"] > known["now"]:
+        why = why or f"later: left alone until {known['rests_until']:%H:%M:%SZ}"
+    return {"sink": target.name, "gets it": "no" if routed.refusal else "later" if why else "yes", "why": why}
+
+
+def _first_variable(sink: fanout.AnySink) -> str:
+    own = (name for name in sink.settings.model_fields if name not in SinkSettings.model_fields)
+    return config.name_of(sink.settings, next(own))
+
+
+def _age(_context: click.Context, _parameter: click.Parameter, value: str | None) -> timedelta | None:
+    if value is None:
+        return None
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _which(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that choose deliveries."""
+    for option in (
+        click.option("--sink", "target", help="Of this sink, or this one receiver of it."),
+        click.option("--reason", help="That ended, or last failed, for this reason."),
+        click.option("--sweeper", "component", help="Of this sweeper."),
+        click.option("--older", callback=_age, help="Older than this, such as 1h30m."),
+        click.option("--newer", callback=_age, help="Newer than this."),
+        click.option("--limit", type=click.IntRange(1), default=100, show_default=True),
+    ):
+        command = option(command)
+    return command
+
+
+_COLUMNS = ("id", "created_at", "target", "state", "reason", "code", "attempts", "component", "severity", "title")
+
+
+@notify.command("log")
+@click.option("--state", type=click.Choice(["pending", "sending", "delivered", "digested", "suppressed", "dead"]))
+@click.option("--sums", "as_sums", is_flag=True, help="Count by sink, state and reason instead.")
+@_which
+@_JSON
+def log_command(as_sums: bool, as_json: bool, **which: Any) -> None:
+    """Show deliveries, newest first."""
+    with _outbox() as connection:
+        if as_sums:
+            _show(letters.sums(connection), ("target", "state", "reason", "number"), as_json)
+        else:
+            _show(letters.find(connection, Which(**which)), _COLUMNS, as_json)
+
+
+@click.group()
+def dead() -> None:
+    """List, show, replay and purge notifications that were given up."""
+
+
+@dead.command("list")
+@_which
+@_JSON
+def list_command(as_json: bool, **which: Any) -> None:
+    """List dead letters, newest first."""
+    with _outbox() as connection:
+        _show(letters.find(connection, Which(**which, state="dead")), _COLUMNS, as_json)
+
+
+@dead.command()
+@click.argument("ids", type=int, nargs=-1, required=True)
+def show(ids: tuple[int, ...]) -> None:
+    """Show all that is known of these deliveries, as JSON."""
+    with _outbox() as connection:
+        found = list(letters.find(connection, Which(ids=ids, limit=len(ids))))
+    for row in found:
+        click.echo(json.dumps(row, default=str))
+    if len(found) < len(set(ids)):
+        click.echo("error: there is no such delivery; `sb-worker dead list` has the ids", err=True)
+        sys.exit(1)
+
+
+@dead.command()
+@click.argument("ids", type=int, nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that the options choose; needed without ids.")
+@click.option("--rate", type=click.FloatRange(0.01, 1000), default=1.0, show_default=True, help="How many a second.")
+@_which
+def replay(ids: tuple[int, ...], everything: bool, rate: float, **which: Any) -> None:
+    """Deliver dead letters after all: under their old ids, one by one, at a rate."""
+    _ids_or_all(ids, everything)
+    with _outbox() as connection:
+        number = letters.replay(connection, Which(ids=ids, **which), per_second=rate)
+    click.echo(f"{number} to be delivered again, over {max(0, number - 1) / rate:.0f}s")
+
+
+@dead.command()
+@click.argument("ids", type=int, nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="All that the options choose; needed without ids.")
+@_which
+def purge(ids: tuple[int, ...], everything: bool, **which: Any) -> None:
+    """Close dead letters for good."""
+    _ids_or_all(ids, everything)
+    with _outbox() as connection:
+        click.echo(f"{letters.purge(connection, Which(ids=ids, **which))} closed")
+
+
+def _ids_or_all(ids: tuple[int, ...], everything: bool) -> None:
+    if bool(ids) == everything:
+        raise click.UsageError("give ids, or --all with options that choose")
+
+
+def _loaded() -> Any:
+    logs.configure("error")
+    try:
+        return load(SWEEPERS, SINKS)
+    except ConfigError as error:
+        refuse(error)
+
+
+def _sinks() -> tuple[NotificationSettings, list[fanout.Target]]:
+    """Read the sinks' settings alone: a test needs no database."""
+    try:
+        loaded: list[Any] = list(config.load(NotificationSettings, *(sink.settings for sink in SINKS)))
+        found = fanout.targets(SINKS, loaded[1:])
+        if wrong := list(fanout.problems(loaded[0], found, [sweeper.name for sweeper in SWEEPERS])):
+            raise ConfigError(wrong)  # noqa: TRY301 - both kinds of problem are told alike
+    except ConfigError as error:
+        refuse(error)
+    return loaded[0], found
+
+
+def _no_such(sink: str | None, targets: Iterable[fanout.Target]) -> None:
+    names = ", ".join(target.name for target in targets)
+    known = {one.name: one for one in SINKS}
+    if sink in known:
+        click.echo(f"error: {sink} is not configured; set {_first_variable(known[sink])}", err=True)
+        sys.exit(1)
+    raise click.BadParameter(f"no sink is called {sink}; configured: {names}")
+
+
+@contextmanager
+def _outbox() -> Iterator[Connection[Any]]:
+    loaded = _loaded()
+    try:
+        with database.connect(loaded.database) as connection:
+            _check_schema(connection)
+            yield connection
+    except BootError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def _check_schema(connection: Connection[Any]) -> None:
+    if schema.installed(connection) < schema.VERSION:
+        raise BootError("the schema secrets_bridge_worker is not up to date; run `sb-worker migrate`")
+
+
+def _show(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:
+    if as_json or not sys.stdout.isatty():
+        for row in rows:
+            click.echo(json.dumps(row, default=str))
+        return
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(_cell(row[column]) for column in columns))
+    Console().print(table)
+
+
+def _cell(value: object) -> str:
+    text = f"{value:%m-%d %H:%M:%S}" if isinstance(value, datetime) else str(value)
+    if text in ("dead", "rejected", "no"):
+        return f"[red]{text}[/]"
+    if text in ("delivered", "yes"):
+        return f"[green]{text}[/]"
+    return re.sub(r"\[", r"\\[", text)

@@ -1,0 +1,1 @@
+"""What every room uses: values and settings, errors, events, logs, metrics. Knows no other room."""

@@ -1,0 +1,136 @@
+"""Log lines: JSON on stderr, one a record; readable and coloured when stderr is a terminal.
+
+Keys are those of the Go worker: `time`, `level` (DEBUG, INFO, WARN, ERROR), `msg`, then flat attributes, durations
+as integer nanoseconds. Records of libraries pass through the same door, where exceptions are reduced to their class
+name and SQLSTATE: a driver's message can quote a row, a host or a URL.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import datetime, timedelta
+from typing import Any, TextIO
+
+import structlog
+from structlog.types import EventDict, Processor
+
+from app.core.errors import WorkerError, describe
+
+_LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARN", "error": "ERROR", "critical": "ERROR"}
+_STDLIB = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+
+
+class _Reduce(logging.Filter):
+    """Replaces the exceptions that a library wants to log by their names, before anything renders them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(_named(arg) if isinstance(arg, BaseException) else arg for arg in record.args)
+        if record.exc_info:
+            record.error = _from_exc_info(record.exc_info)
+            record.exc_info = record.exc_text = None
+        return True
+
+
+class _Skips(logging.Filter):
+    """Dramatiq warns of every skipped message; a skip is how a replica loses a race, which is a metric."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "was skipped" not in record.msg
+
+
+def configure(level: str = "info", stream: TextIO | None = None) -> None:
+    """Send every record of this process to `stream`, by default the process's own stderr.
+
+    The real stderr, not sys.stderr: Dramatiq puts a pipe to its main process there, and what is in that pipe when
+    the main process ends is lost.
+    """
+    stream = stream or sys.__stderr__ or sys.stderr
+    human = stream is not None and stream.isatty()
+    shared: list[Processor] = [structlog.stdlib.add_log_level, _time, _plain]
+    final: list[Processor] = [_human] if human else [_names, structlog.processors.JSONRenderer(sort_keys=False)]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[_foreign, structlog.stdlib.add_log_level, _time],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(formatter)
+    handler.addFilter(_Reduce())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(_STDLIB[level])
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    logging.getLogger("dramatiq.worker.WorkerThread").addFilter(_Skips())
+    # psycopg's pool logs connection strings' hosts and the server's messages; our own lines say what matters.
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+    # Libraries that speak to receivers log URLs and replies; our own lines say what matters.
+    for chatty in ("httpx", "httpcore", "aiosmtplib", "mail.log", "asyncio", "urllib3", "requests", "apprise"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)
+    # One line for each tick sent says nothing that the runs do not say.
+    logging.getLogger("periodiq").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+    logging.captureWarnings(True)
+
+
+def _time(_logger: object, _name: str, event: EventDict) -> EventDict:
+    event["time"] = datetime.now().astimezone().isoformat(timespec="microseconds")
+    return event
+
+
+def _plain(_logger: object, _name: str, event: EventDict) -> EventDict:
+    """Reduce values to what JSON knows, and an attached exception to its name."""
+    for key, value in event.items():
+        if isinstance(value, datetime):
+            event[key] = value.isoformat().replace("+00:00", "Z")
+        elif isinstance(value, timedelta):
+            event[key] = value // timedelta(microseconds=1) * 1000
+        elif isinstance(value, BaseException):
+            event[key] = _named(value)
+    if (info := event.pop("exc_info", None)) is not None:
+        event.setdefault("error", _from_exc_info(info))
+    return {key: value for key, value in event.items() if value is not None}
+
+
+def _foreign(_logger: object, _name: str, event: EventDict) -> EventDict:
+    """Keep of a library's record its text, its logger and the name of its exception."""
+    record: logging.LogRecord = event["_record"]
+    event.pop("exc_info", None)
+    event["logger"] = record.name
+    if (error := getattr(record, "error", None)) is not None:
+        event["error"] = error
+    return event
+
+
+def _names(_logger: object, _name: str, event: EventDict) -> EventDict:
+    head = {"time": event.pop("time"), "level": _LEVELS[event.pop("level")], "msg": event.pop("event")}
+    return {**head, **event}
+
+
+def _human(logger: object, name: str, event: EventDict) -> str:
+    event["timestamp"] = event.pop("time")[11:23]
+    render = structlog.dev.ConsoleRenderer(colors=True, pad_event_to=40)
+    return str(render(logger, name, event))
+
+
+def _named(error: BaseException) -> str:
+    """Name an exception; only our own have texts that may be shown."""
+    if isinstance(error, WorkerError):
+        return f"{type(error).__name__}: {error}"
+    failure = describe(error)
+    return failure.error if failure.sqlstate is None else f"{failure.error} {failure.sqlstate}"
+
+
+def _from_exc_info(info: Any) -> str | None:
+    if isinstance(info, BaseException):
+        return _named(info)
+    error = info[1] if isinstance(info, tuple) else sys.exc_info()[1]
+    return None if error is None else _named(error)

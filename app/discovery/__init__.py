@@ -1,0 +1,1 @@
+"""Discover targets: their published forms and the job each becomes."""

@@ -1,0 +1,213 @@
+"""Reads applications from one ArgoCD. The transport lets nothing out but a GET of the two paths.
+
+`refresh` is never sent: it is a GET that writes. ArgoCD answers 403 for an application that is not there unless it is
+told the project; so a 403 is asked about once more with what is known, and what worked without stays as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from app.core import http
+from app.core.retry_after import retry_after
+from app.gitops import documents
+from app.gitops.documents import Application, Resource, WrongShape
+from app.gitops.model import Outcome
+
+#: Bytes of an answer: the resource tree of an application with some nine thousand resources. Parsed, it takes 24 MiB of
+#: the 256 that a container has.
+MOST_BODY = 4 * 1024 * 1024
+_PATH = re.compile(r"/api/v1/applications/[^/]+(/resource-tree)?")
+_PARAMETERS = frozenset({"project", "appNamespace"})
+_OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _TOO_MANY, _UNAVAILABLE = 200, 401, 403, 404, 429, 503
+
+
+class PollFailed(Exception):
+    """A request brought nothing. `text` names the path and so a row's content: it is for that row alone, never a log.
+
+    `retry_after` is the server's wish in seconds.
+    """
+
+    def __init__(self, outcome: Outcome, text: str, *, retry_after: float | None = None) -> None:
+        super().__init__(outcome.value)
+        self.outcome, self.text, self.retry_after = outcome, text, retry_after
+
+
+class NotAllowed(Exception):
+    """A request that must never leave this process."""
+
+
+class ReadOnly(httpx.AsyncBaseTransport):
+    """Refuses whatever is not a GET of an application or its resource tree, before anything is sent."""
+
+    def __init__(self, prefix: str, inner: httpx.AsyncBaseTransport) -> None:
+        self._prefix = prefix
+        self._inner = inner
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request that is allowed."""
+        path = request.url.raw_path.decode("ascii").partition("?")[0]
+        own = path.removeprefix(self._prefix) if path.startswith(self._prefix) else ""
+        if request.method != "GET" or not _PATH.fullmatch(own) or not _PARAMETERS.issuperset(request.url.params):
+            raise NotAllowed
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._inner.aclose()
+
+
+class Client:
+    """One ArgoCD, for one event loop. The token is the caller's to wipe; each request copies it into its header."""
+
+    def __init__(  # noqa: PLR0913 - what the api knows of an endpoint
+        self,
+        base_url: str,
+        token: bytearray,
+        *,
+        ca_pem: str | None,
+        server_name: str | None,
+        deadline: float,
+        connections: int,
+    ) -> None:
+        """Raises ValueError, without a value, for an address, a certificate or a token that cannot be used."""
+        self._base = base_url.rstrip("/")
+        prefix = _prefix(self._base)
+        if any(byte < 0x20 or byte == 0x7F for byte in token):  # noqa: PLR2004 - control characters
+            raise ValueError("the token has characters that no header can carry")
+        self._token = token
+        self._deadline = deadline
+        context = _system() if ca_pem is None or not ca_pem.strip() else _own(ca_pem)
+        inner = httpx.AsyncHTTPTransport(
+            verify=context,
+            trust_env=False,
+            # No limit here: httpcore keeps the place of a request that was cut, and the lane counts its own.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=connections),
+        )
+        self._http = httpx.AsyncClient(
+            transport=ReadOnly(prefix, inner),
+            timeout=None,  # noqa: S113 - the deadline of the whole exchange is the only clock
+            follow_redirects=False,
+            trust_env=False,
+            headers={**http.HEADERS, "Accept": "application/json"},
+        )
+        self._extensions = {"sni_hostname": server_name} if server_name else {}
+
+    async def application(self, name: str, known: Mapping[str, str]) -> tuple[Application, Mapping[str, str]]:
+        """Read an application, and give the parameters that it was found with. Raises PollFailed.
+
+        `known` is asked with after a 403 only: `project`, `appNamespace`.
+        """
+        path, used = _path(name), dict[str, str]()
+        try:
+            content = await self._get(path, used)
+        except PollFailed as error:
+            if error.outcome is not Outcome.FORBIDDEN or not known:
+                raise
+            used = dict(known)
+            content = await self._get(path, used)
+        try:
+            return documents.application(content, name), used
+        except WrongShape as error:
+            raise PollFailed(Outcome.SHAPE, f"argocd: {path}: decode error: {error}") from None
+
+    async def resources(self, name: str, used: Mapping[str, str]) -> list[Resource]:
+        """Read an application's resource tree. Raises PollFailed."""
+        path = _path(name) + "/resource-tree"
+        content = await self._get(path, used)
+        try:
+            return documents.resources(content)
+        except WrongShape as error:
+            raise PollFailed(Outcome.SHAPE, f"argocd: {path}: decode error: {error}") from None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def _get(self, path: str, parameters: Mapping[str, str]) -> Any:
+        headers = {b"Authorization": b"Bearer " + self._token} if self._token else {}
+        request = self._http.build_request(
+            "GET", self._base + path, params=parameters or None, headers=headers, extensions=self._extensions
+        )
+        try:
+            async with asyncio.timeout(self._deadline):
+                response = await self._http.send(request, stream=True)
+                try:
+                    body = await http.read(response, MOST_BODY)
+                finally:
+                    await response.aclose()
+        except TimeoutError:
+            text = f"argocd: {path}: no answer within {self._deadline:g}s"
+            raise PollFailed(Outcome.TIMEOUT, text) from None
+        except httpx.HTTPError as error:
+            outcome = Outcome.UNREACHABLE if isinstance(error, httpx.ConnectError) else Outcome.BROKEN
+            raise PollFailed(outcome, f"argocd: {path}: cannot be reached ({http.fault(error)})") from None
+        return _content(path, response, body)
+
+
+def _content(path: str, response: httpx.Response, body: bytearray) -> Any:
+    status = response.status_code
+    if status != _OK:
+        meanings = {
+            _UNAUTHORIZED: (Outcome.UNAUTHORIZED, "unauthorized"),
+            _FORBIDDEN: (Outcome.FORBIDDEN, "forbidden"),
+            _NOT_FOUND: (Outcome.NOT_FOUND, "not found"),
+            _TOO_MANY: (Outcome.BUSY, f"HTTP {status}"),
+            _UNAVAILABLE: (Outcome.BUSY, f"HTTP {status}"),
+        }
+        outcome, text = meanings.get(status, (Outcome.HTTP_ERROR, f"HTTP {status}"))
+        wish = retry_after(response.headers.get("retry-after", ""), datetime.now(UTC))
+        raise PollFailed(outcome, f"argocd: {path}: {text}", retry_after=wish if outcome is Outcome.BUSY else None)
+    if "json" not in response.headers.get("content-type", "json").lower():
+        raise PollFailed(Outcome.CONTENT, f"argocd: {path}: decode error: not JSON; is the base URL ArgoCD's?")
+    if len(body) > MOST_BODY:
+        raise PollFailed(Outcome.SHAPE, f"argocd: {path}: the answer is longer than {MOST_BODY // 1024 // 1024} MiB")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise PollFailed(Outcome.SHAPE, f"argocd: {path}: decode error: not JSON") from None
+
+
+def _path(name: str) -> str:
+    """Give the application's path, escaped as Go does. Raises PollFailed for a name that would be another path."""
+    if name in ("", ".", ".."):
+        raise PollFailed(Outcome.CLIENT, "argocd: not an application's name")
+    return "/api/v1/applications/" + quote(name, safe="$&+=:@")
+
+
+def _prefix(base: str) -> str:
+    """Give the path of a base URL, as it is sent. Raises ValueError unless it is one that can be asked."""
+    try:
+        parts = urlsplit(base)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        fine = fine and not (parts.username or parts.password or parts.query or parts.fragment)
+        return httpx.URL(base).raw_path.decode("ascii").rstrip("/") if fine else _refuse()
+    except (ValueError, httpx.InvalidURL):
+        return _refuse()
+
+
+def _refuse() -> str:
+    raise ValueError("the base URL is not https://host[:port][/path]")
+
+
+@lru_cache(maxsize=1)
+def _system() -> ssl.SSLContext:
+    """Load the system's authorities once: it takes longer than a request."""
+    return http.tls_context()
+
+
+def _own(pem: str) -> ssl.SSLContext:
+    try:
+        return http.tls_context(pem=pem)
+    except ValueError:
+        raise ValueError("tls_ca_pem holds no usable certificate") from None

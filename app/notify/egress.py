@@ -1,0 +1,96 @@
+"""Which addresses may be dialled.
+
+A receiver's name can be made to point anywhere, so the address that is dialled is what is judged, each time. Never:
+multicast, reserved, unspecified, link-local and the clouds' metadata services. Only in networks that the operator
+allows: loopback and private ranges, and those that carry or hide an IPv4 address (carrier NAT, NAT64, 6to4, ...).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from app.core.errors import Fault, SinkRejected, SinkUnavailable
+from app.notify.settings import Network
+
+Address = IPv4Address | IPv6Address
+
+# Metadata services that are not link-local: AWS over IPv6, Alibaba, Azure's wire server.
+_NEVER = tuple(map(ip_network, ("fd00:ec2::254/128", "100.100.100.200/32", "168.63.129.16/32", "0.0.0.0/8")))
+_CLOSED = tuple(
+    map(
+        ip_network,
+        (
+            "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "192.0.0.0/24",
+            "192.0.2.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "192.88.99.0/24",
+            "::1/128", "fc00::/7", "fec0::/10", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96",
+            "2001:db8::/32", "100::/64", "2001:10::/28", "5f00::/16",
+        ),
+    )
+)  # fmt: skip
+
+
+class Guard:
+    """The operator's allowance: networks that receivers may be in although they are closed to the world."""
+
+    def __init__(self, allowed: Sequence[Network]) -> None:
+        self._allowed = tuple(allowed)
+
+    def lets(self, address: str, *, plain: bool = False) -> bool:
+        """Say whether an address may be dialled; `plain` without TLS, which is for allowed networks only."""
+        bare = _unwrap(ip_address(address.partition("%")[0]))
+        if _forbidden(bare):
+            return False
+        allowed = any(bare in network for network in self._allowed)
+        return allowed or (not plain and not any(bare in network for network in _CLOSED))
+
+    async def resolve(self, host: str, port: int, *, plain: bool = False) -> list[str]:
+        """Give the addresses of a host that may be dialled, in the resolver's order.
+
+        Raises SinkUnavailable when the name is not known, SinkRejected when all its addresses are closed.
+        """
+        addresses = [host] if _is_address(host) else await _look_up(host, port)
+        open_ones = [address for address in addresses if self.lets(address, plain=plain)]
+        if not open_ones:
+            raise SinkRejected(Fault.BLOCKED_ADDRESS)
+        return open_ones
+
+    def refuses_literal(self, host: str, *, plain: bool) -> bool:
+        """Say whether a URL's host is an address that will never be dialled; a name is judged by its addresses."""
+        if plain and not self._allowed:
+            return True
+        return _is_address(host) and not self.lets(host, plain=plain)
+
+
+async def _look_up(host: str, port: int) -> list[str]:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise SinkUnavailable(Fault.DNS) from None
+    return list(dict.fromkeys(str(info[4][0]) for info in found))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _unwrap(address: Address) -> Address:
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return mapped or address
+
+
+def _forbidden(address: Address) -> bool:
+    """Say what no allowance opens."""
+    if any(address in network for network in _NEVER):
+        return True
+    if address.is_multicast or address.is_unspecified or address.is_link_local:
+        return True
+    # Python counts ::/8 as reserved; the loopback and embedded IPv4 addresses in it are closed, not reserved.
+    inside = isinstance(address, IPv6Address) and any(address in network for network in _CLOSED)
+    return address.is_reserved and not inside

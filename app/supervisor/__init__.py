@@ -1,0 +1,1 @@
+"""Runs the processes of a Procfile; the standard library only."""

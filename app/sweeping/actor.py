@@ -1,0 +1,91 @@
+"""What a sweeper's Dramatiq actor does with a tick: run it, count how it ended, have it retried.
+
+The lock has been taken by the middleware and is given back by it; a tick that found it held never gets here.
+"""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from dramatiq.errors import Retry
+
+from app.core import metrics
+from app.core.errors import LeaseLost, NotDue, Reason, SweepFailed
+from app.sweeping import lock as leases
+from app.sweeping.runner import Runner
+from app.sweeping.sweeper import Sweeper, SweeperSettings
+
+log = structlog.get_logger("scheduler")
+
+#: The wait before the first retry, and the longest one.
+FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=1), timedelta(hours=1)
+JITTER = 0.2
+
+
+class Tick:
+    """The actor of one sweeper in one process."""
+
+    def __init__(self, runner: Runner, sweeper: Sweeper[Any], settings: SweeperSettings) -> None:
+        self._runner = runner
+        self._sweeper = sweeper
+        self._settings = settings
+        self._resting = False
+
+    def run(self) -> None:
+        """Do one run. Raises Retry, with the wait, when it failed and there is time to try again."""
+        held = leases.current.get()
+        if held is None:  # the middleware's doing; without a lock nothing may run
+            raise LeaseLost
+        count = metrics.RUNS.labels
+        name = self._sweeper.name
+        try:
+            self._runner.run(self._sweeper, self._settings, held)
+        except NotDue as error:
+            self._not_due(held, error.reason)
+        except LeaseLost:
+            count(name, "failure").inc()
+        except SweepFailed as error:
+            wait = backoff(held.attempt, self._settings.interval)
+            if wait is not None:
+                raise Retry(str(error), delay=wait // timedelta(milliseconds=1)) from None
+            count(name, "failure").inc()
+        else:
+            count(name, "success").inc()
+            self._rest(missing=False)
+
+    def _not_due(self, held: leases.Lease, reason: Reason) -> None:
+        name = self._sweeper.name
+        if reason is Reason.TABLE_MISSING:
+            self._rest(missing=True)
+            return
+        metrics.TICKS_DROPPED.labels(name, reason.value).inc()
+        if reason is Reason.SUPERSEDED:
+            held.nothing_to_do()
+            metrics.RUNS.labels(name, "skipped_lock").inc()
+            metrics.LOCK_SKIPPED.labels(name).inc()
+        else:
+            log.warning("tick from the future refused; a scheduler's clock is ahead of the database's", task=name)
+
+    def _rest(self, *, missing: bool) -> None:
+        """Tell once that the api's table is missing, and once that it is there."""
+        metrics.TABLE_MISSING.labels(self._sweeper.name).set(missing)
+        if missing and not self._resting:
+            log.warning("the api's table is missing; the sweep rests until it is there", task=self._sweeper.name)
+        elif self._resting and not missing:
+            log.info("the api's table is there; the sweep goes on", task=self._sweeper.name)
+        self._resting = missing
+
+
+def backoff(attempt: int, interval: timedelta) -> timedelta | None:
+    """Give the wait after failed attempt number `attempt` (from 0), doubled each time; None to leave it be.
+
+    A retry that would come after the next tick is left to that tick, which starts from the beginning: so an outage
+    does not pile up chains of retries, one for each tick of it.
+    """
+    planned: timedelta = FIRST_RETRY * (1 << min(attempt, 20))
+    if planned * 2 - FIRST_RETRY >= interval:  # the sum of all waits up to and with this one
+        return None
+    return min(planned, LONGEST_RETRY) * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - not a secret

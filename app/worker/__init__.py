@@ -1,0 +1,1 @@
+"""A worker process: broker, middleware, probes, and the assembly of all of it."""

@@ -1,0 +1,89 @@
+"""Takes a sweeper's Redis lock before its actor runs and gives it back afterwards.
+
+Dramatiq logs and swallows any exception of a before-hook but SkipMessage, and then runs the actor, here: unlocked.
+So every error in here becomes a skip.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from dramatiq.middleware import Middleware, SkipMessage
+
+from app.core import metrics
+from app.core.errors import describe
+from app.sweeping import lock as leases
+from app.sweeping.lock import Lease, Locks, Refusal
+
+if TYPE_CHECKING:
+    from dramatiq import Broker
+    from dramatiq.broker import MessageProxy
+
+    from app.sweeping.schedule import Every
+
+log = structlog.get_logger("scheduler")
+
+
+class SweepLock(Middleware):
+    """Lets one replica run a sweeper's tick; the others skip it, count it, and ask PostgreSQL nothing."""
+
+    def __init__(self, locks: Locks) -> None:
+        self._locks = locks
+
+    @property
+    def actor_options(self) -> set[str]:
+        """Actors have a cadence; periodiq finds them by it."""
+        return {"periodic"}
+
+    def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Take the lock, or skip the message."""
+        cadence: Every | None = broker.get_actor(message.actor_name).options.get("periodic")
+        if cadence is None:
+            return
+        name, options = message.actor_name, message.options
+        attempt = options.get("retries", 0)
+        if not attempt:
+            metrics.TICKS_LOST.labels(name).inc(options.get("lost", 0))
+        try:
+            got = self._locks.acquire(
+                name,
+                slot=options.get("slot"),
+                sent=options.get("sent"),
+                interval=cadence.interval,
+                attempt=attempt,
+            )
+        except Exception as error:  # noqa: BLE001 - an actor must never run unlocked
+            log.error("scheduler: lock not taken", task=name, error=describe(error).error)
+            metrics.RUNS.labels(name, "failure").inc()
+            metrics.TICKS_DROPPED.labels(name, "lock_error").inc()
+            raise SkipMessage from None
+        if isinstance(got, Lease):
+            leases.current.set(got)
+            return
+        _count(name, got, attempt)
+        raise SkipMessage
+
+    def after_process_message(
+        self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
+    ) -> None:
+        """Give the lock back."""
+        del broker, message, result, exception  # how the run ended is written on its lease
+        held = leases.current.get()
+        if held is not None:
+            leases.current.set(None)
+            self._locks.release(held)
+
+    def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
+        """Give the lock back, should a later middleware have skipped the message."""
+        self.after_process_message(broker, message)
+
+
+def _count(name: str, refusal: Refusal, attempt: int) -> None:
+    if attempt:  # a retry whose slot someone else has run or is running, or whose successor is out
+        metrics.RUNS.labels(name, "failure").inc()
+    elif refusal is Refusal.STALE:
+        metrics.TICKS_DROPPED.labels(name, refusal.value).inc()
+    else:
+        metrics.RUNS.labels(name, "skipped_lock").inc()
+        metrics.LOCK_SKIPPED.labels(name).inc()

@@ -1,0 +1,60 @@
+"""How a worker process listens, stops and holds its locks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator
+
+from app.core.config import Settings, variable
+from app.core.metrics import memory_directory
+from app.core.values import HostPort, Level, LongDuration, PositiveDuration
+
+
+def _directory(value: str) -> str:
+    if not Path(value).is_dir() or not os.access(value, os.W_OK):
+        raise ValueError("not a writable directory; accepted: an existing directory, best in memory (/dev/shm)")
+    return value
+
+
+def _environment(value: object) -> object:
+    if value not in ("dev", "production"):
+        raise ValueError("not an environment; accepted: dev, production")
+    return value
+
+
+class WorkerSettings(Settings):
+    """The process: where it listens, how it stops, how it holds its locks."""
+
+    environment: Annotated[Literal["dev", "production"], BeforeValidator(_environment)] = variable(
+        "SB_ENV", default="production", meaning="dev or production"
+    )
+    log_level: Level = variable("LOG_LEVEL", default="info", meaning="debug, info, warn or error")
+    local_address: HostPort = variable(
+        "SB_WORKER_LOCAL_ADDR",
+        default="127.0.0.1:8091",
+        meaning="where /healthz, /readyz and /metrics are served",
+    )
+    shutdown_grace: PositiveDuration = variable(
+        "SB_WORKER_SHUTDOWN_GRACE", default="15s", meaning="time between SIGTERM and the end, at most"
+    )
+    lease: LongDuration = variable(
+        "SB_WORKER_LOCK_LEASE",
+        default="15s",
+        meaning="lifetime of a sweeper's Redis lock; renewed every third of it",
+    )
+    budget: PositiveDuration | None = variable(
+        "SB_WORKER_SWEEP_BUDGET",
+        default=None,
+        meaning="time one run may take before it hands over; unset: half its interval, at most 30s",
+    )
+    ledger_retention: PositiveDuration = variable(
+        "SB_WORKER_LEDGER_RETENTION", default="168h", meaning="how long rows of sweep_run are kept"
+    )
+    metrics_directory: Annotated[str, AfterValidator(_directory)] = variable(
+        "SB_WORKER_METRICS_DIR",
+        default=memory_directory(),
+        meaning="the one directory that must be writable: metric files of the worker's processes, a few 100 KiB",
+    )

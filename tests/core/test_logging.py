@@ -1,0 +1,116 @@
+"""Log lines: their shape, and that no exception's text gets into them, ours or a library's."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import logging
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+import structlog
+
+from app.core import logging as logs
+from app.core.errors import BootError, describe
+from app.core.events import Event, Note, Severity
+from app.notify.notifier import attempt
+from app.notify.routing import Target
+from sinks.noop import Noop, noop
+from tests.support.world import FIXED, NoWire
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    captured = io.StringIO()
+    logs.configure("debug", captured)
+    yield captured
+    root.handlers[:], root.level = before[0], before[1]
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_a_record_is_one_json_line_with_the_go_workers_keys(stream: io.StringIO) -> None:
+    log = structlog.get_logger("x")
+    log.info("worker ready", addr="a", interval=timedelta(seconds=60), slot=datetime(2026, 1, 1, tzinfo=UTC), none=None)
+    (record,) = lines(stream)
+    assert list(record) == ["time", "level", "msg", "addr", "interval", "slot"]
+    assert (record["level"], record["msg"], record["interval"]) == ("INFO", "worker ready", 60_000_000_000)
+    assert record["slot"] == "2026-01-01T00:00:00Z"
+    assert datetime.fromisoformat(record["time"]).tzinfo is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "level"), [("debug", "DEBUG"), ("info", "INFO"), ("warning", "WARN"), ("error", "ERROR")]
+)
+def test_levels_have_the_go_workers_names(stream: io.StringIO, method: str, level: str) -> None:
+    getattr(structlog.get_logger("x"), method)("something")
+    getattr(logging.getLogger("library"), method)("something %s", "else")
+    assert [record["level"] for record in lines(stream)] == [level, level]
+    assert lines(stream)[1]["msg"] == "something else"
+
+
+def test_exceptions_of_libraries_are_reduced_to_their_names(stream: io.StringIO) -> None:
+    library = logging.getLogger("dramatiq.worker.WorkerThread")
+    try:
+        raise psycopg.errors.UniqueViolation("DETAIL: Key (ref)=(canary) already exists.")
+    except psycopg.Error as error:
+        library.error("failed: %s", error)
+        library.exception("with a traceback")
+        structlog.get_logger("x").error("ours", error=error)
+        structlog.get_logger("x").exception("ours, with a traceback")
+    assert "canary" not in stream.getvalue()
+    assert "Traceback" not in stream.getvalue()
+    first, second, third, fourth = lines(stream)
+    assert first["msg"] == "failed: UniqueViolation 23505"
+    assert second["error"] == third["error"] == fourth["error"] == "UniqueViolation 23505"
+
+
+def test_texts_of_our_own_errors_may_be_shown(stream: io.StringIO) -> None:
+    structlog.get_logger("x").error("boot failed", error=BootError("Redis cannot be reached"))
+    assert lines(stream)[0]["error"] == "BootError: Redis cannot be reached"
+    assert describe(ValueError("canary")) == ("ValueError", None)
+
+
+def test_a_skipped_message_is_no_line(stream: io.StringIO) -> None:
+    logging.getLogger("dramatiq.worker.WorkerThread").warning("Message %s was skipped.", "x")
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_gets_a_readable_form() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    terminal = Terminal()
+    try:
+        logs.configure("info", terminal)
+        structlog.get_logger("x").info("worker ready", pid=5)
+    finally:
+        root.handlers[:], root.level = before[0], before[1]
+        logging.captureWarnings(False)
+        structlog.reset_defaults()
+    assert "worker ready" in terminal.getvalue()
+    assert "\x1b[" in terminal.getvalue()
+    assert not terminal.getvalue().startswith("{")
+
+
+@pytest.mark.parametrize("severity", list(Severity))
+def test_noop_logs_an_event_at_its_severity(stream: io.StringIO, severity: Severity) -> None:
+    note = Note("an-id", FIXED, Event("wraps-expired", severity, "expired wraps purged", "", {"deleted": 3}))
+    asyncio.run(attempt(Target("noop", noop, Noop(), ""), note, NoWire(), 1))
+    (record,) = [line for line in lines(stream) if line["msg"] == "notification"]
+    assert record["level"] == severity.upper()
+    assert (record["component"], record["title"], record["deleted"]) == ("wraps-expired", "expired wraps purged", 3)
+    assert "detail" not in record

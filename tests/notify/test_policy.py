@@ -1,0 +1,145 @@
+"""What is sent next, decided without a database."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app.core.events import Event, Kind, Note, Severity
+from app.notify.digest import digest
+from app.notify.policy import Decision, Health, Policy, Waiting, backoff, cooldown, decide
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+WELL = Health(0, 0, None, None, False, EPOCH)
+BROKEN = Health(5, 1, NOW - SECOND, None, True, EPOCH)
+FREE = Policy(timedelta(0), timedelta(0), 1, 3, False)
+PACED = Policy(timedelta(0), 15 * SECOND, 5, 3, False)
+
+
+def waiting(number: int, *, attempts: int = 0, due: bool = True, busy: bool = False, group: str = "") -> Waiting:
+    event = Event("wraps-expired", Severity.INFO, f"title {number}")
+    return Waiting(number, Note(str(number), NOW, event), attempts, due, busy, group)
+
+
+def sent(decision: Decision) -> list[int]:
+    return [one.id for one in decision.send]
+
+
+def choose(asked: int, *ones: Waiting, health: Health = WELL, policy: Policy = FREE) -> list[int]:
+    return sent(decide(asked, ones, health, policy, {}, NOW))
+
+
+def test_few_go_by_themselves_and_many_together() -> None:
+    assert choose(2, waiting(1), waiting(2), waiting(3)) == [2]
+    assert choose(2, waiting(1), waiting(2), waiting(3), waiting(4)) == [1, 2, 3, 4]
+
+
+def test_what_was_tried_never_goes_together() -> None:
+    tried = waiting(1, attempts=1)
+    many = [waiting(number) for number in range(2, 9)]
+    assert choose(1, tried, *many) == [1]
+    assert choose(3, tried, *many) == [2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_probe_is_what_was_tried_before() -> None:
+    assert choose(2, waiting(1, attempts=4), waiting(2), health=BROKEN) == [1]
+    assert choose(2, waiting(1), waiting(2), health=BROKEN) == [1, 2]
+
+
+def test_after_an_outage_even_two_go_together() -> None:
+    assert choose(1, waiting(1), waiting(2), health=WELL._replace(catch_up=True)) == [1, 2]
+
+
+def test_nothing_is_sent_while_it_rests_or_is_probed() -> None:
+    assert WELL._replace(rests_until=NOW + SECOND).closed_to_all(NOW)
+    assert BROKEN._replace(probe_until=NOW + SECOND).closed_to_all(NOW)
+    assert not BROKEN.closed_to_all(NOW)
+    assert not WELL._replace(probe_until=NOW + SECOND).closed_to_all(NOW)
+
+
+def test_a_burst_and_then_one_a_pace() -> None:
+    health, count, now = WELL, 0, NOW
+    while now < NOW + MINUTE:
+        decision = decide(1, [waiting(1)], health, PACED, {}, now)
+        if decision.send:
+            assert decision.paced_until is not None
+            health, count = health._replace(paced_until=decision.paced_until), count + 1
+        else:
+            ((until, ids),) = decision.hold.items()
+            assert ids == [1]
+            assert until > now
+        now += SECOND
+    assert count == 5 + 3
+
+
+def test_equal_ones_are_held_and_others_are_not() -> None:
+    holds = {waiting(1).key: NOW + MINUTE}
+    decision = decide(1, [waiting(1), waiting(2)], WELL, FREE, holds, NOW)
+    assert decision.hold == {NOW + MINUTE: [1]}
+    assert sent(decision) == [2]
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (waiting(1, group="a"), [1]),
+        (waiting(1, group="a", attempts=1), [1]),
+        (waiting(1, group="a", busy=True, due=False, attempts=1), [3]),
+        (waiting(1, group="a", attempts=1, due=False), [3]),
+    ],
+)
+def test_a_group_stays_in_order(first: Waiting, expected: list[int]) -> None:
+    grouped = FREE._replace(grouped=True)
+    later = [waiting(2, group="a"), waiting(3, group="b")]
+    asked = expected[0]
+    assert choose(asked, first, *later, policy=grouped) == expected
+    assert choose(2, first, *later, policy=grouped) != [2]
+
+
+def test_waits_double_up_to_an_hour_with_a_fifth_of_jitter() -> None:
+    assert [backoff(attempts, 0.5) / SECOND for attempts in (1, 2, 3, 12)] == [1, 2, 4, 2048]
+    assert backoff(1, 0.0) == 0.8 * SECOND
+    assert backoff(1, 0.999999) <= 1.2 * SECOND
+    assert backoff(1000, 1.0) == 60 * MINUTE
+
+
+def test_rests_double_up_to_ten_minutes() -> None:
+    assert [cooldown(trips, 30 * SECOND) / SECOND for trips in (1, 2, 3, 6, 99)] == [30, 60, 120, 600, 600]
+    assert cooldown(3, 20 * MINUTE) == 20 * MINUTE
+
+
+def test_a_digest_of_equal_events_keeps_their_name_and_sums_their_numbers() -> None:
+    notes = [
+        Note(str(n), NOW + n * SECOND, Event("wraps-expired", Severity.INFO, "purged", "", {"deleted": n}))
+        for n in (1, 2, 3)
+    ]
+    event = digest(notes)
+    assert (event.component, event.title, event.kind) == ("wraps-expired", "purged", Kind.SWEPT)
+    assert event.metadata == {"deleted": 6, "events": 3}
+    assert event.detail == "3 events between 2026-11-23T12:00:01Z and 2026-11-23T12:00:03Z"
+
+
+def test_a_digest_of_digests_counts_every_event_once() -> None:
+    one = Event("wraps-expired", Severity.INFO, "purged", "", {"deleted": 1})
+    two = Event("agents-stale", Severity.WARN, "flagged", "", {"flipped": 2})
+    first = digest([Note("1", NOW, one), Note("2", NOW, two), Note("3", NOW, one)])
+    event = digest([Note("4", NOW, first), Note("5", NOW, two)])
+    assert event.title == "4 notifications"
+    assert event.severity is Severity.WARN
+    assert event.metadata == {
+        "events": 4,
+        "agents-stale.events": 2,
+        "agents-stale.flipped": 4,
+        "wraps-expired.events": 2,
+        "wraps-expired.deleted": 2,
+    }
+
+
+def test_turns_of_an_incident_end_as_the_newest() -> None:
+    failed = Event("wraps-expired", Severity.ERROR, "failed", kind=Kind.FAILED)
+    well = Event("wraps-expired", Severity.INFO, "recovered", kind=Kind.RECOVERED)
+    event = digest([Note("1", NOW, failed), Note("2", NOW, well), Note("3", NOW, failed)])
+    assert (event.kind, event.title, event.metadata) == (Kind.FAILED, "failed", {"events": 3})

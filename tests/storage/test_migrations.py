@@ -1,0 +1,77 @@
+"""Our schema is brought up from any older version, and the printed SQL does the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import Connection
+
+from app.storage import migrations as schema
+from tests.support.world import column
+
+TABLES = """
+SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = to_regnamespace('secrets_bridge_worker') ORDER BY 1
+"""
+
+
+@pytest.fixture
+def old(sql: Connection[Any]) -> Connection[Any]:
+    """Give a database with the first version of our schema, and a row in it."""
+    sql.execute("DROP SCHEMA secrets_bridge_worker CASCADE")
+    sql.execute(schema._BOOTSTRAP.encode())
+    sql.execute(schema._VERSIONS[0].encode())
+    sql.execute("INSERT INTO secrets_bridge_worker.schema_version (version) VALUES (1)")
+    sql.execute("INSERT INTO secrets_bridge_worker.sweep_state VALUES ('x', now(), now(), 7)")
+    return sql
+
+
+@pytest.mark.parametrize("way", ["migrate", "script"])
+def test_an_older_schema_is_upgraded_and_keeps_its_rows(old: Connection[Any], way: str) -> None:
+    assert schema.installed(old) == 1
+    if way == "migrate":
+        assert schema.migrate(old) == schema.VERSION
+    else:
+        old.execute("CREATE ROLE secrets_bridge_worker_role")
+        try:
+            old.execute(schema.script(1).encode())
+        finally:
+            old.execute("DROP OWNED BY secrets_bridge_worker_role")
+            old.execute("DROP ROLE secrets_bridge_worker_role")
+    assert schema.installed(old) == schema.VERSION
+    assert column(old, "SELECT token FROM secrets_bridge_worker.sweep_state") == [7]
+    assert column(old, TABLES) == [
+        "gitops_rest",
+        "notification_delivery",
+        "notification_event",
+        "notification_hold",
+        "notification_target",
+        "schema_version",
+        "sweep_run",
+        "sweep_state",
+    ]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "'pending', NULL, now()",
+        "'delivered', NULL, NULL",
+        "'sending', NULL, NULL",
+        "'pending', now(), NULL",
+        "'lost', NULL, now()",
+    ],
+)
+def test_a_delivery_cannot_be_in_between(sql: Connection[Any], row: str) -> None:
+    sql.execute(
+        "INSERT INTO secrets_bridge_worker.notification_event (kind, component, severity, title, detail, metadata)"
+        " VALUES ('swept', 'x', 'info', 't', '', '{}')"
+    )
+    with pytest.raises(psycopg.errors.CheckViolation):
+        sql.execute(
+            f"""
+            INSERT INTO secrets_bridge_worker.notification_delivery (event_id, target, state, lease_until, finished_at)
+            SELECT id, 'webhook', {row} FROM secrets_bridge_worker.notification_event
+            """.encode()
+        )

@@ -1,0 +1,111 @@
+"""The edges of DATABASE_URL; what comes out is read by libpq itself."""
+
+from __future__ import annotations
+
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+
+from app.storage.postgres_dsn import parse_database_url
+
+CANARY = "hunter2"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("postgres://[::1]:1,[::2]:2/d", {"host": "::1,::2", "port": "1,2"}),
+        ("postgres://a,[::1]:2/d", {"host": "a,::1", "port": ",2"}),
+        ("postgres://a:1,b:2/d?target_session_attrs=read-write", {"target_session_attrs": "read-write"}),
+        ("postgres://u@%2Frun%2Fpg/d", {"user": "u", "host": "/run/pg"}),
+        ("postgres:///d?host=/run/pg", {"host": "/run/pg", "dbname": "d"}),
+        ("postgres://h", {"host": "h"}),
+        ("postgres://h/d?application_name=a+b%2Bc", {"application_name": "a b+c"}),
+        ("host=h password=a://b", {"password": "a://b"}),
+        ("host=h password=a'b", {"password": "a'b"}),
+        ("host=h password=a\u00a0b", {"password": "a\u00a0b"}),
+        (r"password='a\'b\\c' host=h", {"password": r"a'b\c"}),
+        ("host=h password=a\\ ", {"password": "a "}),
+        (" host=h\n user='' ", {"host": "h", "user": ""}),
+    ],
+)
+def test_libpq_reads_what_was_written(text: str, expected: dict[str, str]) -> None:
+    assert expected.items() <= conninfo_to_dict(parse_database_url(text).conninfo).items()
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("postgres://h/d?work_mem=4%20MB", r"-c work_mem=4\ MB"),
+        ("postgres://h/d?search_path=a%5Cb", r"-c search_path=a\\b"),
+        ("host=h search_path='a,\tb'", "-c search_path=a,\\\tb"),
+        ("host=h options='-c x.y=1' statement_timeout=5s", "-c x.y=1 -c statement_timeout=5s"),
+    ],
+)
+def test_server_settings_keep_their_blanks_and_backslashes(text: str, options: str) -> None:
+    assert conninfo_to_dict(parse_database_url(text).conninfo)["options"] == options
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "pool_max_conns",
+        "pool_min_conns",
+        "pool_min_idle_conns",
+        "pool_max_conn_lifetime",
+        "pool_max_conn_lifetime_jitter",
+        "pool_max_conn_idle_time",
+        "pool_health_check_period",
+        "default_query_exec_mode",
+        "statement_cache_capacity",
+        "description_cache_capacity",
+    ],
+)
+@pytest.mark.parametrize("form", ["postgres://h/d?{}=1", "host=h {}=1"])
+def test_parameters_of_the_other_driver_do_not_reach_libpq(key: str, form: str) -> None:
+    conninfo = parse_database_url(form.format(key)).conninfo
+    assert key not in conninfo
+    assert "options" not in conninfo_to_dict(conninfo)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "prepare"),
+    [
+        ("default_query_exec_mode=cache_statement", True),
+        ("default_query_exec_mode=cache_describe", False),
+        ("default_query_exec_mode=describe_exec", False),
+        ("statement_cache_capacity=512", True),
+    ],
+)
+def test_statements_are_prepared_unless_a_pooler_is_hinted_at(parameter: str, prepare: bool) -> None:
+    assert parse_database_url(f"host=h {parameter}").prepare is prepare
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        f"postgres://u:12#{CANARY}@h/d",
+        f"postgres://u:{CANARY}%zz@h/d",
+        f"postgres://u:{CANARY}%00@h/d",
+        f"postgres://u:p@h/d?application_name={CANARY}%ff",
+        f"postgres://u:p@h/d?application_name={CANARY}%",
+        f"postgres://u:{CANARY}\n@h/d",
+        f"postgres://[{CANARY}/d",
+        f"host=h password='{CANARY}",
+        f"host=h password={CANARY}\0",
+        f"host=h {CANARY}",
+        f"host=h a-b={CANARY}",
+    ],
+)
+def test_refuses_broken_texts_and_does_not_show_them(text: str) -> None:
+    with pytest.raises(ValueError, match="not a PostgreSQL URL; accepted: postgres://") as refused:
+        parse_database_url(text)
+    assert CANARY not in str(refused.value)
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1_0", "9" * 5000, CANARY])
+def test_a_pool_size_is_a_number_of_at_least_one(number: str) -> None:
+    with pytest.raises(ValueError, match="pool_max_conns in the URL must be a number of at least 1") as refused:
+        parse_database_url(f"postgres://h/d?pool_max_conns={number}")
+    assert number not in str(refused.value).removesuffix("1")

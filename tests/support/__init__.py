@@ -1,0 +1,1 @@
+"""What tests share: real servers and processes, rows of the control plane, harnesses."""

@@ -1,0 +1,95 @@
+"""A notifier without Dramatiq around it: what Redis would carry is in a list, and what is late is made due by SQL."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Self
+
+from psycopg import Connection
+from psycopg.rows import dict_row
+from psycopg_pool import ConnectionPool
+
+from app.core.events import Event
+from app.notify.deliveries import Deliveries
+from app.notify.notifier import Again, Notifier
+from app.notify.outbox import Outbox
+from app.notify.routing import Fanout, Target
+from app.notify.settings import NotificationSettings
+from app.notify.transport import Lanes
+
+
+class Desk:
+    """One notifier and one outbox, for the receivers it is given."""
+
+    def __init__(self, pool: ConnectionPool[Connection[Any]], targets: Sequence[Target]) -> None:
+        self.queue: deque[int] = deque()
+        self.again: dict[int, timedelta] = {}
+        self.pool = pool
+        fanout = Fanout(targets)
+        settings = NotificationSettings.read()
+        self.outbox = Outbox(fanout, self.queue.append)
+        self._lanes = Lanes(settings)
+        deliveries = Deliveries(fanout.targets, settings)
+        self.notifier = Notifier(pool, deliveries, self.outbox, self._lanes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lanes.close()
+
+    def tell(self, *events: Event) -> None:
+        """Commit events, and trigger their deliveries."""
+        with self.pool.connection() as connection, connection.transaction():
+            written = self.outbox.write(connection.cursor(row_factory=dict_row), events)
+        self.outbox.trigger(written)
+
+    def work(self) -> Self:
+        """Handle every message there is."""
+        while self.queue:
+            try:
+                self.notifier.deliver(self.queue.popleft())
+            except Again as again:
+                self.again[again.delivery] = again.wait
+        return self
+
+    def later(self, passed: timedelta) -> Self:
+        """Let time pass in the tables, have the relay look, and handle what it found."""
+        with self.pool.connection() as connection:
+            for statement in _PASS:
+                connection.execute(statement, {"passed": passed})
+        self.notifier.relay()
+        return self.work()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Every delivery, oldest first."""
+        with self.pool.connection() as connection:
+            return connection.cursor(row_factory=dict_row).execute(_ROWS).fetchall()
+
+    @property
+    def states(self) -> Counter[str]:
+        """How many deliveries are in which state, and why."""
+        return Counter(f"{row['state']} {row['reason']}".strip() for row in self.rows)
+
+
+_ROWS = """
+SELECT delivery.*, event.title, event.kind, event.component, event.metadata
+  FROM secrets_bridge_worker.notification_delivery AS delivery
+  JOIN secrets_bridge_worker.notification_event AS event ON event.id = event_id ORDER BY delivery.id
+"""
+_PASS = (
+    """
+    UPDATE secrets_bridge_worker.notification_delivery
+       SET due_at = due_at - %(passed)s, nudged_at = nudged_at - %(passed)s, queued_at = queued_at - %(passed)s,
+           lease_until = lease_until - %(passed)s
+    """,
+    """
+    UPDATE secrets_bridge_worker.notification_target
+       SET rests_until = rests_until - %(passed)s, probe_until = probe_until - %(passed)s,
+           paced_until = paced_until - %(passed)s
+    """,
+    "UPDATE secrets_bridge_worker.notification_hold SET until = until - %(passed)s",
+)

@@ -1,0 +1,74 @@
+"""One attempt of one sink against a real receiver, as the notifier makes it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from app.core.errors import SinkRejected, SinkUnavailable
+from app.core.events import Event, Kind, Note, Severity
+from app.notify.notifier import attempt
+from app.notify.routing import Target, targets
+from app.notify.settings import NotificationSettings
+from app.notify.transport import Network
+from sinks import SINKS
+
+LOOPBACK = {"SB_NOTIFICATION_ALLOWED_NETWORKS": "127.0.0.0/8"}
+WHEN = datetime(2026, 11, 23, 9, 0, 0, 120_000, tzinfo=UTC)
+NOTE = Note(
+    "0b5c7c0e-1111-4222-8333-444455556666",
+    WHEN,
+    Event("agents-stale", Severity.WARN, "agents flagged stale", "cutoff=2026-11-23T08:55:00Z", {"flipped": 3}),
+)
+FAILED = Note(
+    NOTE.id,
+    WHEN,
+    Event("wraps-expired", Severity.ERROR, "delete expired wraps failed", "Timeout 57014", kind=Kind.FAILED),
+)
+RECOVERED = Note(
+    NOTE.id, WHEN, Event("wraps-expired", Severity.INFO, "sweep recovered", "", {"failed_attempts": 2}, Kind.RECOVERED)
+)
+
+
+def configured(monkeypatch: pytest.MonkeyPatch, env: Mapping[str, str]) -> list[Target]:
+    """Give the receivers that these variables configure, the log left out."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    return [one for one in targets(SINKS, [sink.settings.read() for sink in SINKS]) if one.sink.name != "noop"]
+
+
+def outcome(target: Target, note: Note = NOTE, seconds: float = 5.0) -> str:
+    """Make one attempt and give how it ended: delivered, or `rejected|unavailable fault code`, `off` and the wish."""
+
+    async def one() -> str:
+        network = Network(NotificationSettings.read())
+        try:
+            await attempt(target, note, network, seconds)
+        except SinkRejected as error:
+            return f"rejected {error.fault} {error.code}{' off' if error.off else ''}".strip()
+        except SinkUnavailable as error:
+            wish = f" after {error.retry_after:g}" if error.retry_after is not None else ""
+            return f"unavailable {error.fault} {error.code}{wish}".strip().replace("  ", " ")
+        finally:
+            await network.close()
+        return "delivered"
+
+    return asyncio.run(one())
+
+
+def digest_note(events: int = 40) -> Note:
+    """Give a digest with many tallies and long texts."""
+    from app.notify.digest import digest  # noqa: PLC0415
+
+    notes = [
+        Note(str(n), WHEN, Event(f"sweeper-{n}", Severity.WARN, "title <!channel> & " + "x" * 300, "", {"n": n}))
+        for n in range(events)
+    ]
+    return Note(NOTE.id, WHEN, digest(notes))
+
+
+Json = Any

@@ -1,0 +1,113 @@
+"""Real worker and scheduler processes, started as an operator starts them, and stopped whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from app.demo.servers import end_with_owner, free_ports
+from tests.support.world import eventually
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+#: Cadences and limits under which a test does not have to wait.
+QUICK = {
+    "SB_SWEEP_WRAPS_INTERVAL": "1s",
+    "SB_SWEEP_SECRETS_INTERVAL": "1s",
+    "SB_SWEEP_AGENTS_INTERVAL": "1s",
+    "SB_SWEEP_JOBS_INTERVAL": "1s",
+    "SB_WORKER_LOCK_LEASE": "3s",
+}
+
+WORKER = ("dramatiq", "app.actors", "--processes", "1", "--threads", "8", "--skip-logging")
+SCHEDULER = ("periodiq", "app.actors")
+
+
+def environment(database: str, redis: str, **more: str) -> dict[str, str]:
+    """Give an environment with these servers and without any other settings."""
+    foreign = ("SB_", "DATABASE_", "REDIS_", "PG", "LOG_LEVEL", "dramatiq_", "PYTHONPATH", "COV_", "VAULT_", "AWS_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    path = os.pathsep.join((str(BIN), clean.get("PATH", "")))
+    quiet = {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**clean, **quiet, "DATABASE_URL": database, "REDIS_URL": redis, **more}
+
+
+class Process:
+    """One command with its log in a file."""
+
+    def __init__(self, words: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        self.port = free_ports(1)
+        place = f"127.0.0.1:{self.port}"
+        own = {"SB_WORKER_LOCAL_ADDR": place, "SB_NOTIFICATION_LOCAL_ADDR": place}
+        with log.open("ab") as out:
+            self.popen = subprocess.Popen(
+                [str(BIN / words[0]), *words[1:]],
+                cwd=ROOT,
+                env={**own, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                preexec_fn=end_with_owner,  # noqa: PLW1509 - only prctl is called
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.popen.poll() is None:
+            os.killpg(self.popen.pid, signal.SIGKILL)  # its session is its own
+            self.popen.wait()
+        if kind is not None:
+            print(self.log.read_text()[-4000:])
+
+    @property
+    def text(self) -> str:
+        """Give all that it has written."""
+        return self.log.read_text()
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Give its JSON records."""
+        return [json.loads(line) for line in self.text.splitlines() if line.startswith("{")]
+
+    def ready(self) -> Self:
+        """Wait until it answers that it is ready."""
+        eventually(lambda: self.popen.poll() is not None or self.get("/readyz").status_code == 200, 30)
+        assert self.popen.poll() is None, self.text
+        return self
+
+    def get(self, path: str) -> httpx.Response:
+        """Ask its probe server; 599 stands for no answer."""
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=5, trust_env=False)
+        except httpx.TransportError:
+            return httpx.Response(599)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Give one sample of its metrics; 0 when there is none."""
+        text = self.get("/metrics").text
+        total = 0.0
+        for line in text.splitlines():
+            match = re.fullmatch(r"(\w+)(?:\{(.*)\})? (\S+)", line)
+            if match and match[1] == name:
+                found = dict(re.findall(r'(\w+)="([^"]*)"', match[2] or ""))
+                if labels.items() <= found.items():
+                    total += float(match[3])
+        return total
+
+    def end(self, number: signal.Signals = signal.SIGTERM, seconds: float = 30) -> int:
+        """Signal the main process and give its exit status."""
+        self.popen.send_signal(number)
+        return self.popen.wait(seconds)

@@ -1,0 +1,419 @@
+"""A run: fence, batches, budget, ledger, events, and what is left of it when it goes wrong."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psycopg
+import pytest
+import redis as redis_py
+from psycopg import Connection
+from psycopg_pool import ConnectionPool
+from structlog.testing import capture_logs
+
+from actors.agents_stale import AgentsStale, agents_stale
+from actors.wraps_expired import WrapsExpired, wraps_expired
+from app.core.errors import LeaseLost, NotDue, Reason
+from app.core.events import Severity
+from app.demo.servers import Postgres
+from app.sweeping.batch import Batch
+from app.sweeping.lock import Lease
+from app.sweeping.schedule import microseconds, slot_at
+from app.sweeping.sweeper import Sweep, Sweeper
+from tests.support.world import Replica, column, eventually, insert_agent, insert_wrap, rows
+
+RUNS = "SELECT * FROM secrets_bridge_worker.sweep_run ORDER BY id"
+STATE = "SELECT * FROM secrets_bridge_worker.sweep_state"
+MINUTE = timedelta(minutes=1)
+PAST = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def expired(sql: Connection[Any], count: int, *, consumed: bool = False) -> None:
+    sql.execute(
+        "INSERT INTO secret_wraps (encrypted_value, nonce, data_key_ciphertext, kms_key_id, content_hash, byte_length,"
+        " expires_at, consumed_at, consumed_by_user) SELECT '\\x01', '\\x02', '\\x03', 'k', '\\x04', 1, '2026-01-01',"
+        " CASE WHEN %(consumed)s THEN now() END, CASE WHEN %(consumed)s THEN 'u' END"
+        " FROM generate_series(1, %(count)s)",
+        {"count": count, "consumed": consumed},
+    )
+
+
+def now_slot(sql: Connection[Any], interval: timedelta = MINUTE) -> int:
+    row = sql.execute("SELECT now()").fetchone()
+    assert row is not None
+    return slot_at(microseconds(row[0]), interval)
+
+
+def wrapped(sweeper: Sweeper[Any], before: Any) -> Sweeper[Any]:
+    """Give the sweeper with something that happens before each of its batches."""
+
+    def batch(one: Batch[Any]) -> Mapping[str, int]:
+        before(one)
+        return sweeper.batch(one)
+
+    return Sweeper(sweeper.name, sweeper.needs, sweeper.settings, sweeper.wording, batch, sweeper.counts)
+
+
+def test_a_run_leaves_one_row_in_the_ledger_and_one_event(replica: Replica, sql: Connection[Any]) -> None:
+    expired(sql, 1200)
+    slot = now_slot(sql)
+
+    sweep = replica.run(wraps_expired, WrapsExpired(), slot)
+
+    (run,) = rows(sql, RUNS)
+    assert sweep.changed == 1200
+    assert (run["outcome"], run["changed"], run["token"], run["covered"]) == ("success", 1200, 1, 0)
+    assert run["batches"] >= 2
+    assert not run["handed_over"]
+    (event,) = replica.events
+    assert (event.severity, event.title, dict(event.metadata)) == (
+        Severity.INFO,
+        "expired wraps purged",
+        {"deleted": 1200},
+    )
+
+
+def test_an_idle_run_is_one_transaction_and_no_event(replica: Replica, sql: Connection[Any]) -> None:
+    replica.run(wraps_expired, WrapsExpired())
+    (run,) = rows(sql, RUNS)
+    assert (run["outcome"], run["batches"]) == ("success", 1)
+    assert replica.events == []
+
+
+def test_a_slot_is_claimed_once_even_when_redis_forgot_it(
+    replica: Replica, sql: Connection[Any], redis: redis_py.Redis
+) -> None:
+    slot = now_slot(sql)
+    replica.run(wraps_expired, WrapsExpired(), slot)
+    redis.flushall()
+    with pytest.raises(NotDue) as refused:
+        replica.run(wraps_expired, WrapsExpired(), slot)
+    assert refused.value.reason is Reason.SUPERSEDED
+    assert len(rows(sql, RUNS)) == 1
+
+
+def test_the_ledger_itself_refuses_a_second_run_of_a_slot(replica: Replica, sql: Connection[Any]) -> None:
+    replica.run(wraps_expired, WrapsExpired())
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        sql.execute(
+            "INSERT INTO secrets_bridge_worker.sweep_run (name, slot, worker, started_at, outcome)"
+            " SELECT name, slot, 'another', now(), 'running' FROM secrets_bridge_worker.sweep_run"
+        )
+
+
+def test_a_late_tick_runs_the_newest_due_slot_and_covers_the_missed_ones(
+    replica: Replica, sql: Connection[Any]
+) -> None:
+    second = WrapsExpired(interval=timedelta(seconds=1))
+    replica.run(wraps_expired, second, now_slot(sql, second.interval))
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - interval '10 s'")
+    sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = slot - interval '10 s'")
+    late = now_slot(sql, second.interval) - 8_000_000
+
+    lease = replica.locks.acquire("wraps-expired", slot=None, sent=None, interval=MINUTE)
+    assert isinstance(lease, Lease)
+    lease.slot = late
+    replica.runner.run(wraps_expired, second, lease)
+
+    run = rows(sql, RUNS)[-1]
+    assert run["slot"] > PAST
+    assert microseconds(run["slot"]) > late
+    assert run["covered"] >= 8
+
+
+def test_a_tick_far_ahead_of_the_databases_clock_is_refused(replica: Replica, sql: Connection[Any]) -> None:
+    slot = now_slot(sql)
+    with pytest.raises(NotDue) as refused:
+        replica.run(wraps_expired, WrapsExpired(), slot + 2 * 60_000_000)
+    assert refused.value.reason is Reason.FUTURE
+    assert rows(sql, STATE) == []
+
+
+def test_a_tick_a_little_ahead_is_run(replica: Replica, sql: Connection[Any]) -> None:
+    hour = WrapsExpired(interval=timedelta(hours=24 * 365 * 200))  # its next slot is always less than half away or not
+    del hour
+    interval = timedelta(seconds=2)
+    own = WrapsExpired(interval=interval)
+
+    def ahead() -> int | None:
+        row = sql.execute("SELECT now()").fetchone()
+        assert row is not None
+        micros = microseconds(row[0])
+        return slot_at(micros, interval) + 2_000_000 if 1_200_000 < micros % 2_000_000 < 1_700_000 else None
+
+    slot = eventually(ahead)
+    replica.run(wraps_expired, own, slot)
+    assert microseconds(rows(sql, RUNS)[0]["slot"]) == slot
+
+
+def test_changing_the_interval_does_not_stop_the_slots(replica: Replica, sql: Connection[Any]) -> None:
+    replica.run(wraps_expired, WrapsExpired(interval=timedelta(seconds=1)))
+    time.sleep(1.1)
+    replica.run(wraps_expired, WrapsExpired(interval=timedelta(seconds=1)))
+    assert len(rows(sql, RUNS)) == 2
+
+
+def test_a_missing_table_rests_the_sweeper_and_nothing_is_claimed(replica: Replica, sql: Connection[Any]) -> None:
+    sql.execute("ALTER TABLE secret_wraps RENAME TO elsewhere")
+    with pytest.raises(NotDue) as refused:
+        replica.run(wraps_expired, WrapsExpired())
+    assert refused.value.reason is Reason.TABLE_MISSING
+    assert rows(sql, STATE) == []
+    sql.execute("ALTER TABLE elsewhere RENAME TO secret_wraps")
+    replica.run(wraps_expired, WrapsExpired())
+    assert rows(sql, RUNS)[0]["outcome"] == "success"
+
+
+def test_a_deleted_lock_stops_the_sweep_which_then_changes_nothing(
+    database: str, redis: redis_py.Redis, sql: Connection[Any]
+) -> None:
+    expired(sql, 5000)
+    with ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=2) as pool:
+        replica = Replica(pool, redis, lease=timedelta(seconds=0.9))
+        batches = []
+
+        def slow(one: Batch[Any]) -> None:
+            batches.append(one)
+            one.steering.rows = 100
+            if len(batches) == 2:
+                redis.delete("secrets-bridge:lock:worker:sweeper:wraps-expired")
+            if len(batches) >= 2:
+                one.cursor.execute("SELECT pg_sleep(0.2)")
+
+        slot = now_slot(sql)
+        with pytest.raises(LeaseLost):
+            replica.run(wrapped(wraps_expired, slow), WrapsExpired(), slot)
+        left = column(sql, "SELECT count(*) FROM secret_wraps")
+        assert 0 < 5000 - left[0] < 5000
+        assert len(batches) < 10
+        (run,) = rows(sql, RUNS)
+        assert run["outcome"] == "running"
+        assert run["changed"] == 5000 - left[0]
+
+        # The next slot runs, reports what the lost one had done, and finishes the work.
+        replica.run(wraps_expired, WrapsExpired(interval=timedelta(seconds=1)))
+        events = replica.events
+    first, second = rows(sql, RUNS)
+    assert (first["outcome"], second["outcome"]) == ("interrupted", "success")
+    assert first["changed"] + second["changed"] == 5000
+    assert [dict(event.metadata) for event in events] == [
+        {"deleted": first["changed"], "interrupted": 1},
+        {"deleted": second["changed"]},
+    ]
+
+
+def test_a_statement_that_runs_when_the_lock_is_lost_is_cut(
+    database: str, redis: redis_py.Redis, sql: Connection[Any]
+) -> None:
+    with ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=2) as pool:
+        replica = Replica(pool, redis, lease=timedelta(seconds=3))
+        started = threading.Event()
+
+        def long(one: Batch[Any]) -> None:
+            started.set()
+            one.cursor.execute("SET LOCAL statement_timeout = 0")
+            one.cursor.execute("SELECT pg_sleep(30)")
+
+        def delete_key() -> None:
+            started.wait()
+            redis.delete("secrets-bridge:lock:worker:sweeper:wraps-expired")
+
+        threading.Thread(target=delete_key, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(LeaseLost):
+            replica.run(wrapped(wraps_expired, long), WrapsExpired())
+        assert time.monotonic() - began < 3
+    assert rows(sql, STATE) == []
+
+
+def test_a_paused_run_is_fenced_off_by_its_successor(
+    replica: Replica, sql: Connection[Any], redis: redis_py.Redis
+) -> None:
+    expired(sql, 3000)
+    batches = []
+
+    def overtaken(one: Batch[Any]) -> None:
+        batches.append(one)
+        one.steering.rows = 100
+        if len(batches) == 1:
+            return
+        raise AssertionError("the fence let a batch through")
+
+    def overtake(_seconds: float) -> None:
+        replica.runner.on_batch = lambda _seconds: None
+        redis.flushall()
+        replica.run(wraps_expired, WrapsExpired(interval=timedelta(seconds=1)))
+
+    replica.runner.on_batch = overtake
+    with pytest.raises(LeaseLost):
+        replica.run(wrapped(wraps_expired, overtaken), WrapsExpired())
+    first, second = rows(sql, RUNS)
+    assert (first["outcome"], first["changed"]) == ("interrupted", 100)
+    assert (second["outcome"], second["changed"]) == ("success", 2900)
+
+
+def test_a_failed_run_gives_its_slot_back_and_shows_no_row_content(replica: Replica, sql: Connection[Any]) -> None:
+    insert_agent(sql, "canary-agent", last_seen_at=PAST)
+    sql.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE EXCEPTION 'no: %', NEW.name; END $$"
+    )
+    sql.execute("CREATE TRIGGER refuse BEFORE UPDATE ON agents FOR EACH ROW EXECUTE FUNCTION refuse()")
+    slot = now_slot(sql)
+
+    error = replica.fails(agents_stale, AgentsStale(), slot)
+
+    assert str(error) == "RaiseException P0001"
+    assert error.__cause__ is None
+    assert error.__suppress_context__
+    (run,) = rows(sql, RUNS)
+    assert (run["outcome"], run["error_class"], run["sqlstate"]) == ("failure", "RaiseException", "P0001")
+    sql.execute("DROP TRIGGER refuse ON agents")
+    assert replica.run(agents_stale, AgentsStale(), slot).changed == 1
+    assert "canary" not in json.dumps([repr(replica.events), repr(rows(sql, RUNS)), str(error)])
+
+
+def test_a_run_whose_last_commit_got_through_keeps_its_slot(replica: Replica, sql: Connection[Any]) -> None:
+    class Unheard(Exception):
+        """The commit was done; its answer was lost."""
+
+    def unheard(_seconds: float) -> None:
+        raise Unheard
+
+    expired(sql, 10)
+    slot = now_slot(sql)
+    replica.runner.on_batch = unheard
+    replica.fails(wraps_expired, WrapsExpired(), slot)
+    assert sorted(run["outcome"] for run in rows(sql, RUNS)) == ["failure", "success"]
+    replica.runner.on_batch = lambda _seconds: None
+    with pytest.raises(NotDue):
+        replica.run(wraps_expired, WrapsExpired(), slot)
+
+
+def test_one_error_event_for_a_streak_of_failures_and_one_at_its_end(replica: Replica, sql: Connection[Any]) -> None:
+    sql.execute("REVOKE ALL ON agents FROM PUBLIC")
+    sql.execute("ALTER TABLE agents RENAME COLUMN status TO state")
+    for _ in range(3):
+        replica.fails(agents_stale, AgentsStale())
+    sql.execute("ALTER TABLE agents RENAME COLUMN state TO status")
+    replica.run(agents_stale, AgentsStale())
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = 'epoch'")
+
+    told = [(event.severity, event.title, event.detail, dict(event.metadata)) for event in replica.events]
+    assert told == [
+        (Severity.ERROR, "flag stale agents failed", "UndefinedColumn 42703", {}),
+        (Severity.INFO, "sweep recovered", "", {"failed_attempts": 3}),
+    ]
+
+
+def test_a_run_that_fails_after_some_batches_reports_what_it_had_done(replica: Replica, sql: Connection[Any]) -> None:
+    expired(sql, 300)
+    batches = []
+
+    def second_fails(one: Batch[Any]) -> None:
+        batches.append(one)
+        one.steering.rows = 100
+        if len(batches) == 2:
+            one.cursor.execute("SELECT 1/0")
+
+    replica.fails(wrapped(wraps_expired, second_fails), WrapsExpired())
+    (run,) = rows(sql, RUNS)
+    assert (run["outcome"], run["changed"], run["sqlstate"]) == ("failure", 100, "22012")
+    assert [event.title for event in replica.events] == ["expired wraps purged", "delete expired wraps failed"]
+    assert replica.run(wraps_expired, WrapsExpired()).changed == 200
+
+
+@pytest.mark.parametrize("consumed", [True, False])
+def test_a_run_out_of_time_hands_over_and_the_next_goes_on_from_there(
+    replica: Replica, sql: Connection[Any], consumed: bool
+) -> None:
+    expired(sql, 4000, consumed=consumed)
+    replica.runner.budget = timedelta(milliseconds=1)
+    settings = WrapsExpired(interval=timedelta(seconds=1))
+    assert replica.run(wraps_expired, settings).changed == 500
+    (run,) = rows(sql, RUNS)
+    assert (run["outcome"], run["handed_over"]) == ("success", True)
+    position = rows(sql, STATE)[0]["position"]
+    assert position > 0
+
+    replica.runner.budget = None
+    visited: list[Batch[Any]] = []
+    eventually(lambda: now_slot(sql, settings.interval) > microseconds(run["slot"]))
+    assert replica.run(wrapped(wraps_expired, visited.append), settings).changed == 3500
+    assert visited[0].position == position
+    assert rows(sql, STATE)[0]["position"] == 0
+
+
+def test_a_process_that_is_told_to_stop_ends_its_run_between_batches(replica: Replica, sql: Connection[Any]) -> None:
+    expired(sql, 4000)
+    replica.runner.stopping = lambda: True
+    assert replica.run(wraps_expired, WrapsExpired()).changed == 500
+    assert rows(sql, RUNS)[0]["handed_over"]
+
+
+def test_rows_that_somebody_holds_are_left_for_later(database: str, replica: Replica, sql: Connection[Any]) -> None:
+    held, free = insert_wrap(sql, PAST), insert_wrap(sql, PAST)
+    with psycopg.connect(database) as other:
+        other.execute("SELECT FROM secret_wraps WHERE id = %s FOR UPDATE", [held])
+        began = time.monotonic()
+        assert replica.run(wraps_expired, WrapsExpired()).changed == 1
+        assert time.monotonic() - began < 1
+    assert column(sql, "SELECT id::text FROM secret_wraps") == [held]
+    assert free != held
+
+
+def test_rows_that_move_to_new_pages_during_the_walk_are_found(replica: Replica, sql: Connection[Any]) -> None:
+    expired(sql, 2000)
+    moved: list[int] = []
+
+    def move(_one: Batch[Any]) -> None:
+        if not moved:
+            moved.append(1)
+            sql.execute("UPDATE secret_wraps SET byte_length = 2")
+
+    replica.run(wrapped(wraps_expired, move), WrapsExpired())
+    assert column(sql, "SELECT count(*) FROM secret_wraps") == [0]
+
+
+def test_old_rows_of_the_ledger_are_pruned(replica: Replica, sql: Connection[Any]) -> None:
+    sql.execute(
+        "INSERT INTO secrets_bridge_worker.sweep_run (name, slot, worker, started_at, outcome) SELECT 'wraps-expired',"
+        " now() - n * interval '1 day', 'w', now() - n * interval '1 day', 'success' FROM generate_series(1, 20) AS n"
+    )
+    replica.run(wraps_expired, WrapsExpired())
+    assert column(sql, "SELECT count(*) FROM secrets_bridge_worker.sweep_run") == [7]
+
+
+def test_a_database_that_is_away_fails_the_run_and_not_the_process(postgres: Postgres, redis: redis_py.Redis) -> None:
+    nowhere = f"postgres://postgres@127.0.0.1:{postgres.port}/nowhere"
+    with ConnectionPool[Connection[Any]](nowhere, min_size=0, max_size=1, timeout=1) as pool:
+        replica = Replica(pool, redis, lease=timedelta(seconds=15))
+        with capture_logs() as records:
+            assert str(replica.fails(agents_stale, AgentsStale())) == "PoolTimeout"
+    told = [record["title"] for record in records if record["event"] == "event not stored"]
+    assert told == ["flag stale agents failed"]
+
+
+def test_a_sweep_cannot_carry_a_text() -> None:
+    with pytest.raises(TypeError, match="whole numbers"):
+        Sweep(counts={"name": "canary"})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="whole numbers"):
+        Sweep(changed=True)
+    with pytest.raises(TypeError, match="time zone"):
+        Sweep(cutoff=datetime(2026, 1, 1))  # noqa: DTZ001 - a naive one is the point
+
+
+def test_every_transaction_is_limited_below_the_lease(replica: Replica, sql: Connection[Any]) -> None:
+    seen: list[str] = []
+
+    def look(one: Batch[Any]) -> None:
+        names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+        seen.extend(one.cursor.execute(f"SHOW {name}".encode()).fetchone()[name] for name in names)  # type: ignore[index]
+
+    replica.run(wrapped(wraps_expired, look), WrapsExpired())
+    assert seen == ["5s", "2500ms", "1500ms"]
