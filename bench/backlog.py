@@ -26,8 +26,8 @@ from psycopg_pool import ConnectionPool
 from actors.wraps_expired import WrapsExpired, wraps_expired
 from app.demo.servers import Postgres
 from app.notify.outbox import Outbox
-from app.notify.routing import Fanout
-from app.storage import migrations as schema
+from app.notify.routing import Router
+from app.storage import migrations
 from app.sweeping.batch import AIM
 from app.sweeping.lock import Lease
 from app.sweeping.runner import Runner
@@ -99,7 +99,7 @@ def sweep(url: str, batches: list[float]) -> None:
     lease.extend(time.monotonic(), timedelta(hours=1))
     settings = WrapsExpired(interval=timedelta(seconds=60))
     with ConnectionPool[Connection[Any]](url, kwargs={"autocommit": True}, min_size=1, max_size=2) as pool:
-        runner = Runner(pool, "bench", timedelta(seconds=15), timedelta(days=7), Outbox(Fanout([]), lambda _id: None))
+        runner = Runner(pool, "bench", timedelta(seconds=15), timedelta(days=7), Outbox(Router([]), lambda _id: None))
         runner.on_batch = batches.append
         runner.run(wraps_expired, settings, lease)
 
@@ -116,7 +116,7 @@ def main() -> None:
         url = server.url()
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(Path("app/demo/control_plane.sql").read_bytes())
-            schema.migrate(connection)
+            migrations.migrate(connection)
         for way in ("sweep", "one DELETE"):
             fill(url, rows)
             batches: list[float] = []

@@ -27,7 +27,7 @@ from psycopg.rows import dict_row
 
 from app.demo import data
 from app.demo.servers import Postgres, Redis
-from app.storage import migrations as schema
+from app.storage import migrations
 from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
 
 SCHEDULERS, WORKERS = 3, 4
@@ -71,7 +71,7 @@ class Round:
         ):
             connection.execute(Path("app/demo/control_plane.sql").read_bytes())
             data.pile_up(connection)
-            schema.migrate(connection)
+            migrations.migrate(connection)
             self.stack, self.postgres, self.redis = stack, postgres, redis
             self.workers = [self.worker(number) for number in range(WORKERS)]
             for worker in self.workers:

@@ -26,11 +26,11 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
 from actors.gitops_poller import GitopsPoller, gitops_poller
-from app.core import logging as logs
+from app.core.logging import configure_logging
 from app.demo.servers import Postgres, end_with_owner
 from app.notify.outbox import Outbox
-from app.notify.routing import Fanout
-from app.storage import migrations as schema
+from app.notify.routing import Router
+from app.storage import migrations
 from app.sweeping.lock import Lease
 from app.sweeping.runner import Runner
 from tests.support.argocd import TREE, document, insert_endpoint, insert_observations, settings
@@ -88,7 +88,7 @@ def poll(url: str, own: GitopsPoller) -> dict[str, Any]:
     lease = Lease("gitops-poller", "bench")
     lease.extend(time.monotonic(), timedelta(hours=1))
     with ConnectionPool[Connection[Any]](url, kwargs={"autocommit": True}, min_size=1, max_size=2) as pool:
-        runner = Runner(pool, "bench", timedelta(seconds=15), timedelta(days=7), Outbox(Fanout([]), lambda _id: None))
+        runner = Runner(pool, "bench", timedelta(seconds=15), timedelta(days=7), Outbox(Router([]), lambda _id: None))
         batches: list[float] = []
         runner.on_batch = batches.append
         cpu, started = time.process_time(), time.perf_counter()
@@ -150,7 +150,7 @@ def main() -> None:
     if sys.argv[1:2] == ["serve"]:
         asyncio.run(_serve(float(sys.argv[2])))
         return
-    logs.configure("error")
+    configure_logging("error")
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     seconds = (float(sys.argv[2]) if len(sys.argv) > 2 else 50) / 1000
     words = [sys.executable, "-m", "bench.gitops", "serve", str(seconds)]
@@ -164,7 +164,7 @@ def main() -> None:
         url = server.url()
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(Path("app/demo/control_plane.sql").read_bytes())
-            schema.migrate(connection)
+            migrations.migrate(connection)
         calls = rows * 2
         for at_once in (8, 16):
             fill(url, ports, rows, hanging=False)

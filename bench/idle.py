@@ -20,7 +20,7 @@ import psutil
 import psycopg
 
 from app.demo.servers import Postgres, Redis
-from app.storage import migrations as schema
+from app.storage import migrations
 from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
 
 LATENESS = """
@@ -61,7 +61,7 @@ def main() -> None:
         psycopg.connect(postgres.url(), autocommit=True) as connection,
     ):
         connection.execute(Path("app/demo/control_plane.sql").read_bytes())
-        schema.migrate(connection)
+        migrations.migrate(connection)
         env = environment(postgres.url(), redis.url(), **QUICK)
         with (
             Process(WORKER, env, Path(directory) / "worker.log") as worker,

@@ -34,10 +34,10 @@ from psycopg.rows import dict_row
 from app.core.events import Event, Severity
 from app.demo.servers import Postgres, Redis
 from app.notify.outbox import Outbox
-from app.notify.routing import Fanout, targets
-from app.storage import migrations as schema
+from app.notify.routing import Router, targets
+from app.storage import migrations
 from sinks import SINKS
-from tests.support import http_server as receivers
+from tests.support import http_server
 from tests.support.http_server import Receiver, Reply, Rude, Seen
 from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
 
@@ -98,7 +98,7 @@ def world(*, durable: bool = False) -> Iterator[World]:
         psycopg.connect(postgres.url(), autocommit=True) as connection,
     ):
         connection.execute(Path("app/demo/control_plane.sql").read_bytes())
-        schema.migrate(connection)
+        migrations.migrate(connection)
         yield World(Path(name), postgres, redis, connection)
 
 
@@ -108,7 +108,7 @@ def outbox(env: dict[str, str]) -> Iterator[Outbox]:
     before = dict(os.environ)
     os.environ.update(env)
     try:
-        yield Outbox(Fanout(targets(SINKS, [sink.settings.read() for sink in SINKS])), lambda _delivery: None)
+        yield Outbox(Router(targets(SINKS, [sink.settings.read() for sink in SINKS])), lambda _delivery: None)
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -268,7 +268,7 @@ def outage(seconds: float) -> Iterator[dict[str, Any]]:
 def hanging(seconds: float) -> Iterator[dict[str, Any]]:
     """Run sweeps of one row a second, without sinks and with every kind of hanging one, in turns."""
     with world() as here, ExitStack() as stack:
-        treats = (receivers.header_drip, receivers.body_drip, receivers.silence, receivers.banner_drip)
+        treats = (http_server.header_drip, http_server.body_drip, http_server.silence, http_server.banner_drip)
         rude = [stack.enter_context(Rude(treat)) for treat in treats]
         hang = {
             "SB_NOTIFICATION_WEBHOOK_URL": rude[0].url,

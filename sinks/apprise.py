@@ -15,9 +15,9 @@ from pydantic import AfterValidator, SecretStr
 
 from app.core.config import variable
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
-from app.core.events import Note
-from app.notify.format import headline, lines
-from app.notify.sink import Filter, Loudness, SinkSettings, Wire, at_least, only, sink
+from app.core.events import Notification
+from app.notify.format import body_lines, headline
+from app.notify.sink import Filter, Loudness, SinkSettings, Transport, at_least, only, sink
 
 _KINDS = {"info": "info", "warn": "warning", "error": "failure"}
 #: The child's exit statuses.
@@ -59,18 +59,18 @@ class Apprise(SinkSettings):
 
 
 @sink("apprise", settings=Apprise)
-async def apprise(note: Note, settings: Apprise, receiver: str, wire: Wire) -> None:
+async def apprise(notification: Notification, settings: Apprise, receiver: str, transport: Transport) -> None:
     """Have the library tell one service."""
     assert settings.apprise_urls is not None
     url = settings.apprise_urls.get_secret_value().split()[int(receiver) - 1]
-    event = note.event
+    event = notification.event
     given = {
         "url": url,
         "title": headline(event),
-        "body": "\n".join([*lines(note), event.component, note.id]),
+        "body": "\n".join([*body_lines(notification), event.component, notification.id]),
         "kind": _KINDS[event.severity],
     }
-    status = await wire.child("app.notify.apprise_child", json.dumps(given).encode())
+    status = await transport.child("app.notify.apprise_child", json.dumps(given).encode())
     if status == UNKNOWN_URL:
         raise SinkRejected(Fault.TEMPLATE, "url")
     if status == BLOCKED:

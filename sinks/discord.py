@@ -6,8 +6,8 @@ from typing import Any
 
 from app.core.config import variable
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
-from app.core.events import Note
-from app.notify.format import cut, dump, headline, lines, timestamp
+from app.core.events import Notification
+from app.notify.format import body_lines, headline, timestamp, to_json, truncate
 from app.notify.sink import (
     JSON,
     PASSING,
@@ -15,8 +15,8 @@ from app.notify.sink import (
     Filter,
     Loudness,
     SecretUrl,
+    Transport,
     UrlSettings,
-    Wire,
     at_least,
     judge,
     only,
@@ -40,37 +40,37 @@ class Discord(UrlSettings):
 
 
 @sink("discord", settings=Discord)
-async def discord(note: Note, settings: Discord, receiver: str, wire: Wire) -> None:
+async def discord(notification: Notification, settings: Discord, receiver: str, transport: Transport) -> None:
     """Post one embed; nobody is mentioned, whatever the text says."""
     del receiver
-    content = dump(message(note))
-    answer = await wire.post(settings.address, content, JSON)
+    content = to_json(message(notification))
+    answer = await transport.post(settings.address, content, JSON)
     if answer.status == _NOT_FOUND:  # Discord's "unknown webhook": it was deleted
         raise SinkRejected(Fault.CLIENT_ERROR, str(_NOT_FOUND), off=True)
     if answer.status == _TOO_MANY:
-        raise SinkUnavailable(Fault.RATE_LIMITED, str(_TOO_MANY), retry_after=_wish(answer, wire))
-    judge(answer, wire.now, PASSING)
+        raise SinkUnavailable(Fault.RATE_LIMITED, str(_TOO_MANY), retry_after=_wish(answer, transport))
+    judge(answer, transport.now, PASSING)
 
 
-def message(note: Note) -> dict[str, Any]:
+def message(notification: Notification) -> dict[str, Any]:
     """Give the body."""
-    event = note.event
+    event = notification.event
     embed = {
-        "title": cut(headline(event), _TITLE),
-        "description": cut("\n".join(lines(note)) or event.title, _DESCRIPTION),
+        "title": truncate(headline(event), _TITLE),
+        "description": truncate("\n".join(body_lines(notification)) or event.title, _DESCRIPTION),
         "color": _COLORS[event.severity],
-        "timestamp": timestamp(note.time),
-        "footer": {"text": f"{event.component} · {note.id}"},
+        "timestamp": timestamp(notification.time),
+        "footer": {"text": f"{event.component} · {notification.id}"},
     }
-    return {"content": cut(headline(event), _CONTENT), "embeds": [embed], "allowed_mentions": {"parse": []}}
+    return {"content": truncate(headline(event), _CONTENT), "embeds": [embed], "allowed_mentions": {"parse": []}}
 
 
-def _wish(answer: Answer, wire: Wire) -> float | None:
+def _wish(answer: Answer, transport: Transport) -> float | None:
     """Prefer the headers: the unit of the body's number was milliseconds once."""
-    if (header := answer.retry_after(wire.now)) is not None:
+    if (header := answer.retry_after(transport.now)) is not None:
         return header
     reset = Answer(answer.status, {"retry-after": answer.headers.get("x-ratelimit-reset-after", "")}, b"")
-    if (seconds := reset.retry_after(wire.now)) is not None:
+    if (seconds := reset.retry_after(transport.now)) is not None:
         return seconds
     said = answer.json.get("retry_after")
     return float(said) if isinstance(said, int | float) else None

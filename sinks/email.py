@@ -17,10 +17,10 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr, model_validator
 
 from app.core.config import variable
 from app.core.errors import Fault, SinkRejected
-from app.core.events import Note
+from app.core.events import Notification
 from app.core.values import Bool, PositiveInt
-from app.notify.format import cut, headline, lines, one_line, timestamp
-from app.notify.sink import Filter, Loudness, MailServer, SinkSettings, Wire, at_least, only, sink
+from app.notify.format import body_lines, headline, one_line, timestamp, truncate
+from app.notify.sink import Filter, Loudness, MailServer, SinkSettings, Transport, at_least, only, sink
 
 _PORTS = {"starttls": 587, "implicit": 465, "none": 25}
 _SUBJECT = 200
@@ -119,34 +119,34 @@ class Email(SinkSettings):
 
 
 @sink("email", settings=Email)
-async def email(note: Note, settings: Email, receiver: str, wire: Wire) -> None:
+async def email(notification: Notification, settings: Email, receiver: str, transport: Transport) -> None:
     """Hand one message for one recipient to the server."""
     port = settings.port or _PORTS[settings.tls]
     password = settings.password or SecretStr("")
     server = MailServer(settings.host, port, settings.tls, settings.username, password, settings.sender)
     try:
-        content = message(note, settings.sender, receiver)
+        content = message(notification, settings.sender, receiver)
     except (ValueError, MessageError):
         raise SinkRejected(Fault.TEMPLATE) from None
-    await wire.mail(server, content, receiver)
+    await transport.mail(server, content, receiver)
 
 
-def message(note: Note, sender: str, recipient: str) -> EmailMessage:
+def message(notification: Notification, sender: str, recipient: str) -> EmailMessage:
     """Give the message. Its id and date are the event's, so that an attempt that was repeated shows as one mail."""
-    event, domain = note.event, sender.rpartition("@")[2]
+    event, domain = notification.event, sender.rpartition("@")[2]
     mail = EmailMessage(policy=SMTP)
     mail["From"] = sender
     mail["To"] = recipient
-    mail["Subject"] = cut(one_line(headline(event)), _SUBJECT)
-    mail["Date"] = format_datetime(note.time)
-    mail["Message-ID"] = f"<{note.id}.email@{domain}>"
+    mail["Subject"] = truncate(one_line(headline(event)), _SUBJECT)
+    mail["Date"] = format_datetime(notification.time)
+    mail["Message-ID"] = f"<{notification.id}.email@{domain}>"
     thread = hashlib.sha256(event.component.encode()).hexdigest()[:16]
-    mail["References"] = mail["In-Reply-To"] = f"<grp-{thread}-{note.time:%Y-%m-%d}@{domain}>"
+    mail["References"] = mail["In-Reply-To"] = f"<grp-{thread}-{notification.time:%Y-%m-%d}@{domain}>"
     mail["List-Id"] = f"<secrets-bridge-worker.{domain}>"
     mail["Auto-Submitted"] = "auto-generated"
     mail["X-Auto-Response-Suppress"] = "All"
-    said = list(lines(note)) or [event.title]
-    foot = f"{event.component}, {timestamp(note.time)}, event {note.id}"
+    said = list(body_lines(notification)) or [event.title]
+    foot = f"{event.component}, {timestamp(notification.time)}, event {notification.id}"
     mail.set_content("\n".join([headline(event), "", *said, "", foot]) + "\n")
     mail.add_alternative(_html(headline(event), said, foot), subtype="html")
     return mail

@@ -6,8 +6,8 @@ import logging
 
 import structlog
 
-from app.core.events import Note, Severity
-from app.notify.sink import Filter, Loudness, SinkSettings, Wire, at_least, only, sink
+from app.core.events import Notification, Severity
+from app.notify.sink import Filter, Loudness, SinkSettings, Transport, at_least, only, sink
 
 log = structlog.get_logger("notification")
 
@@ -22,9 +22,14 @@ class Noop(SinkSettings):
 
 
 @sink("noop", settings=Noop, paced=False)
-async def noop(note: Note, settings: Noop, receiver: str, wire: Wire) -> None:
+async def noop(notification: Notification, settings: Noop, receiver: str, transport: Transport) -> None:
     """Log the event under the words that the Go worker used."""
-    del settings, receiver, wire
-    event = note.event
-    words = {"component": event.component, "title": event.title, "detail": event.detail or None, "event_id": note.id}
+    del settings, receiver, transport
+    event = notification.event
+    words = {
+        "component": event.component,
+        "title": event.title,
+        "detail": event.detail or None,
+        "event_id": notification.id,
+    }
     log.log(_LEVELS[event.severity], "notification", **{**event.metadata, **words})

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, SecretStr
 
 from app.core.config import variable
 from app.core.errors import Fault, SinkRejected
-from app.core.events import Event, Kind, Note, Severity
-from app.notify.format import cut, dump, headline, lines
+from app.core.events import Event, Kind, Notification, Severity
+from app.notify.format import body_lines, headline, to_json, truncate
 from app.notify.sink import (
     JSON,
     PASSING,
@@ -24,7 +24,7 @@ from app.notify.sink import (
     Loudness,
     SecretUrl,
     SinkSettings,
-    Wire,
+    Transport,
     at_least,
     judge,
     only,
@@ -82,30 +82,30 @@ def incident(event: Event) -> str:
 
 
 @sink("pagerduty", settings=PagerDuty, group=incident)
-async def pagerduty(note: Note, settings: PagerDuty, receiver: str, wire: Wire) -> None:
+async def pagerduty(notification: Notification, settings: PagerDuty, receiver: str, transport: Transport) -> None:
     """Trigger, resolve, or note a change."""
     del receiver
     assert settings.routing_key is not None
-    path, content = message(note)
+    path, content = message(notification)
     content = {"routing_key": settings.routing_key.get_secret_value(), **content}
     url = SecretStr(settings.url.get_secret_value().rstrip("/") + path)
-    answer = await wire.post(url, dump(content), JSON)
+    answer = await transport.post(url, to_json(content), JSON)
     if answer.status == _BAD_REQUEST and _about_the_key(answer):
         raise SinkRejected(Fault.AUTH, str(_BAD_REQUEST), off=True)
-    judge(answer, wire.now, PASSING)
+    judge(answer, transport.now, PASSING)
 
 
-def message(note: Note) -> tuple[str, dict[str, Any]]:
+def message(notification: Notification) -> tuple[str, dict[str, Any]]:
     """Give the path and the body, without the routing key."""
-    event = note.event
-    key = cut(incident(event) or f"{_SOURCE}/{event.component}/{event.title}", _DEDUP)
+    event = notification.event
+    key = truncate(incident(event) or f"{_SOURCE}/{event.component}/{event.title}", _DEDUP)
     if event.kind is Kind.RECOVERED:
         return "/v2/enqueue", {"event_action": "resolve", "dedup_key": key}
     payload: dict[str, Any] = {
-        "summary": cut(headline(event), _SUMMARY),
+        "summary": truncate(headline(event), _SUMMARY),
         "source": _SOURCE,
-        "timestamp": note.time.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "+0000",
-        "custom_details": {"said": list(lines(note)), "event_id": note.id, **event.metadata},
+        "timestamp": notification.time.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "+0000",
+        "custom_details": {"said": list(body_lines(notification)), "event_id": notification.id, **event.metadata},
     }
     if event.severity is Severity.INFO and event.kind is not Kind.TEST:
         return "/v2/change/enqueue", {"payload": payload}

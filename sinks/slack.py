@@ -12,8 +12,8 @@ from pydantic import SecretStr, model_validator
 
 from app.core.config import variable
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
-from app.core.events import Note
-from app.notify.format import cut, dump, headline, lines, slack_escape, timestamp
+from app.core.events import Notification
+from app.notify.format import body_lines, headline, slack_escape, timestamp, to_json, truncate
 from app.notify.sink import (
     PASSING,
     Answer,
@@ -22,7 +22,7 @@ from app.notify.sink import (
     SecretUrl,
     SinkSettings,
     Token,
-    Wire,
+    Transport,
     at_least,
     judge,
     only,
@@ -123,47 +123,50 @@ class Slack(SinkSettings):
 
 
 @sink("slack", settings=Slack)
-async def slack(note: Note, settings: Slack, receiver: str, wire: Wire) -> None:
+async def slack(notification: Notification, settings: Slack, receiver: str, transport: Transport) -> None:
     """Post one message."""
     del receiver
-    content: dict[str, Any] = message(note)
+    content: dict[str, Any] = message(notification)
     headers = {"Content-Type": "application/json; charset=utf-8"}
     if settings.url is not None:
-        answer = await wire.post(settings.url, dump(content), headers)
+        answer = await transport.post(settings.url, to_json(content), headers)
     else:
         assert settings.token is not None
         url = SecretStr(settings.api.get_secret_value().rstrip("/") + "/chat.postMessage")
         bearer = {"Authorization": f"Bearer {settings.token.get_secret_value()}"}
         content = {"channel": settings.channel, **content, "unfurl_links": False}
-        answer = await wire.post(url, dump(content), {**headers, **bearer})
-    _judge(answer, wire)
+        answer = await transport.post(url, to_json(content), {**headers, **bearer})
+    _judge(answer, transport)
 
 
-def message(note: Note) -> dict[str, Any]:
+def message(notification: Notification) -> dict[str, Any]:
     """Give text and blocks, escaped: an event that quotes `<!channel>` must not wake everybody up."""
-    event = note.event
-    title = cut(headline(event), _HEADER)
-    said = slack_escape(cut("\n".join(lines(note)) or event.title, _TOTAL // 2))
+    event = notification.event
+    title = truncate(headline(event), _HEADER)
+    said = slack_escape(truncate("\n".join(body_lines(notification)) or event.title, _TOTAL // 2))
     blocks = [
         {"type": "header", "text": {"type": "plain_text", "text": title, "emoji": False}},
-        {"type": "section", "text": {"type": "mrkdwn", "text": cut(f"{_EMOJI[event.severity]} {said}", _SECTION)}},
+        {"type": "section", "text": {"type": "mrkdwn", "text": truncate(f"{_EMOJI[event.severity]} {said}", _SECTION)}},
         {
             "type": "context",
             "elements": [
-                {"type": "mrkdwn", "text": f"{slack_escape(event.component)} · {timestamp(note.time)} · {note.id}"},
+                {
+                    "type": "mrkdwn",
+                    "text": f"{slack_escape(event.component)} · {timestamp(notification.time)} · {notification.id}",
+                },
             ],
         },
     ]
     return {"text": slack_escape(title), "blocks": blocks}
 
 
-def _judge(answer: Answer, wire: Wire) -> None:
+def _judge(answer: Answer, transport: Transport) -> None:
     if answer.status == _OK and (answer.text == "ok" or answer.json.get("ok") is True):
         return
     said = answer.json.get("error", answer.text)
     word = said if isinstance(said, str) else ""
     asked = answer.json.get("retry_after")
-    wish = answer.retry_after(wire.now) or (float(asked) if isinstance(asked, int | float) else None)
+    wish = answer.retry_after(transport.now) or (float(asked) if isinstance(asked, int | float) else None)
     if word in _BAD_CREDENTIALS:
         raise SinkRejected(Fault.AUTH, word, off=True)
     if word in _PERMANENT:
@@ -174,5 +177,5 @@ def _judge(answer: Answer, wire: Wire) -> None:
         raise SinkUnavailable(Fault.SERVER_ERROR, word, retry_after=wish)
     if answer.status == _OK:  # a word that nobody has told us of
         raise SinkUnavailable(Fault.PROTOCOL, "unknown_answer")
-    judge(answer, wire.now, PASSING)
+    judge(answer, transport.now, PASSING)
     raise SinkUnavailable(Fault.PROTOCOL, str(answer.status))

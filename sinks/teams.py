@@ -5,9 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from app.core.config import variable
-from app.core.events import Note
-from app.notify.format import cut, dump, headline, lines, timestamp
-from app.notify.sink import JSON, PASSING, Filter, Loudness, SecretUrl, UrlSettings, Wire, at_least, judge, only, sink
+from app.core.events import Notification
+from app.notify.format import body_lines, headline, timestamp, to_json, truncate
+from app.notify.sink import (
+    JSON,
+    PASSING,
+    Filter,
+    Loudness,
+    SecretUrl,
+    Transport,
+    UrlSettings,
+    at_least,
+    judge,
+    only,
+    sink,
+)
 
 #: Teams refuses cards above 28 KiB, measured after it has expanded them and after it has said that all is well.
 _MOST_BYTES = 18 * 1024
@@ -26,26 +38,26 @@ class Teams(UrlSettings):
 
 
 @sink("teams", settings=Teams)
-async def teams(note: Note, settings: Teams, receiver: str, wire: Wire) -> None:
+async def teams(notification: Notification, settings: Teams, receiver: str, transport: Transport) -> None:
     """Post one card."""
     del receiver
-    judge(await wire.post(settings.address, message(note), JSON), wire.now, PASSING)
+    judge(await transport.post(settings.address, message(notification), JSON), transport.now, PASSING)
 
 
-def message(note: Note) -> bytes:
+def message(notification: Notification) -> bytes:
     """Give the body, its lines cut until it is small enough."""
-    said = list(lines(note)) or [note.event.title]
-    while len(content := dump(_card(note, said))) > _MOST_BYTES:
-        said = [*said[: len(said) // 2], "…"] if len(said) > 1 else [cut(said[0], len(said[0]) // 2)]
+    said = list(body_lines(notification)) or [notification.event.title]
+    while len(content := to_json(_card(notification, said))) > _MOST_BYTES:
+        said = [*said[: len(said) // 2], "…"] if len(said) > 1 else [truncate(said[0], len(said[0]) // 2)]
     return content
 
 
-def _card(note: Note, said: list[str]) -> dict[str, Any]:
-    event = note.event
-    title = {"text": cut(headline(event), _TITLE), "weight": "Bolder", "size": "Medium", "style": "heading"}
+def _card(notification: Notification, said: list[str]) -> dict[str, Any]:
+    event = notification.event
+    title = {"text": truncate(headline(event), _TITLE), "weight": "Bolder", "size": "Medium", "style": "heading"}
     title["color"] = _COLORS[event.severity]
     texts = [title, *({"text": line} for line in said)]
-    texts.append({"text": f"{event.component} · {timestamp(note.time)} · {note.id}", "size": "Small"})
+    texts.append({"text": f"{event.component} · {timestamp(notification.time)} · {notification.id}", "size": "Small"})
     content = {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
         "type": "AdaptiveCard",

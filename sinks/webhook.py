@@ -16,10 +16,10 @@ from typing import Annotated
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from app.core.config import variable
-from app.core.events import Note
+from app.core.events import Notification
 from app.core.values import Bool
-from app.notify.format import body, counts, dump, slack_escape, timestamp
-from app.notify.sink import JSON, Filter, Loudness, SecretUrl, UrlSettings, Wire, at_least, judge, only, sink
+from app.notify.format import body, counts, slack_escape, timestamp, to_json
+from app.notify.sink import JSON, Filter, Loudness, SecretUrl, Transport, UrlSettings, at_least, judge, only, sink
 
 #: Key lengths of the Standard Webhooks specification, bytes.
 _SHORTEST, _LONGEST = 24, 64
@@ -111,37 +111,42 @@ class Webhook(UrlSettings):
 
 
 @sink("webhook", settings=Webhook)
-async def webhook(note: Note, settings: Webhook, receiver: str, wire: Wire) -> None:
+async def webhook(notification: Notification, settings: Webhook, receiver: str, transport: Transport) -> None:
     """POST the event in the form that was chosen."""
     del receiver
-    content, kind = _content(note, settings)
+    content, kind = _content(notification, settings)
     given: dict[str, str] = json.loads(settings.headers.get_secret_value()) if settings.headers else {}
-    headers = {**JSON, **kind, **given, **signed(note.id, int(wire.now.timestamp()), content, settings.secrets)}
-    answer = await wire.post(settings.address, content, headers)
-    judge(answer, wire.now, settings.retry_statuses)
+    headers = {
+        **JSON,
+        **kind,
+        **given,
+        **signed(notification.id, int(transport.now.timestamp()), content, settings.secrets),
+    }
+    answer = await transport.post(settings.address, content, headers)
+    judge(answer, transport.now, settings.retry_statuses)
 
 
-def _content(note: Note, settings: Webhook) -> tuple[bytes, dict[str, str]]:
+def _content(notification: Notification, settings: Webhook) -> tuple[bytes, dict[str, str]]:
     if settings.format_slack:
-        return dump({"text": slack_text(note)}), {}
+        return to_json({"text": slack_text(notification)}), {}
     if not settings.cloudevents:
-        return dump(body(note)), {}
+        return to_json(body(notification)), {}
     envelope = {
         "specversion": "1.0",
-        "id": note.id,
+        "id": notification.id,
         "source": "/secrets-bridge/worker",
-        "type": f"io.secrets-bridge.worker.{note.event.kind}",
-        "subject": note.event.component,
-        "time": timestamp(note.time),
+        "type": f"io.secrets-bridge.worker.{notification.event.kind}",
+        "subject": notification.event.component,
+        "time": timestamp(notification.time),
         "datacontenttype": "application/json",
-        "data": body(note),
+        "data": body(notification),
     }
-    return dump(envelope), {"Content-Type": "application/cloudevents+json; charset=utf-8"}
+    return to_json(envelope), {"Content-Type": "application/cloudevents+json; charset=utf-8"}
 
 
-def slack_text(note: Note) -> str:
+def slack_text(notification: Notification) -> str:
     """Give the one line of the Go worker's Slack form, with the counts that it left out, escaped for Slack."""
-    event = note.event
+    event = notification.event
     text = f"[{event.severity}] {event.title}"
     text += f" — {event.detail}" if event.detail else ""
     text += f" ({counts(event.metadata)})" if event.metadata else ""

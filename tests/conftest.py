@@ -17,7 +17,7 @@ from psycopg_pool import ConnectionPool
 
 from app.demo.binaries import redis_programs
 from app.demo.servers import Postgres, Redis
-from app.storage import migrations as schema
+from app.storage import migrations
 from tests.support.world import Replica
 
 CONTROL_PLANE = Path(__file__).parents[1] / "app" / "demo" / "control_plane.sql"
@@ -38,7 +38,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
             connection.execute("CREATE DATABASE control_plane")
         with psycopg.connect(server.url("control_plane"), autocommit=True) as connection:
             connection.execute(CONTROL_PLANE.read_bytes())
-            schema.migrate(connection)
+            migrations.migrate(connection)
         yield server
 
 

@@ -10,8 +10,7 @@ import redis
 from psycopg.rows import scalar_row
 
 from app.core.errors import BootError, SchemaError, describe
-from app.storage import migrations as schema
-from app.storage import postgres as database
+from app.storage import migrations, postgres
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -82,7 +81,7 @@ def redis_findings(settings: RedisSettings, answer_within: timedelta) -> Iterato
 def database_findings(settings: DatabaseSettings, sweepers: Sequence[Sweeper[Any]]) -> Iterator[Finding]:
     """Look at PostgreSQL, the api's tables and our own schema."""
     try:
-        connection = database.connect(settings)
+        connection = postgres.connect(settings)
     except BootError as error:
         yield Finding("postgres", False, str(error))
         return
@@ -95,7 +94,7 @@ def database_findings(settings: DatabaseSettings, sweepers: Sequence[Sweeper[Any
 
 def _connected(connection: Connection[Any], sweepers: Sequence[Sweeper[Any]]) -> Iterator[Finding]:
     version = _ask(connection, _VERSION)
-    if version < database.OLDEST_SERVER:
+    if version < postgres.OLDEST_SERVER:
         yield Finding("postgres", False, f"server version {version // 10000}; needed is 14 or newer")
     else:
         yield Finding("postgres", True, f"answers, server version {version // 10000}")
@@ -104,7 +103,7 @@ def _connected(connection: Connection[Any], sweepers: Sequence[Sweeper[Any]]) ->
         yield _sweeper(connection, sweeper)
     own = _own(connection)
     yield own
-    if own.fine and schema.installed(connection) >= schema.VERSION:
+    if own.fine and migrations.installed(connection) >= migrations.VERSION:
         for name, reason in connection.execute(_OFF).fetchall():
             text = f"switched off ({reason}) until its configuration changes; `sb-worker notify test {name}` tries it"
             yield Finding(f"sink {name}", False, text, warning=True)
@@ -140,10 +139,10 @@ def _sweeper(connection: Connection[Any], sweeper: Sweeper[Any]) -> Finding:
 def _own(connection: Connection[Any]) -> Finding:
     subject = "own schema"
     try:
-        version = schema.installed(connection)
+        version = migrations.installed(connection)
     except psycopg.errors.InsufficientPrivilege:
         return Finding(subject, False, "this role may not use the schema secrets_bridge_worker; GRANT USAGE on it")
-    if version >= schema.VERSION:
+    if version >= migrations.VERSION:
         lacking = [
             f"{privilege} on {table}"
             for table in _OWN_TABLES
@@ -155,11 +154,11 @@ def _own(connection: Connection[Any]) -> Finding:
         return Finding(subject, True, f"version {version}")
     try:
         with connection.transaction(force_rollback=True):  # the only sure way to know is to try
-            schema.migrate(connection)
+            migrations.migrate(connection)
     except SchemaError as error:
         return Finding(subject, False, str(error))
     return Finding(
-        subject, True, f"version {version}; a worker or `sb-worker migrate` will bring it to {schema.VERSION}"
+        subject, True, f"version {version}; a worker or `sb-worker migrate` will bring it to {migrations.VERSION}"
     )
 
 

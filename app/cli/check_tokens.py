@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 from app.cli.check import Finding
 from app.core.errors import BootError, UnwrapFailed
 from app.kms.envelope import Envelope, open_token, wipe
-from app.storage import postgres as database
+from app.storage import postgres
 
 if TYPE_CHECKING:
     from app.kms.settings import KmsSettings
@@ -28,7 +28,7 @@ def token_findings(settings: DatabaseSettings, own: KmsSettings) -> Iterator[Fin
     """Try to open each enabled endpoint's token."""
     subject = f"key service {own.kms_backend}"
     try:
-        with database.connect(settings) as connection, connection.cursor(row_factory=class_row(Envelope)) as cursor:
+        with postgres.connect(settings) as connection, connection.cursor(row_factory=class_row(Envelope)) as cursor:
             envelopes = cursor.execute(_ENVELOPES).fetchall()
     except (BootError, psycopg.Error):
         return  # what is wrong with the database has been found already
@@ -41,17 +41,17 @@ def token_findings(settings: DatabaseSettings, own: KmsSettings) -> Iterator[Fin
 
 
 async def _try(envelopes: Sequence[Envelope], own: KmsSettings) -> list[str]:
-    from app.kms.transport import Wire  # noqa: PLC0415 - an HTTP client, for this check alone
+    from app.kms.transport import KeyServiceTransport  # noqa: PLC0415 - an HTTP client, for this check alone
 
-    wire = Wire(own.key_context)
+    transport = KeyServiceTransport(own.key_context)
     reasons = []
     try:
         for envelope in envelopes:
             try:
-                wipe(await open_token(envelope, own.keys, wire))
+                wipe(await open_token(envelope, own.keys, transport))
             except UnwrapFailed as error:
                 # Which key it was is a row's content.
                 reasons.append("wrapped by another key" if "wrapped by key" in str(error) else str(error))
     finally:
-        await wire.close()
+        await transport.close()
     return reasons

@@ -19,11 +19,10 @@ from app import __version__
 from app.cli import check, check_tokens, status
 from app.cli.notify import dead, notify
 from app.core import config
-from app.core import logging as logs
 from app.core.errors import BootError, ConfigError, SchemaError
+from app.core.logging import configure_logging
 from app.kms.settings import KmsSettings
-from app.storage import migrations as schema
-from app.storage import postgres as database
+from app.storage import migrations, postgres
 from app.storage.settings import DatabaseSettings
 from app.supervisor import procfile
 from app.worker.assembly import Loaded, groups, load, refuse
@@ -58,7 +57,7 @@ main.add_command(dead)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
 def check_command(as_json: bool) -> None:
     """Check settings, servers, tables, privileges and ArgoCD's tokens; status 1 when anything would not work."""
-    logs.configure("error")
+    configure_logging("error")
     loaded = _load()
     findings = [check.Finding("settings", True, "valid")]
     findings += [
@@ -104,17 +103,17 @@ def config_command(as_json: bool) -> None:
 def migrate(sql: bool) -> None:
     """Create or upgrade our own schema, secrets_bridge_worker. Safe to run at any time, by any number."""
     if sql:
-        click.echo(schema.script())
+        click.echo(migrations.script())
         return
-    logs.configure("error")
+    configure_logging("error")
     try:
         (db,) = config.load(DatabaseSettings)
     except ConfigError as error:
         refuse(error)
     try:
-        with database.connect(db) as connection:
-            before = schema.installed(connection)
-            version = schema.migrate(connection)
+        with postgres.connect(db) as connection:
+            before = migrations.installed(connection)
+            version = migrations.migrate(connection)
     except SchemaError as error:
         click.echo(f"error: {error}", err=True)
         click.echo(error.sql, err=True)
@@ -131,13 +130,13 @@ def migrate(sql: bool) -> None:
 @click.option("--watch", is_flag=True, help="Keep the table up to date until Ctrl-C.")
 def status_command(as_json: bool, watch: bool) -> None:
     """Show each sweeper's next tick, its last run, what it changed and who ran it."""
-    logs.configure("error")
+    configure_logging("error")
     loaded = _load()
     own = zip(SWEEPERS, loaded.sweepers, strict=True)
     cadences = [(sweeper.name, settings.interval) for sweeper, settings in own if settings.enabled]
     try:
-        with database.connect(loaded.database) as connection:
-            if schema.installed(connection) == 0:
+        with postgres.connect(loaded.database) as connection:
+            if migrations.installed(connection) == 0:
                 raise BootError("the schema secrets_bridge_worker is not there; run `sb-worker migrate`")  # noqa: TRY301
             if as_json or not sys.stdout.isatty():
                 for one in status.read(connection, cadences):

@@ -19,18 +19,16 @@ from rich.table import Table
 
 from actors import SWEEPERS
 from app.core import config
-from app.core import logging as logs
 from app.core.errors import BootError, ConfigError, SinkRejected, SinkUnavailable
-from app.core.events import Event, Kind, Note, Severity
+from app.core.events import Event, Kind, Notification, Severity
+from app.core.logging import configure_logging
 from app.core.values import parse_duration
-from app.notify import dead_letters as letters
-from app.notify import routing as fanout
-from app.notify.dead_letters import Which
+from app.notify import dead_letters, routing
+from app.notify.dead_letters import DeliveryFilter
 from app.notify.notifier import attempt
 from app.notify.settings import NotificationSettings
 from app.notify.sink import SinkSettings
-from app.storage import migrations as schema
-from app.storage import postgres as database
+from app.storage import migrations, postgres
 from app.worker.assembly import load, refuse
 from sinks import SINKS
 
@@ -55,7 +53,7 @@ def test_command(sink: str | None, severity: str, as_json: bool) -> None:
 
     One attempt each, marked as a test, past all filters. Status 1 when one of them does not arrive.
     """
-    logs.configure("error")
+    configure_logging("error")
     common, targets = _sinks()
     chosen = [target for target in targets if sink in (None, target.name, target.sink.name)]
     if not chosen:
@@ -68,17 +66,19 @@ def test_command(sink: str | None, severity: str, as_json: bool) -> None:
         {"test": 1},
         Kind.TEST,
     )
-    note = Note(str(uuid.uuid4()), datetime.now(UTC), event)
-    outcomes = asyncio.run(_try(chosen, note, common))
+    notification = Notification(str(uuid.uuid4()), datetime.now(UTC), event)
+    outcomes = asyncio.run(_try(chosen, notification, common))
     _show(outcomes, ("sink", "outcome", "reason", "code", "ms"), as_json)
     sys.exit(any(outcome["outcome"] != "delivered" for outcome in outcomes))
 
 
-async def _try(targets: Sequence[fanout.Target], note: Note, common: NotificationSettings) -> list[dict[str, Any]]:
-    from app.notify.transport import Network  # noqa: PLC0415 - only this command needs it
+async def _try(
+    targets: Sequence[routing.Target], notification: Notification, common: NotificationSettings
+) -> list[dict[str, Any]]:
+    from app.notify.transport import NetworkTransport  # noqa: PLC0415 - only this command needs it
 
     try:
-        network = Network(common)
+        transport = NetworkTransport(common)
     except ValueError as error:
         refuse(ConfigError([str(error)]))
     outcomes = []
@@ -86,13 +86,13 @@ async def _try(targets: Sequence[fanout.Target], note: Note, common: Notificatio
         started = time.perf_counter()
         outcome = {"sink": target.name, "outcome": "delivered", "reason": "", "code": ""}
         try:
-            await attempt(target, note, network, common.timeout.total_seconds())
+            await attempt(target, notification, transport, common.timeout.total_seconds())
         except SinkRejected as error:
             outcome |= {"outcome": "rejected", "reason": error.fault.value, "code": error.code}
         except SinkUnavailable as error:
             outcome |= {"outcome": "unavailable", "reason": error.fault.value, "code": error.code}
         outcomes.append({**outcome, "ms": round((time.perf_counter() - started) * 1000, 1)})
-    await network.close()
+    await transport.close()
     return outcomes
 
 
@@ -107,8 +107,8 @@ def explain(sweeper: str, severity: str, recovery: bool, as_json: bool) -> None:
     kind = Kind.RECOVERED if recovery else Kind.FAILED if severity == "error" else Kind.SWEPT
     event = Event(sweeper, Severity(severity), "", kind=kind)
     with _outbox() as connection:
-        known = letters.targets(connection)
-    rows = [_explained(one, known.get(one.target.name)) for one in fanout.Fanout(loaded.targets).route(event)]
+        known = dead_letters.targets(connection)
+    rows = [_explained(one, known.get(one.target.name)) for one in routing.Router(loaded.targets).route(event)]
     configured = {target.sink.name for target in loaded.targets}
     rows += [
         {"sink": sink.name, "gets it": "no", "why": f"not configured; set {_first_variable(sink)}"}
@@ -118,11 +118,11 @@ def explain(sweeper: str, severity: str, recovery: bool, as_json: bool) -> None:
     _show(rows, ("sink", "gets it", "why"), as_json)
 
 
-def _explained(routed: fanout.Routed, known: Mapping[str, Any] | None) -> dict[str, str]:
+def _explained(routed: routing.Route, known: Mapping[str, Any] | None) -> dict[str, str]:
     target = routed.target
-    if routed.refusal == "severity":
+    if routed.filtered_by == "severity":
         why = f"quieter than its minimum, {target.settings.min_severity}"
-    elif routed.refusal == "sweeper":
+    elif routed.filtered_by == "sweeper":
         why = f"its sweepers are {', '.join(target.settings.sweepers)}"
     else:
         why = ""
@@ -130,10 +130,10 @@ def _explained(routed: fanout.Routed, known: Mapping[str, Any] | None) -> dict[s
         why = why or f"switched off ({known['off_reason']}) until its configuration changes; it waits"
     elif known and known["rests_until"] and known["rests_until"] > known["now"]:
         why = why or f"later: left alone until {known['rests_until']:%H:%M:%SZ}"
-    return {"sink": target.name, "gets it": "no" if routed.refusal else "later" if why else "yes", "why": why}
+    return {"sink": target.name, "gets it": "no" if routed.filtered_by else "later" if why else "yes", "why": why}
 
 
-def _first_variable(sink: fanout.AnySink) -> str:
+def _first_variable(sink: routing.AnySink) -> str:
     own = (name for name in sink.settings.model_fields if name not in SinkSettings.model_fields)
     return config.name_of(sink.settings, next(own))
 
@@ -147,7 +147,7 @@ def _age(_context: click.Context, _parameter: click.Parameter, value: str | None
         raise click.BadParameter(str(error)) from None
 
 
-def _which(command: Callable[..., None]) -> Callable[..., None]:
+def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that choose deliveries."""
     for option in (
         click.option("--sink", "target", help="Of this sink, or this one receiver of it."),
@@ -167,15 +167,15 @@ _COLUMNS = ("id", "created_at", "target", "state", "reason", "code", "attempts",
 @notify.command("log")
 @click.option("--state", type=click.Choice(["pending", "sending", "delivered", "digested", "suppressed", "dead"]))
 @click.option("--sums", "as_sums", is_flag=True, help="Count by sink, state and reason instead.")
-@_which
+@_filter_options
 @_JSON
-def log_command(as_sums: bool, as_json: bool, **which: Any) -> None:
+def log_command(as_sums: bool, as_json: bool, **filters: Any) -> None:
     """Show deliveries, newest first."""
     with _outbox() as connection:
         if as_sums:
-            _show(letters.sums(connection), ("target", "state", "reason", "number"), as_json)
+            _show(dead_letters.sums(connection), ("target", "state", "reason", "number"), as_json)
         else:
-            _show(letters.find(connection, Which(**which)), _COLUMNS, as_json)
+            _show(dead_letters.find(connection, DeliveryFilter(**filters)), _COLUMNS, as_json)
 
 
 @click.group()
@@ -184,12 +184,12 @@ def dead() -> None:
 
 
 @dead.command("list")
-@_which
+@_filter_options
 @_JSON
-def list_command(as_json: bool, **which: Any) -> None:
+def list_command(as_json: bool, **filters: Any) -> None:
     """List dead letters, newest first."""
     with _outbox() as connection:
-        _show(letters.find(connection, Which(**which, state="dead")), _COLUMNS, as_json)
+        _show(dead_letters.find(connection, DeliveryFilter(**filters, state="dead")), _COLUMNS, as_json)
 
 
 @dead.command()
@@ -197,7 +197,7 @@ def list_command(as_json: bool, **which: Any) -> None:
 def show(ids: tuple[int, ...]) -> None:
     """Show all that is known of these deliveries, as JSON."""
     with _outbox() as connection:
-        found = list(letters.find(connection, Which(ids=ids, limit=len(ids))))
+        found = list(dead_letters.find(connection, DeliveryFilter(ids=ids, limit=len(ids))))
     for row in found:
         click.echo(json.dumps(row, default=str))
     if len(found) < len(set(ids)):
@@ -209,24 +209,24 @@ def show(ids: tuple[int, ...]) -> None:
 @click.argument("ids", type=int, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that the options choose; needed without ids.")
 @click.option("--rate", type=click.FloatRange(0.01, 1000), default=1.0, show_default=True, help="How many a second.")
-@_which
-def replay(ids: tuple[int, ...], everything: bool, rate: float, **which: Any) -> None:
+@_filter_options
+def replay(ids: tuple[int, ...], everything: bool, rate: float, **filters: Any) -> None:
     """Deliver dead letters after all: under their old ids, one by one, at a rate."""
     _ids_or_all(ids, everything)
     with _outbox() as connection:
-        number = letters.replay(connection, Which(ids=ids, **which), per_second=rate)
+        number = dead_letters.replay(connection, DeliveryFilter(ids=ids, **filters), per_second=rate)
     click.echo(f"{number} to be delivered again, over {max(0, number - 1) / rate:.0f}s")
 
 
 @dead.command()
 @click.argument("ids", type=int, nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that the options choose; needed without ids.")
-@_which
-def purge(ids: tuple[int, ...], everything: bool, **which: Any) -> None:
+@_filter_options
+def purge(ids: tuple[int, ...], everything: bool, **filters: Any) -> None:
     """Close dead letters for good."""
     _ids_or_all(ids, everything)
     with _outbox() as connection:
-        click.echo(f"{letters.purge(connection, Which(ids=ids, **which))} closed")
+        click.echo(f"{dead_letters.purge(connection, DeliveryFilter(ids=ids, **filters))} closed")
 
 
 def _ids_or_all(ids: tuple[int, ...], everything: bool) -> None:
@@ -235,26 +235,26 @@ def _ids_or_all(ids: tuple[int, ...], everything: bool) -> None:
 
 
 def _loaded() -> Any:
-    logs.configure("error")
+    configure_logging("error")
     try:
         return load(SWEEPERS, SINKS)
     except ConfigError as error:
         refuse(error)
 
 
-def _sinks() -> tuple[NotificationSettings, list[fanout.Target]]:
+def _sinks() -> tuple[NotificationSettings, list[routing.Target]]:
     """Read the sinks' settings alone: a test needs no database."""
     try:
         loaded: list[Any] = list(config.load(NotificationSettings, *(sink.settings for sink in SINKS)))
-        found = fanout.targets(SINKS, loaded[1:])
-        if wrong := list(fanout.problems(loaded[0], found, [sweeper.name for sweeper in SWEEPERS])):
+        found = routing.targets(SINKS, loaded[1:])
+        if wrong := list(routing.problems(loaded[0], found, [sweeper.name for sweeper in SWEEPERS])):
             raise ConfigError(wrong)  # noqa: TRY301 - both kinds of problem are told alike
     except ConfigError as error:
         refuse(error)
     return loaded[0], found
 
 
-def _no_such(sink: str | None, targets: Iterable[fanout.Target]) -> None:
+def _no_such(sink: str | None, targets: Iterable[routing.Target]) -> None:
     names = ", ".join(target.name for target in targets)
     known = {one.name: one for one in SINKS}
     if sink in known:
@@ -267,7 +267,7 @@ def _no_such(sink: str | None, targets: Iterable[fanout.Target]) -> None:
 def _outbox() -> Iterator[Connection[Any]]:
     loaded = _loaded()
     try:
-        with database.connect(loaded.database) as connection:
+        with postgres.connect(loaded.database) as connection:
             _check_schema(connection)
             yield connection
     except BootError as error:
@@ -276,7 +276,7 @@ def _outbox() -> Iterator[Connection[Any]]:
 
 
 def _check_schema(connection: Connection[Any]) -> None:
-    if schema.installed(connection) < schema.VERSION:
+    if migrations.installed(connection) < migrations.VERSION:
         raise BootError("the schema secrets_bridge_worker is not up to date; run `sb-worker migrate`")
 
 

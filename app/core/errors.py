@@ -113,7 +113,7 @@ class SinkRejected(WorkerError):
 
 
 #: The longest wait that a receiver may ask for, seconds.
-MOST_PATIENCE = 3600.0
+LONGEST_RETRY_AFTER = 3600.0
 
 
 class SinkUnavailable(WorkerError):
@@ -123,7 +123,7 @@ class SinkUnavailable(WorkerError):
         super().__init__(f"{fault} {code}".strip())
         wish = retry_after if retry_after is not None and not isnan(retry_after) else None
         self.fault, self.code = fault, code
-        self.retry_after = None if wish is None else min(max(wish, 0.0), MOST_PATIENCE)
+        self.retry_after = None if wish is None else min(max(wish, 0.0), LONGEST_RETRY_AFTER)
 
 
 class Failure(NamedTuple):

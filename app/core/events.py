@@ -58,13 +58,13 @@ class Event:
     tallies: tuple[Tally, ...] = ()
 
     @property
-    def audience(self) -> Severity:
+    def routing_severity(self) -> Severity:
         """The severity it is routed by: whoever is told of a failure is told of its end."""
         return Severity.ERROR if self.kind in (Kind.RECOVERED, Kind.TEST) else self.severity
 
 
 @dataclass(frozen=True)
-class Note:
+class Notification:
     """An event on its way to a sink. `id` is the same on every attempt and in every sink; `time` is aware, UTC."""
 
     id: str

@@ -40,7 +40,7 @@ class _Skips(logging.Filter):
         return "was skipped" not in record.msg
 
 
-def configure(level: str = "info", stream: TextIO | None = None) -> None:
+def configure_logging(level: str = "info", stream: TextIO | None = None) -> None:
     """Send every record of this process to `stream`, by default the process's own stderr.
 
     The real stderr, not sys.stderr: Dramatiq puts a pipe to its main process there, and what is in that pipe when

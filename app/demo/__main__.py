@@ -32,8 +32,8 @@ from app.demo.argocd import Argocd
 from app.demo.binaries import ServerMissing
 from app.demo.receiver import Receiver
 from app.demo.servers import Postgres, Redis, ServerFailed, end_with_owner, free_ports
-from app.notify import dead_letters as letters
-from app.storage import migrations as schema
+from app.notify import dead_letters
+from app.storage import migrations
 
 #: Shorter cadences than in production, so that there is something to see.
 CADENCES = {
@@ -104,7 +104,7 @@ class _Demo:
             connection.execute(_SQL.read_bytes())
             data.pile_up(connection)
             self.argocd.enter(connection)
-            schema.migrate(connection)
+            migrations.migrate(connection)
             self.console.print(
                 f"60,000 wraps, 9,000 secrets, 300 agents, 4,000 jobs; {WORKERS} workers, 1 notifier, 1 scheduler"
             )
@@ -232,7 +232,7 @@ class _Demo:
             f"runs began {late:.0f} ms after their slot at the median; {self.notified} notifications",
             highlight=False,
         )
-        ends = Counter({f"{row['target']} {row['state']}": row["number"] for row in letters.sums(connection)})
+        ends = Counter({f"{row['target']} {row['state']}": row["number"] for row in dead_letters.sums(connection)})
         told = ", ".join(f"{name} {number}" for name, number in sorted(ends.items()))
         arrived = sum(self.receiver.arrived.values())
         self.console.print(

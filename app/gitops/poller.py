@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from app.core import metrics
-from app.core.errors import MOST_PATIENCE, UnwrapFailed
+from app.core.errors import LONGEST_RETRY_AFTER, UnwrapFailed
 from app.gitops.client import Client, PollFailed
 from app.gitops.documents import snapshot
 from app.gitops.model import Endpoint, News, Observation, Outcome, Result
 from app.gitops.verdict import Verdict, decide
 from app.kms.envelope import KeyManager, open_token, wipe
-from app.kms.transport import Wire
+from app.kms.transport import KeyServiceTransport
 
 if TYPE_CHECKING:
     import ssl
@@ -81,7 +81,7 @@ class Polls:
         self._fresh = fresh
         self._clock = clock
         self._loop = asyncio.new_event_loop()
-        self._wire = Wire(context)
+        self._transport = KeyServiceTransport(context)
         self._over: float | None = None
         #: Since when the process is to end.
         self._ending: float | None = None
@@ -178,7 +178,7 @@ class Polls:
         for opening in openings:
             if not opening.cancelled() and opening.exception() is None:
                 await opening.result().close()
-        await self._wire.close()
+        await self._transport.close()
 
     async def _turn(self, stopping: Callable[[], bool]) -> None:
         began = self._clock()
@@ -264,7 +264,7 @@ class Polls:
         endpoint = lane.endpoint
         try:
             async with self._openings:
-                lane.token = await open_token(endpoint.envelope, self._keys, self._wire)
+                lane.token = await open_token(endpoint.envelope, self._keys, self._transport)
             return Client(
                 endpoint.base_url,
                 lane.token,
@@ -289,7 +289,7 @@ class Polls:
         lane.strikes += error.outcome in _STRIKE
         if error.outcome in _DOWN or lane.strikes >= (1 if lane.probing else _STRIKES):
             lane.closed = lane.closed or error
-            lane.rest = max(lane.rest, min(error.retry_after or 0.0, MOST_PATIENCE))
+            lane.rest = max(lane.rest, min(error.retry_after or 0.0, LONGEST_RETRY_AFTER))
 
     def _fail_unasked(self, one: Observation, why: PollFailed) -> None:
         text = why.text

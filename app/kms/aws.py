@@ -13,7 +13,7 @@ from typing import NamedTuple
 from app.core.errors import UnwrapFailed
 from app.kms.aws_credentials import Credentials, find, suffix
 from app.kms.aws_sigv4 import sign
-from app.kms.transport import Reply, Wire
+from app.kms.transport import KeyServiceTransport, Reply
 
 _OK = 200
 #: Errors of the service that are told by name; anything else is told by its HTTP status.
@@ -53,16 +53,16 @@ class AwsKeys:
         self._url = (place.endpoint or f"https://kms.{place.region}.{suffix(place.region)}").rstrip("/") + "/"
         self._credentials: Credentials | None = None
 
-    async def unwrap(self, wrapped: bytes, key_id: str, wire: Wire) -> bytearray:
+    async def unwrap(self, wrapped: bytes, key_id: str, transport: KeyServiceTransport) -> bytearray:
         """Give the data key. The stored id is not looked at: the configured key is asked for."""
         del key_id
         if not wrapped:
             raise UnwrapFailed("the wrapped data key is empty")
         body = json.dumps({"CiphertextBlob": base64.b64encode(wrapped).decode(), "KeyId": self._place.key}).encode()
-        credentials = await self._current(wire)
-        reply = await self._decrypt(wire, body, credentials)
+        credentials = await self._current(transport)
+        reply = await self._decrypt(transport, body, credentials)
         if reply.status != _OK and _name(reply) in _STALE:
-            reply = await self._decrypt(wire, body, await self._current(wire, refused=credentials))
+            reply = await self._decrypt(transport, body, await self._current(transport, refused=credentials))
         if reply.status != _OK:
             raise UnwrapFailed(f"aws kms: {_name(reply) or f'HTTP {reply.status}'}")
         text = reply.content().get("Plaintext")
@@ -74,15 +74,15 @@ class AwsKeys:
             raise UnwrapFailed("aws kms: the answer has no plaintext")
         return bytearray(plain)
 
-    async def _current(self, wire: Wire, *, refused: Credentials | None = None) -> Credentials:
+    async def _current(self, transport: KeyServiceTransport, *, refused: Credentials | None = None) -> Credentials:
         """Give fresh credentials that are not the `refused` ones; many that ask at once cause one search."""
-        async with wire.login:
+        async with transport.login:
             kept = self._credentials
             if kept is None or kept is refused or not kept.fresh(self._clock()):
-                kept = self._credentials = await find(self._environ, self._place.region, wire)
+                kept = self._credentials = await find(self._environ, self._place.region, transport)
             return kept
 
-    async def _decrypt(self, wire: Wire, body: bytes, credentials: Credentials) -> Reply:
+    async def _decrypt(self, transport: KeyServiceTransport, body: bytes, credentials: Credentials) -> Reply:
         headers = sign(
             "POST",
             self._url,
@@ -93,7 +93,7 @@ class AwsKeys:
             service="kms",
             now=self._clock(),
         )
-        return await wire.send("aws kms", "POST", self._url, headers, body)
+        return await transport.send("aws kms", "POST", self._url, headers, body)
 
 
 def _name(reply: Reply) -> str:

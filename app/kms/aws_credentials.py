@@ -18,7 +18,7 @@ from urllib.parse import urlencode, urlsplit
 from app.core.errors import UnwrapFailed
 
 if TYPE_CHECKING:
-    from app.kms.transport import Reply, Wire
+    from app.kms.transport import KeyServiceTransport, Reply
 
 #: Temporary credentials are renewed so long before they expire.
 MARGIN = timedelta(minutes=5)
@@ -43,16 +43,16 @@ class Credentials:
         return self.expires is None or now < self.expires - MARGIN
 
 
-async def find(environ: Mapping[str, str], region: str, wire: Wire) -> Credentials:
+async def find(environ: Mapping[str, str], region: str, transport: KeyServiceTransport) -> Credentials:
     """Give credentials from the first source that is configured. Raises UnwrapFailed that names the source."""
     if environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_SECRET_ACCESS_KEY"):
         return _from_environment(environ)
     if environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
-        return await _from_web_identity(environ, region, wire)
+        return await _from_web_identity(environ, region, transport)
     if environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") or environ.get("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
-        return await _from_container(environ, wire)
+        return await _from_container(environ, transport)
     if environ.get("AWS_EC2_METADATA_DISABLED", "").lower() != "true":
-        return await _from_instance(environ, wire)
+        return await _from_instance(environ, transport)
     raise UnwrapFailed(f"aws credentials: none found; looked at: {_SOURCES}")
 
 
@@ -63,7 +63,7 @@ def _from_environment(environ: Mapping[str, str]) -> Credentials:
     return Credentials(access, secret, environ.get("AWS_SESSION_TOKEN", ""))
 
 
-async def _from_web_identity(environ: Mapping[str, str], region: str, wire: Wire) -> Credentials:
+async def _from_web_identity(environ: Mapping[str, str], region: str, transport: KeyServiceTransport) -> Credentials:
     source = "aws web identity"
     role = environ.get("AWS_ROLE_ARN", "")
     if not role:
@@ -77,7 +77,7 @@ async def _from_web_identity(environ: Mapping[str, str], region: str, wire: Wire
     }
     url = environ.get("AWS_ENDPOINT_URL_STS") or f"https://sts.{region}.{suffix(region)}"
     headers = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
-    reply = await wire.send(source, "POST", url.rstrip("/") + "/", headers, urlencode(form).encode())
+    reply = await transport.send(source, "POST", url.rstrip("/") + "/", headers, urlencode(form).encode())
     if reply.status != _OK:
         raise UnwrapFailed(f"{source}: refused (HTTP {reply.status}); check AWS_ROLE_ARN and its trust policy")
     # STS answers in XML; each of these four names occurs in it once.
@@ -87,7 +87,7 @@ async def _from_web_identity(environ: Mapping[str, str], region: str, wire: Wire
     return _temporary(found, source, token="SessionToken")  # noqa: S106 - a name
 
 
-async def _from_container(environ: Mapping[str, str], wire: Wire) -> Credentials:
+async def _from_container(environ: Mapping[str, str], transport: KeyServiceTransport) -> Credentials:
     source = "aws container credentials"
     relative = environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "")
     url = _CONTAINER + relative if relative else environ["AWS_CONTAINER_CREDENTIALS_FULL_URI"]
@@ -99,27 +99,29 @@ async def _from_container(environ: Mapping[str, str], wire: Wire) -> Credentials
     token = environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", "")
     if environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
         token = _read(environ["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"], source)
-    reply = await wire.send(source, "GET", url, {"Authorization": token} if token else {})
+    reply = await transport.send(source, "GET", url, {"Authorization": token} if token else {})
     return _temporary(_json(reply, source), source)
 
 
-async def _from_instance(environ: Mapping[str, str], wire: Wire) -> Credentials:
+async def _from_instance(environ: Mapping[str, str], transport: KeyServiceTransport) -> Credentials:
     """Ask the instance's metadata service, version 2: a session first, then the role's name, then its credentials."""
     source = "aws instance metadata"
     base = (environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or _INSTANCE).rstrip("/") + "/latest"
     try:
-        session = await wire.send(source, "PUT", f"{base}/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "300"})
+        session = await transport.send(
+            source, "PUT", f"{base}/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "300"}
+        )
     except UnwrapFailed:
         raise UnwrapFailed(f"aws credentials: none found; looked at: {_SOURCES}") from None
     if session.status != _OK:
         raise UnwrapFailed(f"{source}: no session (HTTP {session.status}); is its hop limit too low for a container?")
     headers = {"X-aws-ec2-metadata-token": session.text().strip()}
     path = f"{base}/meta-data/iam/security-credentials/"
-    roles = await wire.send(source, "GET", path, headers)
+    roles = await transport.send(source, "GET", path, headers)
     role = roles.text().partition("\n")[0].strip()
     if roles.status != _OK or not re.fullmatch(r"[\w+=,.@-]{1,128}", role):
         raise UnwrapFailed(f"{source}: the instance has no role (HTTP {roles.status})")
-    return _temporary(_json(await wire.send(source, "GET", path + role, headers), source), source)
+    return _temporary(_json(await transport.send(source, "GET", path + role, headers), source), source)
 
 
 def suffix(region: str) -> str:

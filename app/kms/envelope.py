@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from app.core.errors import UnwrapFailed
 
 if TYPE_CHECKING:
-    from app.kms.transport import Wire
+    from app.kms.transport import KeyServiceTransport
 
 #: The api's sizes, bytes: AES-256 keys, GCM's usual nonce and tag.
 KEY, NONCE, TAG = 32, 12, 16
@@ -33,18 +33,18 @@ class Envelope:
 class KeyManager(Protocol):
     """A key service."""
 
-    async def unwrap(self, wrapped: bytes, key_id: str, wire: Wire) -> bytearray:
+    async def unwrap(self, wrapped: bytes, key_id: str, transport: KeyServiceTransport) -> bytearray:
         """Give the data key, 32 bytes for the caller to wipe. Raises UnwrapFailed, whose text holds no value."""
         ...
 
 
-async def open_token(envelope: Envelope, keys: KeyManager, wire: Wire) -> bytearray:
+async def open_token(envelope: Envelope, keys: KeyManager, transport: KeyServiceTransport) -> bytearray:
     """Give the token, for the caller to wipe. Raises UnwrapFailed, whose text holds no value."""
     if len(envelope.token_nonce) != NONCE:
         raise UnwrapFailed("the token's nonce is not 12 bytes long")
     if len(envelope.token_ciphertext) < TAG:
         raise UnwrapFailed("the token is shorter than its seal")
-    data_key = await keys.unwrap(envelope.token_data_key_ciphertext, envelope.token_kms_key_id, wire)
+    data_key = await keys.unwrap(envelope.token_data_key_ciphertext, envelope.token_kms_key_id, transport)
     with wiping(data_key):
         if len(data_key) != KEY:
             raise UnwrapFailed("the data key is not 32 bytes long")

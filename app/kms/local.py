@@ -11,7 +11,7 @@ from app.core.errors import UnwrapFailed
 from app.kms.envelope import KEY, NONCE, TAG, open_sealed
 
 if TYPE_CHECKING:
-    from app.kms.transport import Wire
+    from app.kms.transport import KeyServiceTransport
 
 _ACCEPTED = "not a key; accepted: standard base64, padded, of 32 bytes"
 _SHOWN = 80
@@ -40,9 +40,9 @@ class LocalKeys:
         self._master = master
         self._id = key_id(master)
 
-    async def unwrap(self, wrapped: bytes, key_id: str, wire: Wire) -> bytearray:
+    async def unwrap(self, wrapped: bytes, key_id: str, transport: KeyServiceTransport) -> bytearray:
         """Give the data key. The stored id must be this master key's."""
-        del wire
+        del transport
         if key_id != self._id:
             stored = "".join(sign if sign.isprintable() else "?" for sign in key_id[:_SHOWN])
             raise UnwrapFailed(f"wrapped by key {stored}, this worker has {self._id}")

@@ -42,7 +42,7 @@ class Reply(NamedTuple):
             wipe(self.body)
 
 
-class Wire:
+class KeyServiceTransport:
     """HTTP for key services, for one event loop. No proxies, no redirects."""
 
     def __init__(self, context: ssl.SSLContext | None = None, *, deadline: float = DEADLINE) -> None:

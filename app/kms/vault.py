@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from app.core.errors import UnwrapFailed
-from app.kms.transport import Reply, Wire
+from app.kms.transport import KeyServiceTransport, Reply
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -57,7 +57,7 @@ class VaultKeys:
         self._session = ""
         self._fresh_until = 0.0
 
-    async def unwrap(self, wrapped: bytes, key_id: str, wire: Wire) -> bytearray:
+    async def unwrap(self, wrapped: bytes, key_id: str, transport: KeyServiceTransport) -> bytearray:
         """Give the data key. The stored id is not looked at: Vault's text says which version of the key it was."""
         del key_id
         if len(wrapped) < _LEAST or not wrapped.startswith(_PREFIX):
@@ -67,32 +67,32 @@ class VaultKeys:
         except UnicodeDecodeError:
             raise UnwrapFailed("the wrapped data key is not in Vault's form") from None
         path = f"{_escaped(self._place.mount)}/decrypt/{quote(self._place.key, safe='')}"
-        token = await self._credentials(wire)
-        reply = await self._send(wire, path, body, token)
+        token = await self._credentials(transport)
+        reply = await self._send(transport, path, body, token)
         if reply.status == _FORBIDDEN and self._login is not None:  # the login may have been revoked
-            reply = await self._send(wire, path, body, await self._credentials(wire, refused=token))
+            reply = await self._send(transport, path, body, await self._credentials(transport, refused=token))
         if reply.status != _OK:
             raise UnwrapFailed(_MEANING.get(reply.status, f"vault answers HTTP {reply.status}"))
         data = reply.content().get("data")
         return _decoded(data.get("plaintext") if isinstance(data, dict) else None)
 
-    async def _credentials(self, wire: Wire, *, refused: str = "") -> str:
+    async def _credentials(self, transport: KeyServiceTransport, *, refused: str = "") -> str:
         """Give a token that is not the `refused` one; many that ask at once cause one login."""
         if self._token is not None:
             return self._token.get_secret_value()
-        async with wire.login:
+        async with transport.login:
             if self._session == refused or time.monotonic() >= self._fresh_until:
-                await self._log_in(wire)
+                await self._log_in(transport)
             return self._session
 
-    async def _log_in(self, wire: Wire) -> None:
+    async def _log_in(self, transport: KeyServiceTransport) -> None:
         assert self._login is not None
         try:
             jwt = Path(self._login.jwt_path).read_text(encoding="ascii").strip()  # noqa: ASYNC240 - one small file
         except (OSError, UnicodeDecodeError):
             raise UnwrapFailed("vault login: the service account's token cannot be read") from None
         body = json.dumps({"role": self._login.role, "jwt": jwt}).encode()
-        reply = await self._send(wire, f"auth/{_escaped(self._login.mount)}/login", body, "")
+        reply = await self._send(transport, f"auth/{_escaped(self._login.mount)}/login", body, "")
         if reply.status != _OK:
             raise UnwrapFailed(f"vault login: refused (HTTP {reply.status}); check the role and its bound accounts")
         auth = reply.content().get("auth")
@@ -104,13 +104,13 @@ class VaultKeys:
         lasts = lifetime if isinstance(lifetime, int) and lifetime > 0 else 0
         self._fresh_until = time.monotonic() + lasts * _FRESH
 
-    async def _send(self, wire: Wire, path: str, body: bytes, token: str) -> Reply:
+    async def _send(self, transport: KeyServiceTransport, path: str, body: bytes, token: str) -> Reply:
         headers = {"Content-Type": "application/json", "X-Vault-Request": "true"}
         if token:
             headers["X-Vault-Token"] = token
         if self._place.namespace:
             headers["X-Vault-Namespace"] = self._place.namespace
-        return await wire.send(_SERVICE, "POST", f"{self._place.address.rstrip('/')}/v1/{path}", headers, body)
+        return await transport.send(_SERVICE, "POST", f"{self._place.address.rstrip('/')}/v1/{path}", headers, body)
 
 
 def _escaped(mount: str) -> str:

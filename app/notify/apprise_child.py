@@ -16,7 +16,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from app.notify.egress import Guard
+from app.notify.egress import EgressPolicy
 from app.notify.settings import NotificationSettings
 
 #: Bytes of memory that the library may take; it reads answers to their end.
@@ -27,8 +27,8 @@ _DELIVERED, _REFUSED, _UNKNOWN_URL, _BLOCKED = 0, 3, 4, 5
 def main() -> int:
     """Tell the service."""
     given = json.loads(sys.stdin.buffer.read())
-    guard = Guard(NotificationSettings.read().allowed_networks)
-    blocked = _guard_sockets(guard)
+    egress = EgressPolicy(NotificationSettings.read().allowed_networks)
+    blocked = _guard_sockets(egress)
     _stay_small_and_direct()
     import apprise  # noqa: PLC0415 - after the sockets are guarded
     import requests  # noqa: PLC0415
@@ -42,7 +42,7 @@ def main() -> int:
     return _DELIVERED if done else _BLOCKED if blocked else _REFUSED
 
 
-def _guard_sockets(guard: Guard) -> list[bool]:
+def _guard_sockets(egress: EgressPolicy) -> list[bool]:
     """Refuse connections that the guard does not let through; the list is not empty once one was."""
     blocked: list[bool] = []
 
@@ -57,7 +57,7 @@ def _guard_sockets(guard: Guard) -> list[bool]:
             if self.family not in (socket.AF_INET, socket.AF_INET6):
                 return address
             found = socket.getaddrinfo(address[0], address[1], self.family, socket.SOCK_STREAM)
-            if not guard.lets(str(found[0][4][0])):
+            if not egress.allows(str(found[0][4][0])):
                 blocked.append(True)
                 raise PermissionError
             return found[0][4]

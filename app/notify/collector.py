@@ -40,7 +40,7 @@ _FAMILIES = (
 )
 
 
-class Gauges:
+class NotificationCollector:
     """A collector for the process's exposition."""
 
     def __init__(self, pool: ConnectionPool[Connection[Any]], targets: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Which:
+class DeliveryFilter:
     """Which deliveries are meant; whatever is None does not matter. `older` and `newer` are ages."""
 
     ids: tuple[int, ...] = ()
@@ -89,24 +89,24 @@ SELECT name, failures >= 5 AS broken, rests_until, off_fingerprint, off_reason, 
 """
 
 
-def find(connection: Connection[Any], which: Which) -> Iterator[dict[str, Any]]:
+def find(connection: Connection[Any], filters: DeliveryFilter) -> Iterator[dict[str, Any]]:
     """Give the deliveries, newest first."""
-    yield from connection.cursor(row_factory=dict_row).execute(LIST, _parameters(which))
+    yield from connection.cursor(row_factory=dict_row).execute(LIST, _parameters(filters))
 
 
-def replay(connection: Connection[Any], which: Which, *, per_second: float) -> int:
+def replay(connection: Connection[Any], filters: DeliveryFilter, *, per_second: float) -> int:
     """Give dead letters another life, at most so many a second, and give how many; the relay sends them."""
     apart = timedelta(seconds=1 / per_second)
     with connection.transaction():
         connection.execute(LOCK)
-        return connection.execute(REPLAY, {**_parameters(which), "apart": apart, "state": "dead"}).rowcount
+        return connection.execute(REPLAY, {**_parameters(filters), "apart": apart, "state": "dead"}).rowcount
 
 
-def purge(connection: Connection[Any], which: Which) -> int:
+def purge(connection: Connection[Any], filters: DeliveryFilter) -> int:
     """Close dead letters for good; they stay in the sums, as suppressed."""
     with connection.transaction():
         connection.execute(LOCK)
-        return connection.execute(PURGE, {**_parameters(which), "state": "dead"}).rowcount
+        return connection.execute(PURGE, {**_parameters(filters), "state": "dead"}).rowcount
 
 
 def sums(connection: Connection[Any]) -> list[dict[str, Any]]:
@@ -119,5 +119,5 @@ def targets(connection: Connection[Any]) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in connection.cursor(row_factory=dict_row).execute(TARGETS)}
 
 
-def _parameters(which: Which) -> dict[str, Any]:
-    return {**asdict(which), "ids": list(which.ids)}
+def _parameters(filters: DeliveryFilter) -> dict[str, Any]:
+    return {**asdict(filters), "ids": list(filters.ids)}

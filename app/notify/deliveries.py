@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from psycopg.rows import dict_row
 
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
-from app.core.events import Note
+from app.core.events import Notification
 from app.notify.digest import digest
-from app.notify.outbox import note, write_event
+from app.notify.outbox import read_notification, write_event
 from app.notify.policy import BREAKER_FAILURES, Decision, Health, Policy, Waiting, backoff, cooldown, decide
 from app.notify.sink import everything
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 #: Deliveries of one receiver that are looked at together, and so the most that one digest takes.
 MOST_TOGETHER = 20_000
 
-LOOK = """
+PEEK = """
 SELECT target FROM secrets_bridge_worker.notification_delivery
  WHERE id = %(id)s AND (state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now())
 """
 
-TAKE_ALONE = """
+CLAIM_ALONE = """
 UPDATE secrets_bridge_worker.notification_delivery AS delivery
    SET state = 'sending', attempts = attempts + 1, lease_until = now() + %(lease)s
   FROM secrets_bridge_worker.notification_event AS event
@@ -48,11 +48,11 @@ UPDATE secrets_bridge_worker.notification_delivery AS delivery
 RETURNING attempts, queued_at, event_id, created_at, kind, component, severity, title, detail, metadata, tallies
 """
 
-LOCK = """
+ADD_TARGET = """
 INSERT INTO secrets_bridge_worker.notification_target AS target (name) VALUES (%(name)s)
     ON CONFLICT (name) DO NOTHING
 """
-LOCKED = """
+LOCK_TARGET = """
 SELECT *, now() AS now FROM secrets_bridge_worker.notification_target WHERE name = %(name)s FOR UPDATE
 """
 
@@ -68,20 +68,20 @@ SELECT delivery.id, delivery.attempts, delivery.queued_at,
  LIMIT %(most)s
 """
 
-HOLDS = """
+DEDUP_WINDOWS = """
 SELECT key, until FROM secrets_bridge_worker.notification_hold WHERE target = %(target)s AND until > now()
 """
-HOLD = """
+POSTPONE = """
 UPDATE secrets_bridge_worker.notification_delivery SET due_at = %(until)s
  WHERE id = ANY (%(ids)s) AND state = 'pending'
 """
-HOLD_LIKE = """
+OPEN_DEDUP_WINDOWS = """
 INSERT INTO secrets_bridge_worker.notification_hold (target, key, until)
 SELECT %(target)s, key, now() + %(repeat)s FROM unnest(%(keys)s::text[]) AS sent (key)
     ON CONFLICT (target, key) DO UPDATE SET until = excluded.until
 """
 
-TAKE = """
+CLAIM = """
 UPDATE secrets_bridge_worker.notification_delivery
    SET state = 'sending', attempts = attempts + 1, lease_until = now() + %(lease)s
  WHERE id = %(id)s AND (state = 'pending' OR state = 'sending' AND lease_until <= now())
@@ -97,7 +97,7 @@ UPDATE secrets_bridge_worker.notification_delivery
    SET state = 'digested', digest = %(digest)s, finished_at = clock_timestamp(), lease_until = NULL
  WHERE id = ANY (%(ids)s)
 """
-PROMISE = """
+RESERVE_SLOT = """
 UPDATE secrets_bridge_worker.notification_target
    SET paced_until = coalesce(%(paced_until)s, paced_until),
        probe_until = CASE WHEN %(probing)s THEN now() + %(lease)s ELSE probe_until END,
@@ -132,12 +132,12 @@ UPDATE secrets_bridge_worker.notification_delivery
  WHERE id = %(id)s AND state = 'sending' AND attempts = %(attempt)s
 RETURNING event_id
 """
-WELL = """
+RESET_BREAKER = """
 UPDATE secrets_bridge_worker.notification_target
    SET failures = 0, trips = 0, rests_until = NULL, probe_until = NULL
  WHERE name = %(target)s
 """
-FAILED = """
+COUNT_FAILURE = """
 UPDATE secrets_bridge_worker.notification_target
    SET failures = failures + %(failures)s, trips = %(trips)s, probe_until = NULL,
        rests_until = CASE WHEN %(rest)s::interval IS NULL THEN rests_until
@@ -156,11 +156,11 @@ UPDATE secrets_bridge_worker.notification_target
        probe_until = NULL
  WHERE name = %(target)s
 """
-HURRY = """
+EXPEDITE_RETRIES = """
 UPDATE secrets_bridge_worker.notification_delivery SET due_at = now()
  WHERE target = %(target)s AND state = 'pending' AND attempts > 0
 """
-NEXT = """
+NEXT_DUE = """
 SELECT id FROM secrets_bridge_worker.notification_delivery
  WHERE target = %(target)s AND state = 'pending' AND due_at <= now() ORDER BY id LIMIT 10
 """
@@ -170,19 +170,19 @@ SELECT target, state, reason, code FROM secrets_bridge_worker.notification_deliv
 """
 
 
-class Taken(NamedTuple):
+class ClaimedDelivery(NamedTuple):
     """A delivery that is ours to attempt, until its lease is over."""
 
     id: int
     target: Target
-    note: Note
+    notification: Notification
     attempt: int
     queued_at: datetime
     #: How many events it tells of.
     events: int
 
 
-class Ended(NamedTuple):
+class DeliveryOutcome(NamedTuple):
     """How an attempt was settled: the delivery's new state, and what follows from it."""
 
     state: str
@@ -206,19 +206,19 @@ class Deliveries:
     targets: Mapping[str, Target]
     settings: NotificationSettings
 
-    def take(self, connection: Connection[Any], delivery: int) -> Taken | None:
+    def claim(self, connection: Connection[Any], delivery: int) -> ClaimedDelivery | None:
         """Take what the receiver of this delivery is to be sent now; None when it is nothing."""
         cursor = connection.cursor(row_factory=dict_row)
-        seen = cursor.execute(LOOK, {"id": delivery}).fetchone()
+        seen = cursor.execute(PEEK, {"id": delivery}).fetchone()
         target = self.targets.get(seen["target"]) if seen else None
         if target is None:
             return None
         policy = self.policy(target)
         if not (policy.digests or policy.pace or policy.grouped):
-            row = cursor.execute(TAKE_ALONE, {"id": delivery, "lease": self.settings.lease}).fetchone()
+            row = cursor.execute(CLAIM_ALONE, {"id": delivery, "lease": self.settings.lease}).fetchone()
             if row is not None:
-                one = note(row)
-                return Taken(delivery, target, one, row["attempts"], row["queued_at"], _events(one))
+                one = read_notification(row)
+                return ClaimedDelivery(delivery, target, one, row["attempts"], row["queued_at"], _events(one))
         with connection.transaction():
             row = _lock(cursor, target.name)
             if row["off_fingerprint"] is not None:
@@ -229,29 +229,29 @@ class Deliveries:
             health = _health(row)
             if health.closed_to_all(row["now"]):
                 return None
-            return self._take(cursor, delivery, target, health, row["now"])
+            return self._claim(cursor, delivery, target, health, row["now"])
 
-    def _take(
+    def _claim(
         self, cursor: Cursor[dict[str, Any]], delivery: int, target: Target, health: Health, now: datetime
-    ) -> Taken | None:
+    ) -> ClaimedDelivery | None:
         policy = self.policy(target)
         alone = not (policy.digests or policy.grouped or health.broken)
         only = delivery if alone else None
         query = {"target": target.name, "id": only, "most": MOST_TOGETHER}
         found = cursor.execute(WAITING, query).fetchall()
         waiting = [_waiting(row, target) for row in found]
-        holds = {}
+        windows = {}
         if policy.repeat:
-            holds = {row["key"]: row["until"] for row in cursor.execute(HOLDS, {"target": target.name})}
-        decision = decide(delivery, waiting, health, policy, holds, now)
-        for until, ids in decision.hold.items():
-            cursor.execute(HOLD, {"ids": ids, "until": until})
+            windows = {row["key"]: row["until"] for row in cursor.execute(DEDUP_WINDOWS, {"target": target.name})}
+        decision = decide(delivery, waiting, health, policy, windows, now)
+        for until, ids in decision.postpone.items():
+            cursor.execute(POSTPONE, {"ids": ids, "until": until})
         if not decision.send:
             return None
-        taken = self._send(cursor, target, decision, {row["id"]: row["queued_at"] for row in found})
+        claimed = self._send(cursor, target, decision, {row["id"]: row["queued_at"] for row in found})
         caught_up = len(decision.send) > 1 or not any(one.due and not one.attempts for one in waiting)
         cursor.execute(
-            PROMISE,
+            RESERVE_SLOT,
             {
                 "target": target.name,
                 "paced_until": decision.paced_until,
@@ -260,28 +260,30 @@ class Deliveries:
                 "caught_up": caught_up,
             },
         )
-        if decision.sent_keys:
-            keys = list(decision.sent_keys)
-            cursor.execute(HOLD_LIKE, {"target": target.name, "keys": keys, "repeat": policy.repeat})
-        return taken
+        if decision.dedup_keys:
+            keys = list(decision.dedup_keys)
+            cursor.execute(OPEN_DEDUP_WINDOWS, {"target": target.name, "keys": keys, "repeat": policy.repeat})
+        return claimed
 
     def _send(
         self, cursor: Cursor[dict[str, Any]], target: Target, decision: Decision, queued: Mapping[int, datetime]
-    ) -> Taken | None:
+    ) -> ClaimedDelivery | None:
         lease = self.settings.lease
         if len(decision.send) == 1:
             (one,) = decision.send
-            row = cursor.execute(TAKE, {"id": one.id, "lease": lease}).fetchone()
+            row = cursor.execute(CLAIM, {"id": one.id, "lease": lease}).fetchone()
             if row is None:  # somebody took it alone, meanwhile
                 return None
-            return Taken(one.id, target, one.note, row["attempts"], row["queued_at"], _events(one.note))
+            return ClaimedDelivery(
+                one.id, target, one.notification, row["attempts"], row["queued_at"], _events(one.notification)
+            )
         oldest = min(queued[one.id] for one in decision.send)
-        event = digest([one.note for one in decision.send])
+        event = digest([one.notification for one in decision.send])
         whole = write_event(cursor, event)
         added = {"event": whole.id, "target": target.name, "queued_at": oldest, "lease": lease}
         row = _one(cursor.execute(ADD_DIGEST, added).fetchone())
         cursor.execute(DIGESTED, {"digest": row["id"], "ids": [one.id for one in decision.send]})
-        return Taken(row["id"], target, whole, 1, oldest, _events(whole))
+        return ClaimedDelivery(row["id"], target, whole, 1, oldest, _events(whole))
 
     def policy(self, target: Target) -> Policy:
         """Say how a receiver is treated."""
@@ -292,69 +294,77 @@ class Deliveries:
         return Policy(own.repeat, own.pace, own.burst, own.digest_over, grouped)
 
     def settle(
-        self, connection: Connection[Any], taken: Taken, error: SinkRejected | SinkUnavailable | None
-    ) -> Ended | None:
+        self, connection: Connection[Any], claimed: ClaimedDelivery, error: SinkRejected | SinkUnavailable | None
+    ) -> DeliveryOutcome | None:
         """Write down how the attempt ended; None when it was not ours any more."""
         if error is None:
-            return self._delivered(connection, taken)
-        return self._settle(connection, taken, error)
+            return self._delivered(connection, claimed)
+        return self._settle(connection, claimed, error)
 
-    def _delivered(self, connection: Connection[Any], taken: Taken) -> Ended | None:
-        cursor, name = connection.cursor(row_factory=dict_row), taken.target.name
-        row = cursor.execute(DELIVERED, {"id": taken.id, "attempt": taken.attempt, "target": name}).fetchone()
+    def _delivered(self, connection: Connection[Any], claimed: ClaimedDelivery) -> DeliveryOutcome | None:
+        cursor, name = connection.cursor(row_factory=dict_row), claimed.target.name
+        row = cursor.execute(DELIVERED, {"id": claimed.id, "attempt": claimed.attempt, "target": name}).fetchone()
         if row is None:
             return None
         partly = _partly(cursor, row["event_id"]) if row["partly"] else ()
-        ended = Ended("delivered", age=row["age"], partly=partly)
-        grouped = taken.target.sink.group is not everything
+        outcome = DeliveryOutcome("delivered", age=row["age"], partly=partly)
+        grouped = claimed.target.sink.group is not everything
         if row["well"] and not grouped:
-            return ended
+            return outcome
         with connection.transaction():
             _lock(cursor, name)
-            cursor.execute(WELL, {"target": name})
+            cursor.execute(RESET_BREAKER, {"target": name})
             if row["recovered"]:
-                cursor.execute(HURRY, {"target": name})
-            follow = tuple(found["id"] for found in cursor.execute(NEXT, {"target": name}))
-        return ended._replace(recovered=row["recovered"], follow=follow)
+                cursor.execute(EXPEDITE_RETRIES, {"target": name})
+            follow = tuple(found["id"] for found in cursor.execute(NEXT_DUE, {"target": name}))
+        return outcome._replace(recovered=row["recovered"], follow=follow)
 
-    def _settle(self, connection: Connection[Any], taken: Taken, error: SinkRejected | SinkUnavailable) -> Ended | None:
-        cursor, name = connection.cursor(row_factory=dict_row), taken.target.name
+    def _settle(
+        self, connection: Connection[Any], claimed: ClaimedDelivery, error: SinkRejected | SinkUnavailable
+    ) -> DeliveryOutcome | None:
+        cursor, name = connection.cursor(row_factory=dict_row), claimed.target.name
         with connection.transaction():
             row = _lock(cursor, name)
-            health, age = _health(row), row["now"] - taken.queued_at
+            health, age = _health(row), row["now"] - claimed.queued_at
             resting = health.rests_until is not None and row["now"] < health.rests_until
-            ended = self._ended(taken, error, health, age, resting=resting)
+            outcome = self._outcome(claimed, error, health, age, resting=resting)
             settled = cursor.execute(
                 SETTLE,
                 {
-                    "id": taken.id,
-                    "attempt": taken.attempt,
-                    "state": ended.state,
-                    "reason": ended.reason,
+                    "id": claimed.id,
+                    "attempt": claimed.attempt,
+                    "state": outcome.state,
+                    "reason": outcome.reason,
                     "code": error.code,
-                    "wait": ended.wait,
+                    "wait": outcome.wait,
                 },
             ).fetchone()
             if settled is None:
                 return None
-            self._remember(cursor, taken, error, health, ended)
-            if ended.recovered:
-                cursor.execute(HURRY, {"target": name})
-            grouped = taken.target.sink.group is not everything
-            if ended.recovered or (grouped and ended.state != "pending"):
-                follow = tuple(row["id"] for row in cursor.execute(NEXT, {"target": name}))
-                ended = ended._replace(follow=follow)
-            if ended.state != "pending":
-                ended = ended._replace(partly=_partly(cursor, settled["event_id"]))
-        return ended
+            self._remember(cursor, claimed, error, health, outcome)
+            if outcome.recovered:
+                cursor.execute(EXPEDITE_RETRIES, {"target": name})
+            grouped = claimed.target.sink.group is not everything
+            if outcome.recovered or (grouped and outcome.state != "pending"):
+                follow = tuple(row["id"] for row in cursor.execute(NEXT_DUE, {"target": name}))
+                outcome = outcome._replace(follow=follow)
+            if outcome.state != "pending":
+                outcome = outcome._replace(partly=_partly(cursor, settled["event_id"]))
+        return outcome
 
-    def _ended(
-        self, taken: Taken, error: SinkRejected | SinkUnavailable, health: Health, age: timedelta, *, resting: bool
-    ) -> Ended:
+    def _outcome(
+        self,
+        claimed: ClaimedDelivery,
+        error: SinkRejected | SinkUnavailable,
+        health: Health,
+        age: timedelta,
+        *,
+        resting: bool,
+    ) -> DeliveryOutcome:
         seconds = age.total_seconds()
         if isinstance(error, SinkRejected):
-            return Ended("dead", error.fault, switched_off=error.off, recovered=health.broken, age=seconds)
-        wait = backoff(taken.attempt, random.random())  # noqa: S311 - not a secret
+            return DeliveryOutcome("dead", error.fault, switched_off=error.off, recovered=health.broken, age=seconds)
+        wait = backoff(claimed.attempt, random.random())  # noqa: S311 - not a secret
         if error.retry_after is not None:
             wait = max(wait, timedelta(seconds=error.retry_after))
         limited = error.fault is Fault.RATE_LIMITED
@@ -362,42 +372,42 @@ class Deliveries:
         broken = not limited and not resting and health.failures + 1 >= BREAKER_FAILURES
         opened = cooldown(health.trips + 1, self.settings.cooldown) if broken else None
         if age >= self.settings.give_up:
-            return Ended("dead", "gave_up", opened=opened, age=seconds)
-        return Ended("pending", error.fault, wait, opened=opened, age=seconds)
+            return DeliveryOutcome("dead", "gave_up", opened=opened, age=seconds)
+        return DeliveryOutcome("pending", error.fault, wait, opened=opened, age=seconds)
 
     def _remember(
         self,
         cursor: Cursor[dict[str, Any]],
-        taken: Taken,
+        claimed: ClaimedDelivery,
         error: SinkRejected | SinkUnavailable,
         health: Health,
-        ended: Ended,
+        outcome: DeliveryOutcome,
     ) -> None:
-        name = taken.target.name
+        name = claimed.target.name
         if not isinstance(error, SinkUnavailable):
-            cursor.execute(WELL, {"target": name})
-            if ended.switched_off:
-                fingerprint = taken.target.fingerprint
-                cursor.execute(SWITCH_OFF, {"target": name, "fingerprint": fingerprint, "reason": ended.reason})
+            cursor.execute(RESET_BREAKER, {"target": name})
+            if outcome.switched_off:
+                fingerprint = claimed.target.fingerprint
+                cursor.execute(SWITCH_OFF, {"target": name, "fingerprint": fingerprint, "reason": outcome.reason})
             return
         limited = error.fault is Fault.RATE_LIMITED
         cursor.execute(
-            FAILED,
+            COUNT_FAILURE,
             {
                 "target": name,
                 "failures": int(not limited),
-                "trips": health.trips + 1 if ended.opened else health.trips,
-                "rest": ended.wait if limited else ended.opened,
-                "broken": ended.opened is not None,
+                "trips": health.trips + 1 if outcome.opened else health.trips,
+                "rest": outcome.wait if limited else outcome.opened,
+                "broken": outcome.opened is not None,
             },
         )
 
 
 def _lock(cursor: Cursor[dict[str, Any]], name: str) -> dict[str, Any]:
-    row = cursor.execute(LOCKED, {"name": name}).fetchone()
+    row = cursor.execute(LOCK_TARGET, {"name": name}).fetchone()
     if row is None:
-        cursor.execute(LOCK, {"name": name})
-        row = cursor.execute(LOCKED, {"name": name}).fetchone()
+        cursor.execute(ADD_TARGET, {"name": name})
+        row = cursor.execute(LOCK_TARGET, {"name": name}).fetchone()
     return _one(row)
 
 
@@ -408,11 +418,11 @@ def _health(row: Mapping[str, Any]) -> Health:
 
 
 def _waiting(row: Mapping[str, Any], target: Target) -> Waiting:
-    one = note(row)
+    one = read_notification(row)
     return Waiting(row["id"], one, row["attempts"], row["due"], row["busy"], target.sink.group(one.event))
 
 
-def _events(one: Note) -> int:
+def _events(one: Notification) -> int:
     return sum(tally.events for tally in one.event.tallies) or 1
 
 

@@ -7,22 +7,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from app.core.events import Event, Kind, Note, Severity, Tally
+from app.core.events import Event, Kind, Notification, Severity, Tally
 
 #: The component of events that are about more than one sweeper, or about the delivery itself.
 OWN = "notifications"
 
 
-def digest(notes: Sequence[Note]) -> Event:
+def digest(notifications: Sequence[Notification]) -> Event:
     """Combine events, oldest first. Equal ones keep their component and title; their numbers are summed.
 
     Incidents (failures and recoveries of one component) end as the newest of them: that is how things stand.
     """
-    tallies = _tally(notes)
+    tallies = _tally(notifications)
     total = sum(tally.events for tally in tallies)
     first, last = min(tally.first for tally in tallies), max(tally.last for tally in tallies)
     detail = f"{total} events between {first:%Y-%m-%dT%H:%M:%SZ} and {last:%Y-%m-%dT%H:%M:%SZ}"
-    newest = notes[-1].event
+    newest = notifications[-1].event
     if len(tallies) == 1:
         (only,) = tallies
         return replace(newest, detail=detail, metadata={**only.counts, "events": total}, tallies=tallies)
@@ -44,20 +44,22 @@ def _sums(tallies: Iterable[Tally]) -> dict[str, int]:
     return dict(sums)
 
 
-def _tally(notes: Iterable[Note]) -> tuple[Tally, ...]:
+def _tally(notifications: Iterable[Notification]) -> tuple[Tally, ...]:
     sums: dict[tuple[str, Severity, str], Tally] = {}
-    for one in (tally for note in notes for tally in _tallies_of(note)):
+    for one in (tally for notification in notifications for tally in _tallies_of(notification)):
         key = (one.component, one.severity, one.title)
         sums[key] = _plus(sums[key], one) if key in sums else one
     return tuple(sorted(sums.values(), key=lambda tally: (-tally.severity.rank, tally.component, tally.title)))
 
 
-def _tallies_of(note: Note) -> Iterator[Tally]:
-    event = note.event
+def _tallies_of(notification: Notification) -> Iterator[Tally]:
+    event = notification.event
     if event.tallies:
         yield from event.tallies
     else:
-        yield Tally(event.component, event.severity, event.title, 1, note.time, note.time, dict(event.metadata))
+        yield Tally(
+            event.component, event.severity, event.title, 1, notification.time, notification.time, dict(event.metadata)
+        )
 
 
 def _plus(one: Tally, other: Tally) -> Tally:

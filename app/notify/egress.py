@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
-from app.notify.settings import Network
+from app.notify.settings import IPNetwork
 
 Address = IPv4Address | IPv6Address
 
@@ -32,36 +32,36 @@ _CLOSED = tuple(
 )  # fmt: skip
 
 
-class Guard:
+class EgressPolicy:
     """The operator's allowance: networks that receivers may be in although they are closed to the world."""
 
-    def __init__(self, allowed: Sequence[Network]) -> None:
+    def __init__(self, allowed: Sequence[IPNetwork]) -> None:
         self._allowed = tuple(allowed)
 
-    def lets(self, address: str, *, plain: bool = False) -> bool:
+    def allows(self, address: str, *, cleartext: bool = False) -> bool:
         """Say whether an address may be dialled; `plain` without TLS, which is for allowed networks only."""
         bare = _unwrap(ip_address(address.partition("%")[0]))
         if _forbidden(bare):
             return False
         allowed = any(bare in network for network in self._allowed)
-        return allowed or (not plain and not any(bare in network for network in _CLOSED))
+        return allowed or (not cleartext and not any(bare in network for network in _CLOSED))
 
-    async def resolve(self, host: str, port: int, *, plain: bool = False) -> list[str]:
+    async def resolve(self, host: str, port: int, *, cleartext: bool = False) -> list[str]:
         """Give the addresses of a host that may be dialled, in the resolver's order.
 
         Raises SinkUnavailable when the name is not known, SinkRejected when all its addresses are closed.
         """
         addresses = [host] if _is_address(host) else await _look_up(host, port)
-        open_ones = [address for address in addresses if self.lets(address, plain=plain)]
+        open_ones = [address for address in addresses if self.allows(address, cleartext=cleartext)]
         if not open_ones:
             raise SinkRejected(Fault.BLOCKED_ADDRESS)
         return open_ones
 
-    def refuses_literal(self, host: str, *, plain: bool) -> bool:
+    def denies_literal(self, host: str, *, cleartext: bool) -> bool:
         """Say whether a URL's host is an address that will never be dialled; a name is judged by its addresses."""
-        if plain and not self._allowed:
+        if cleartext and not self._allowed:
             return True
-        return _is_address(host) and not self.lets(host, plain=plain)
+        return _is_address(host) and not self.allows(host, cleartext=cleartext)
 
 
 async def _look_up(host: str, port: int) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from app.core.events import Event, Kind, Note
+from app.core.events import Event, Kind, Notification
 
 #: More lines than this in one message help nobody.
 MOST_LINES = 20
@@ -25,9 +25,9 @@ def counts(metadata: Mapping[str, int]) -> str:
     return ", ".join(f"{name}={number}" for name, number in metadata.items())
 
 
-def lines(note: Note) -> Iterator[str]:
+def body_lines(notification: Notification) -> Iterator[str]:
     """Give what there is to say beyond the title, line by line: the tallies of a digest, else detail and numbers."""
-    event = note.event
+    event = notification.event
     if event.detail:
         yield event.detail
     for tally in event.tallies[:MOST_LINES]:
@@ -39,11 +39,11 @@ def lines(note: Note) -> Iterator[str]:
         yield counts(event.metadata)
 
 
-def body(note: Note) -> dict[str, Any]:
+def body(notification: Notification) -> dict[str, Any]:
     """Give the control plane's JSON body of an event; keys in its order, empty ones left out."""
-    event = note.event
+    event = notification.event
     full: dict[str, Any] = {
-        "time": timestamp(note.time),
+        "time": timestamp(notification.time),
         "severity": event.severity.value,
         "component": event.component,
         "title": event.title,
@@ -53,7 +53,7 @@ def body(note: Note) -> dict[str, Any]:
     return {key: value for key, value in full.items() if value or key not in ("detail", "metadata")}
 
 
-def dump(content: Mapping[str, Any]) -> bytes:
+def to_json(content: Mapping[str, Any]) -> bytes:
     """Give JSON without blanks, in UTF-8."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -70,7 +70,7 @@ def timestamp(moment: datetime) -> str:
     return f"{text}{fraction}Z"
 
 
-def cut(text: str, most: int) -> str:
+def truncate(text: str, most: int) -> str:
     """Cut to so many code points, the last one an ellipsis when something went."""
     return text if len(text) <= most else text[: most - 1] + "…"
 

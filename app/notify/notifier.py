@@ -19,9 +19,9 @@ from psycopg_pool import PoolTimeout
 
 from app.core import metrics
 from app.core.errors import Fault, SinkRejected, SinkUnavailable, describe
-from app.core.events import Event, Kind, Note, Severity
+from app.core.events import Event, Kind, Notification, Severity
 from app.notify import relay
-from app.notify.deliveries import Deliveries, Ended, Taken
+from app.notify.deliveries import ClaimedDelivery, Deliveries, DeliveryOutcome
 from app.notify.digest import OWN
 
 if TYPE_CHECKING:
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
     from app.notify.outbox import Outbox
     from app.notify.routing import Target
-    from app.notify.sink import Wire
+    from app.notify.sink import Transport
 
 log = structlog.get_logger("notification")
 
 #: Runs an attempt, given the way out, on an event loop, and waits for its end.
-Run = Callable[[Callable[["Wire"], Coroutine[Any, Any, None]]], None]
+Run = Callable[[Callable[["Transport"], Coroutine[Any, Any, None]]], None]
 
 
-class Again(Exception):
+class RetryLater(Exception):
     """This delivery is to be tried again after a wait."""
 
     def __init__(self, delivery: int, wait: timedelta) -> None:
@@ -48,11 +48,11 @@ class Again(Exception):
         self.delivery, self.wait = delivery, wait
 
 
-async def attempt(target: Target, note: Note, wire: Wire, seconds: float) -> None:
+async def attempt(target: Target, notification: Notification, transport: Transport, seconds: float) -> None:
     """Try once, within so many seconds in all. Raises SinkRejected or SinkUnavailable, and nothing else."""
     try:
         async with asyncio.timeout(seconds):
-            await target.sink.send(note, target.settings, target.receiver, wire)
+            await target.sink.send(notification, target.settings, target.receiver, transport)
     except (SinkRejected, SinkUnavailable):
         raise
     except TimeoutError:
@@ -75,35 +75,35 @@ class Notifier:
         """Make the attempt that this delivery's receiver is due. Raises Again when it is to be repeated."""
         try:
             with self.pool.connection() as connection:
-                taken = self.deliveries.take(connection, delivery)
+                claimed = self.deliveries.claim(connection, delivery)
         except (psycopg.Error, PoolTimeout) as error:
             log.warning("delivery put off, PostgreSQL is away", **describe(error)._asdict())
             return
-        if taken is None:
+        if claimed is None:
             return
-        ended = self._settle(taken, self._attempt(taken))
-        if ended is None:
+        outcome = self._settle(claimed, self._attempt(claimed))
+        if outcome is None:
             return
-        self._tell(taken, ended)
-        self.outbox.trigger(ended.follow)
-        if ended.state == "pending":
-            raise Again(taken.id, ended.wait)
+        self._tell(claimed, outcome)
+        self.outbox.trigger(outcome.follow)
+        if outcome.state == "pending":
+            raise RetryLater(claimed.id, outcome.wait)
 
-    def _settle(self, taken: Taken, error: SinkRejected | SinkUnavailable | None) -> Ended | None:
+    def _settle(self, claimed: ClaimedDelivery, error: SinkRejected | SinkUnavailable | None) -> DeliveryOutcome | None:
         """Write down how the attempt ended, with patience: what is not written down is sent again."""
         for pause in (0.1, 0.5, 1.0, 2.0, None):
             try:
                 with self.pool.connection() as connection:
-                    ended = self.deliveries.settle(connection, taken, error)
+                    outcome = self.deliveries.settle(connection, claimed, error)
             except (psycopg.Error, PoolTimeout) as problem:
                 if pause is None:
                     log.error("attempt not settled; it is made again", **describe(problem)._asdict())
                     return None
                 time.sleep(pause)
             else:
-                if ended is None:
-                    log.warning("attempt outlived its lease; another one decides", sink=taken.target.name)
-                return ended
+                if outcome is None:
+                    log.warning("attempt outlived its lease; another one decides", sink=claimed.target.name)
+                return outcome
         return None
 
     def relay(self) -> bool:
@@ -124,12 +124,12 @@ class Notifier:
         self.outbox.trigger(due)
         return True
 
-    def _attempt(self, taken: Taken) -> SinkRejected | SinkUnavailable | None:
-        sink, started = taken.target.sink.name, time.perf_counter()
+    def _attempt(self, claimed: ClaimedDelivery) -> SinkRejected | SinkUnavailable | None:
+        sink, started = claimed.target.sink.name, time.perf_counter()
         error: SinkRejected | SinkUnavailable | None = None
         try:
             seconds = self.deliveries.settings.timeout.total_seconds()
-            self.run(lambda wire: attempt(taken.target, taken.note, wire, seconds))
+            self.run(lambda transport: attempt(claimed.target, claimed.notification, transport, seconds))
         except (SinkRejected, SinkUnavailable) as problem:
             error = problem
         outcome = "delivered" if error is None else "rejected" if isinstance(error, SinkRejected) else "unavailable"
@@ -137,31 +137,33 @@ class Notifier:
         metrics.ATTEMPT_SECONDS.labels(sink).observe(time.perf_counter() - started)
         return error
 
-    def _tell(self, taken: Taken, ended: Ended) -> None:
-        name = taken.target.name
-        facts: dict[str, Any] = {"sink": name, "event_id": taken.note.id, "attempt": taken.attempt}
-        sink = taken.target.sink.name
-        if ended.state != "pending":
-            metrics.NOTIFIED.labels(sink, ended.state).inc()
-        if taken.attempt == 1 and taken.note.event.tallies:
-            metrics.NOTIFIED.labels(sink, "digested").inc(taken.events)
-        if ended.state == "delivered":
-            metrics.DELIVERY_AGE.labels(sink).observe(ended.age)
-            log.debug("notification delivered", **facts, events=taken.events)
-        elif ended.state == "dead":
-            log.error("notification is a dead letter", **facts, reason=ended.reason, events=taken.events)
-        elif ended.reason == Fault.TLS and taken.attempt == 1:
+    def _tell(self, claimed: ClaimedDelivery, outcome: DeliveryOutcome) -> None:
+        name = claimed.target.name
+        facts: dict[str, Any] = {"sink": name, "event_id": claimed.notification.id, "attempt": claimed.attempt}
+        sink = claimed.target.sink.name
+        if outcome.state != "pending":
+            metrics.NOTIFIED.labels(sink, outcome.state).inc()
+        if claimed.attempt == 1 and claimed.notification.event.tallies:
+            metrics.NOTIFIED.labels(sink, "digested").inc(claimed.events)
+        if outcome.state == "delivered":
+            metrics.DELIVERY_AGE.labels(sink).observe(outcome.age)
+            log.debug("notification delivered", **facts, events=claimed.events)
+        elif outcome.state == "dead":
+            log.error("notification is a dead letter", **facts, reason=outcome.reason, events=claimed.events)
+        elif outcome.reason == Fault.TLS and claimed.attempt == 1:
             log.error("sink's certificate is not trusted; no resending will help", **facts)
         else:
-            log.info("notification not delivered yet", **facts, reason=ended.reason, again_in=ended.wait)
-        if ended.partly:
-            log.error("notification did not reach every sink", event_id=taken.note.id, sinks=list(ended.partly))
-        if ended.opened:
-            log.warning("sink is left alone for a while", sink=name, reason=ended.reason, rest=ended.opened)
-        elif ended.recovered:
+            log.info("notification not delivered yet", **facts, reason=outcome.reason, again_in=outcome.wait)
+        if outcome.partly:
+            log.error(
+                "notification did not reach every sink", event_id=claimed.notification.id, sinks=list(outcome.partly)
+            )
+        if outcome.opened:
+            log.warning("sink is left alone for a while", sink=name, reason=outcome.reason, rest=outcome.opened)
+        elif outcome.recovered:
             log.info("sink answers again", sink=name)
-        if ended.switched_off:
-            self._switched_off(name, ended.reason)
+        if outcome.switched_off:
+            self._switched_off(name, outcome.reason)
 
     def _switched_off(self, name: str, reason: str) -> None:
         """Say so loudly: in the log, and to everybody else."""

@@ -14,12 +14,12 @@ from psycopg.types.json import Json
 
 from app.core import metrics
 from app.core.errors import describe
-from app.core.events import Event, Kind, Note, Severity, Tally
+from app.core.events import Event, Kind, Notification, Severity, Tally
 
 if TYPE_CHECKING:
     from psycopg import Cursor
 
-    from app.notify.routing import Fanout
+    from app.notify.routing import Router
 
 log = structlog.get_logger("notification")
 
@@ -43,8 +43,8 @@ Trigger = Callable[[int], None]
 class Outbox:
     """Writes events with one delivery for each receiver, and triggers those deliveries."""
 
-    def __init__(self, fanout: Fanout, trigger: Trigger) -> None:
-        self._fanout = fanout
+    def __init__(self, router: Router, trigger: Trigger) -> None:
+        self._fanout = router
         self._trigger = trigger
 
     def write(self, cursor: Cursor[dict[str, Any]], events: Iterable[Event], *, without: str = "") -> list[int]:
@@ -54,10 +54,10 @@ class Outbox:
     def _write(self, cursor: Cursor[dict[str, Any]], event: Event, without: str) -> list[int]:
         routed = [one for one in self._fanout.route(event) if one.target.name != without]
         for one in routed:
-            if one.refusal:
+            if one.filtered_by:
                 metrics.NOTIFIED.labels(one.target.sink.name, "suppressed").inc()
         written = write_event(cursor, event)
-        targets, reasons = [one.target.name for one in routed], [one.refusal for one in routed]
+        targets, reasons = [one.target.name for one in routed], [one.filtered_by for one in routed]
         rows = cursor.execute(
             WRITE_DELIVERIES, {"event": written.id, "targets": targets, "reasons": reasons}
         ).fetchall()
@@ -72,7 +72,7 @@ class Outbox:
             log.warning("delivery not triggered; the relay will", error=describe(error).error)
 
 
-def write_event(cursor: Cursor[dict[str, Any]], event: Event) -> Note:
+def write_event(cursor: Cursor[dict[str, Any]], event: Event) -> Notification:
     """Write one event and give it with its id and time, the same as it will be read back."""
     row = cursor.execute(
         WRITE_EVENT,
@@ -87,10 +87,10 @@ def write_event(cursor: Cursor[dict[str, Any]], event: Event) -> Note:
         },
     ).fetchone()
     assert row is not None
-    return Note(str(row["id"]), row["created_at"].astimezone(UTC), event)
+    return Notification(str(row["id"]), row["created_at"].astimezone(UTC), event)
 
 
-def note(row: Mapping[str, Any]) -> Note:
+def read_notification(row: Mapping[str, Any]) -> Notification:
     """Read an event's row: `event_id`, `created_at` and the event's own columns."""
     event = Event(
         row["component"],
@@ -102,7 +102,7 @@ def note(row: Mapping[str, Any]) -> Note:
         tuple(_unpacked(packed) for packed in row["tallies"]),
     )
     moment: datetime = row["created_at"]
-    return Note(str(row["event_id"]), moment.astimezone(UTC), event)
+    return Notification(str(row["event_id"]), moment.astimezone(UTC), event)
 
 
 def _packed(tally: Tally) -> dict[str, Any]:

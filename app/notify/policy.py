@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from app.core.events import Note
+from app.core.backoff import exponential, jittered
+from app.core.events import Notification
 
 #: Failures in a row after which a receiver is left alone for a while.
 BREAKER_FAILURES = 5
@@ -66,7 +67,7 @@ class Waiting(NamedTuple):
     """An unfinished delivery. `due` says that it may be sent now, `busy` that someone is sending it."""
 
     id: int
-    note: Note
+    notification: Notification
     attempts: int
     due: bool
     busy: bool
@@ -75,7 +76,7 @@ class Waiting(NamedTuple):
     @property
     def key(self) -> str:
         """Equal events have equal keys."""
-        event = self.note.event
+        event = self.notification.event
         return f"{event.component}|{event.severity}|{event.title}"
 
 
@@ -84,10 +85,10 @@ class Decision:
     """What to send, what to hold and until when, and what this takes of the receiver's pace."""
 
     send: tuple[Waiting, ...] = ()
-    hold: Mapping[datetime, list[int]] = field(default_factory=dict)
+    postpone: Mapping[datetime, list[int]] = field(default_factory=dict)
     paced_until: datetime | None = None
     #: Keys whose like is held from now on.
-    sent_keys: frozenset[str] = frozenset()
+    dedup_keys: frozenset[str] = frozenset()
 
 
 def decide(  # noqa: PLR0913, PLR0917 - all that a decision depends on
@@ -95,7 +96,7 @@ def decide(  # noqa: PLR0913, PLR0917 - all that a decision depends on
     waiting: Sequence[Waiting],
     health: Health,
     policy: Policy,
-    holds: Mapping[str, datetime],
+    windows: Mapping[str, datetime],
     now: datetime,
 ) -> Decision:
     """Decide about one receiver; `waiting` are its unfinished deliveries, oldest first."""
@@ -112,21 +113,21 @@ def decide(  # noqa: PLR0913, PLR0917 - all that a decision depends on
     fresh = [one for one in free if not one.attempts]
     if not policy.digests:
         return _paced(Decision(send=(wanted,)), [wanted], health, policy, now)
-    held = {one.id: holds[one.key] for one in fresh if not one.group and holds.get(one.key, now) > now}
-    ready = [one for one in fresh if one.id not in held]
-    hold: dict[datetime, list[int]] = {}
-    for number, until in held.items():
-        hold.setdefault(until, []).append(number)
+    postponed = {one.id: windows[one.key] for one in fresh if not one.group and windows.get(one.key, now) > now}
+    ready = [one for one in fresh if one.id not in postponed]
+    postpone: dict[datetime, list[int]] = {}
+    for number, until in postponed.items():
+        postpone.setdefault(until, []).append(number)
     if not ready:
-        return Decision(hold=hold)
-    group = wanted.group if wanted.id not in held else ready[0].group
+        return Decision(postpone=postpone)
+    group = wanted.group if wanted.id not in postponed else ready[0].group
     together = [one for one in ready if one.group == group]
     if len(together) > policy.digest_over or health.catch_up or health.broken:
         chosen = together
     else:
         chosen = [wanted] if wanted in together and not group else together[:1]
     keys = frozenset(one.key for one in chosen if not one.group) if policy.repeat else frozenset()
-    return _paced(Decision(tuple(chosen), hold, sent_keys=keys), ready, health, policy, now)
+    return _paced(Decision(tuple(chosen), postpone, dedup_keys=keys), ready, health, policy, now)
 
 
 def _paced(decision: Decision, ready: Iterable[Waiting], health: Health, policy: Policy, now: datetime) -> Decision:
@@ -135,9 +136,9 @@ def _paced(decision: Decision, ready: Iterable[Waiting], health: Health, policy:
         return decision
     free_from = health.paced_until - policy.pace * (policy.burst - 1)
     if free_from > now:
-        hold = {**decision.hold, free_from: [one.id for one in ready]}
-        return Decision(hold=hold)
-    return Decision(decision.send, decision.hold, max(health.paced_until, now) + policy.pace, decision.sent_keys)
+        postpone = {**decision.postpone, free_from: [one.id for one in ready]}
+        return Decision(postpone=postpone)
+    return Decision(decision.send, decision.postpone, max(health.paced_until, now) + policy.pace, decision.dedup_keys)
 
 
 def _in_order(waiting: Iterable[Waiting]) -> list[Waiting]:
@@ -155,11 +156,10 @@ def _in_order(waiting: Iterable[Waiting]) -> list[Waiting]:
 
 
 def backoff(attempts: int, jitter: float) -> timedelta:
-    """Give the wait after so many failed attempts: 1 s doubled, at most 1 h, times 0.8 to 1.2; `jitter` in [0, 1)."""
-    planned = min(FIRST_BACKOFF * (1 << min(max(attempts, 1) - 1, 20)), LONGEST_BACKOFF)
-    return min(planned * (0.8 + 0.4 * jitter), LONGEST_BACKOFF)
+    """Return the wait after so many failed attempts: 1 s, doubled up to 1 h, times 0.8 to 1.2; `jitter` in [0, 1)."""
+    return min(jittered(exponential(FIRST_BACKOFF, attempts, LONGEST_BACKOFF), jitter), LONGEST_BACKOFF)
 
 
 def cooldown(trips: int, first: timedelta) -> timedelta:
-    """Give the rest after the breaker opened for the so-manieth time in a row."""
-    return min(first * (1 << min(max(trips, 1) - 1, 20)), max(first, LONGEST_COOLDOWN))
+    """Return how long a receiver rests after its breaker opened for the `trips`-th time in a row."""
+    return exponential(first, trips, max(first, LONGEST_COOLDOWN))

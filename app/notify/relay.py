@@ -17,7 +17,7 @@ MOST_TRIGGERS = 500
 MOST_PRUNED = 5_000
 
 #: How long a message may take before it counts as lost; whoever is late and gets two of them finds nothing to do.
-PATIENCE = timedelta(seconds=10)
+REDELIVER_AFTER = timedelta(seconds=10)
 
 # A receiver that rests or is switched off is not asked for; the first trigger after its rest is the probe. The lateral
 # join reads the open deliveries of one receiver by their index. What was nudged is left in peace for a while, else a
@@ -32,7 +32,7 @@ SELECT due.id
         WHERE notification_delivery.target = here.name
           AND state IN ('pending', 'sending')
           AND (state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now())
-          AND (nudged_at < coalesce(lease_until, due_at) OR nudged_at < now() - %(patience)s)
+          AND (nudged_at < coalesce(lease_until, due_at) OR nudged_at < now() - %(redeliver_after)s)
         ORDER BY id LIMIT %(most)s
           FOR UPDATE SKIP LOCKED) AS due
  WHERE (target.rests_until IS NULL OR target.rests_until <= now())
@@ -68,7 +68,7 @@ def due(connection: Connection[Any], targets: Sequence[tuple[str, str]]) -> list
     names, fingerprints = [name for name, _ in targets], [fingerprint for _, fingerprint in targets]
     cursor = connection.cursor(row_factory=dict_row)
     query = {"targets": names, "fingerprints": fingerprints, "most": MOST_TRIGGERS}
-    return sorted(row["id"] for row in cursor.execute(DUE, {**query, "patience": PATIENCE}))
+    return sorted(row["id"] for row in cursor.execute(DUE, {**query, "redeliver_after": REDELIVER_AFTER}))
 
 
 def give_up(connection: Connection[Any], age: timedelta) -> list[str]:

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from app.core.config import name_of
 from app.core.events import Event
-from app.notify.egress import Guard
+from app.notify.egress import EgressPolicy
 from app.notify.settings import NotificationSettings
 from app.notify.sink import Sink, SinkSettings
 
@@ -37,30 +37,30 @@ class Target:
     @cached_property
     def fingerprint(self) -> str:
         """Tell configurations apart, without telling what they are: 32 bits of a hash that is slow to compute."""
-        plain = {
+        cleartext = {
             name: value.get_secret_value() if isinstance(value, SecretStr) else repr(value)
             for name, value in self.settings
         }
-        text = json.dumps([self.receiver, plain], sort_keys=True, default=repr).encode()
+        text = json.dumps([self.receiver, cleartext], sort_keys=True, default=repr).encode()
         return hashlib.scrypt(text, salt=self.name.encode(), n=2**14, r=8, p=1, dklen=4).hex()
 
 
-class Routed(NamedTuple):
+class Route(NamedTuple):
     """One receiver's part of an event: a refusal has a reason and is suppressed."""
 
     target: Target
-    refusal: str
+    filtered_by: str
 
 
-class Fanout:
+class Router:
     """Every receiver that is configured."""
 
     def __init__(self, targets: Iterable[Target]) -> None:
         self.targets = {target.name: target for target in targets}
 
-    def route(self, event: Event) -> list[Routed]:
+    def route(self, event: Event) -> list[Route]:
         """Say for every receiver whether the event is for it."""
-        return [Routed(target, target.settings.refuses(event)) for target in self.targets.values()]
+        return [Route(target, target.settings.filter_reason(event)) for target in self.targets.values()]
 
 
 def targets(sinks: Sequence[AnySink], settings: Sequence[SinkSettings]) -> list[Target]:
@@ -75,12 +75,12 @@ def targets(sinks: Sequence[AnySink], settings: Sequence[SinkSettings]) -> list[
 
 def problems(common: NotificationSettings, found: Iterable[Target], sweepers: Iterable[str]) -> Iterable[str]:
     """Say what is wrong across settings: addresses that will never be dialled, sweepers that do not exist."""
-    guard = Guard(common.allowed_networks)
+    egress = EgressPolicy(common.allowed_networks)
     known = set(sweepers)
     for own in {id(target.settings): target.settings for target in found}.values():
         for name, url in own.urls.items():
             parts = urlsplit(url.get_secret_value())
-            if guard.refuses_literal(parts.hostname or "", plain=parts.scheme == "http"):
+            if egress.denies_literal(parts.hostname or "", cleartext=parts.scheme == "http"):
                 yield f"{name}: {_CLOSED}"
         for name in own.sweepers:
             if name.removeprefix("-") not in known:

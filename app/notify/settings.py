@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator
 from app.core.config import Settings, variable
 from app.core.values import Cadence, Duration, HostPort, PositiveDuration, PositiveInt, WholeNumber
 
-Network = IPv4Network | IPv6Network
+IPNetwork = IPv4Network | IPv6Network
 
 
 def _networks(value: object) -> object:
@@ -46,7 +46,7 @@ class NotificationSettings(Settings):
         default="24h",
         meaning="age at which an undelivered notification becomes a dead letter",
     )
-    allowed_networks: Annotated[tuple[Network, ...], BeforeValidator(_networks)] = variable(
+    allowed_networks: Annotated[tuple[IPNetwork, ...], BeforeValidator(_networks)] = variable(
         "SB_NOTIFICATION_ALLOWED_NETWORKS",
         default="",
         meaning="loopback and private networks that receivers may be in, as CIDR; http:// is fine there only",

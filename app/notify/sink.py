@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from app.core.config import Settings, name_of, variable
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
-from app.core.events import Event, Note, Severity
+from app.core.events import Event, Notification, Severity
 from app.core.retry_after import retry_after
 
 if TYPE_CHECKING:
@@ -114,9 +114,9 @@ class SinkSettings(Settings):
         """The receivers' URLs by the variable each came from, to be checked at boot."""
         return {}
 
-    def refuses(self, event: Event) -> str:
+    def filter_reason(self, event: Event) -> str:
         """Say why an event is not for this sink, in a word; empty when it is."""
-        if event.audience.rank < self.min_severity.rank:
+        if event.routing_severity.rank < self.min_severity.rank:
             return "severity"
         wanted = [name for name in self.sweepers if not name.startswith("-")]
         own = event.component == "notifications"  # about the delivery itself: nobody can have asked not to hear of it
@@ -174,7 +174,7 @@ class Answer:
         return retry_after(self.headers.get("retry-after", ""), now)
 
 
-class Wire(Protocol):
+class Transport(Protocol):
     """The way out. Every call is bounded by the attempt's one deadline."""
 
     @property
@@ -212,7 +212,7 @@ class MailServer:
 
 S = TypeVar("S", bound=SinkSettings)
 
-Send = Callable[[Note, S, str, Wire], Awaitable[None]]
+Send = Callable[[Notification, S, str, Transport], Awaitable[None]]
 
 
 def everything(_event: Event) -> str:

@@ -23,7 +23,7 @@ from httpcore import AnyIOBackend, AsyncNetworkBackend, AsyncNetworkStream
 
 from app.core import http
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
-from app.notify.egress import Guard
+from app.notify.egress import EgressPolicy
 from app.notify.sink import Answer, MailServer
 
 if TYPE_CHECKING:
@@ -54,9 +54,9 @@ def tls_context(settings: NotificationSettings) -> ssl.SSLContext:
 class _Backend(AsyncNetworkBackend):
     """Dials addresses that the guard has seen, so that no second lookup can give another one."""
 
-    def __init__(self, guard: Guard, *, plain: bool) -> None:
-        self._guard = guard
-        self._plain = plain
+    def __init__(self, egress: EgressPolicy, *, cleartext: bool) -> None:
+        self._egress = egress
+        self._cleartext = cleartext
         self._inner = AnyIOBackend()
 
     async def connect_tcp(
@@ -67,7 +67,7 @@ class _Backend(AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> AsyncNetworkStream:
-        *others, last = await self._guard.resolve(host, port, plain=self._plain)
+        *others, last = await self._egress.resolve(host, port, cleartext=self._cleartext)
         for address in others:
             with suppress(httpcore.ConnectError):
                 return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
@@ -80,17 +80,17 @@ class _Backend(AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
 
-class _Transport(httpx.AsyncHTTPTransport):
+class _GuardedTransport(httpx.AsyncHTTPTransport):
     """httpx's own transport over a pool that dials through the guard."""
 
-    def __init__(self, context: ssl.SSLContext, guard: Guard, *, plain: bool) -> None:
+    def __init__(self, context: ssl.SSLContext, egress: EgressPolicy, *, cleartext: bool) -> None:
         super().__init__(verify=context, trust_env=False)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=context,
             max_connections=MOST_CONNECTIONS,
             max_keepalive_connections=KEPT_CONNECTIONS,
             keepalive_expiry=30,
-            network_backend=_Backend(guard, plain=plain),
+            network_backend=_Backend(egress, cleartext=cleartext),
         )
 
 
@@ -98,24 +98,24 @@ class _Mailer(aiosmtplib.SMTP):
     """A client that hangs up at once: a goodbye under TLS waits for the other side, which may never answer."""
 
     def close(self) -> None:
-        transport = self.transport
+        stream = self.transport
         super().close()
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.abort()
+        if isinstance(stream, asyncio.WriteTransport):
+            stream.abort()
 
 
-class Network:
+class NetworkTransport:
     """A Wire for one attempt at a time. It belongs to the event loop that first uses it."""
 
     def __init__(self, settings: NotificationSettings, context: ssl.SSLContext | None = None) -> None:
-        self._guard = Guard(settings.allowed_networks)
+        self._egress = EgressPolicy(settings.allowed_networks)
         self._context = context or tls_context(settings)
         self._client = self._connect()
 
     def _connect(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            transport=_Transport(self._context, self._guard, plain=False),
-            mounts={"http://": _Transport(self._context, self._guard, plain=True)},
+            transport=_GuardedTransport(self._context, self._egress, cleartext=False),
+            mounts={"http://": _GuardedTransport(self._context, self._egress, cleartext=True)},
             timeout=None,  # noqa: S113 - the attempt's deadline is the only clock
             follow_redirects=False,
             trust_env=False,
@@ -209,7 +209,7 @@ class Network:
 
     async def _dial(self, server: MailServer) -> socket.socket:
         error: OSError | None = None
-        for address in await self._guard.resolve(server.host, server.port, plain=server.tls == "none"):
+        for address in await self._egress.resolve(server.host, server.port, cleartext=server.tls == "none"):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             connection = socket.socket(family, socket.SOCK_STREAM)
             connection.setblocking(False)
@@ -226,7 +226,7 @@ class Network:
         raise SinkUnavailable(Fault.CONNECT) from error
 
 
-class Lanes:
+class ThreadLoops:
     """Runs attempts, each on an event loop and a Network of the thread that asks.
 
     A loop shared by all threads would hand every step of every attempt from one thread to another.
@@ -237,11 +237,11 @@ class Lanes:
         self._context = tls_context(settings)
         self._own = threading.local()
 
-    def __call__(self, attempt: Callable[[Network], Coroutine[Any, Any, None]]) -> None:
+    def __call__(self, attempt: Callable[[NetworkTransport], Coroutine[Any, Any, None]]) -> None:
         """Run one attempt to its end; it has a deadline of its own."""
         if not hasattr(self._own, "runner"):
             self._own.runner = asyncio.Runner()
-            self._own.network = Network(self._settings, self._context)
+            self._own.network = NetworkTransport(self._settings, self._context)
         self._own.runner.run(attempt(self._own.network))
 
     def close(self) -> None:

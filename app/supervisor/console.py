@@ -11,7 +11,7 @@ _COLOURS = (36, 33, 35, 32, 34, 31)
 _LEVELS = {"[CRITICAL]": "ERROR", "[ERROR]": "ERROR", "[WARNING]": "WARN"}
 
 
-class Printer:
+class Multiplexer:
     """Writes lines to stderr: prefixed and coloured on a terminal, else JSON records, made so where they are not."""
 
     def __init__(self, names: list[str]) -> None:

@@ -23,19 +23,19 @@ from functools import partial
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from app.supervisor.console import Printer
+from app.supervisor.console import Multiplexer
 
 OnLine = Callable[[str, str], None]
 #: The environment of every process, or a function from an entry's replica number (1, 2, ...) to its environment.
 Environ = Mapping[str, str] | Callable[[int], Mapping[str, str]]
 
 #: What a process may take beyond its own grace period before it is killed.
-PATIENCE_SECONDS = 5.0
+KILL_AFTER_SECONDS = 5.0
 RELEASE = "release"
 NOT_FOUND, NOT_STARTED = 127, 126  # a shell's words for it
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: So many Ctrl-C at a terminal mean that somebody has lost patience.
-_KILL_AFTER = 3
+_INTERRUPTS_THAT_KILL = 3
 #: More than a pipe holds, so that one read empties it; and the longest piece of a line that is kept in memory.
 _PIPE = 1 << 20
 _PR_SET_PDEATHSIG = 1
@@ -81,7 +81,7 @@ def run(  # noqa: PLR0913 - what a replica may be told
     handlers and Linux's parent-death signal both belong to it.
     """
     members = list(_members(commands, replicas or {}, environ))
-    runner = _Runner(grace + PATIENCE_SECONDS, on_line or Printer([member.name for member in members]))
+    runner = _Runner(grace + KILL_AFTER_SECONDS, on_line or Multiplexer([member.name for member in members]))
     with runner.listening():
         if release and RELEASE in commands:
             first = _Member(RELEASE, commands[RELEASE], _environment(environ, 1))
@@ -187,8 +187,8 @@ class _Process:
 class _Runner:
     """Starts processes, passes on what they write, notices ends and signals, stops them."""
 
-    def __init__(self, patience: float, on_line: OnLine) -> None:
-        self._patience = patience
+    def __init__(self, kill_after: float, on_line: OnLine) -> None:
+        self._kill_after = kill_after
         self._on_line = on_line
         self._processes: list[_Process] = []
         self._selector = selectors.DefaultSelector()
@@ -257,8 +257,8 @@ class _Runner:
         """Ask every process to end, once; kill those that do not. All have ended and are read out after this."""
         for process in self._alive():
             process.popen.terminate()
-        deadline = time.monotonic() + self._patience
-        while self._alive() and (left := deadline - time.monotonic()) > 0 and not self._impatient():
+        deadline = time.monotonic() + self._kill_after
+        while self._alive() and (left := deadline - time.monotonic()) > 0 and not self._to_be_killed_now():
             self._wait(min(left, 1.0))
         for process in self._alive():
             self._on_line(process.name, "[ERROR] did not end in time; killed")
@@ -269,8 +269,8 @@ class _Runner:
     def _alive(self) -> list[_Process]:
         return [process for process in self._processes if process.popen.poll() is None]
 
-    def _impatient(self) -> bool:
-        return self.told.count(signal.SIGINT) >= _KILL_AFTER and os.isatty(0)
+    def _to_be_killed_now(self) -> bool:
+        return self.told.count(signal.SIGINT) >= _INTERRUPTS_THAT_KILL and os.isatty(0)
 
     def _wait(self, seconds: float) -> None:
         """Wait for a signal, the end of a process or output, for at most so long; pass the output on."""

@@ -13,8 +13,9 @@ import structlog
 from dramatiq.errors import Retry
 
 from app.core import metrics
+from app.core.backoff import exponential, jittered
 from app.core.errors import LeaseLost, NotDue, Reason, SweepFailed
-from app.sweeping import lock as leases
+from app.sweeping import lock
 from app.sweeping.runner import Runner
 from app.sweeping.sweeper import Sweeper, SweeperSettings
 
@@ -22,7 +23,6 @@ log = structlog.get_logger("scheduler")
 
 #: The wait before the first retry, and the longest one.
 FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=1), timedelta(hours=1)
-JITTER = 0.2
 
 
 class Tick:
@@ -36,7 +36,7 @@ class Tick:
 
     def run(self) -> None:
         """Do one run. Raises Retry, with the wait, when it failed and there is time to try again."""
-        held = leases.current.get()
+        held = lock.current.get()
         if held is None:  # the middleware's doing; without a lock nothing may run
             raise LeaseLost
         count = metrics.RUNS.labels
@@ -56,7 +56,7 @@ class Tick:
             count(name, "success").inc()
             self._rest(missing=False)
 
-    def _not_due(self, held: leases.Lease, reason: Reason) -> None:
+    def _not_due(self, held: lock.Lease, reason: Reason) -> None:
         name = self._sweeper.name
         if reason is Reason.TABLE_MISSING:
             self._rest(missing=True)
@@ -85,7 +85,7 @@ def backoff(attempt: int, interval: timedelta) -> timedelta | None:
     A retry that would come after the next tick is left to that tick, which starts from the beginning: so an outage
     does not pile up chains of retries, one for each tick of it.
     """
-    planned: timedelta = FIRST_RETRY * (1 << min(attempt, 20))
+    planned = exponential(FIRST_RETRY, attempt + 1, interval)
     if planned * 2 - FIRST_RETRY >= interval:  # the sum of all waits up to and with this one
         return None
-    return min(planned, LONGEST_RETRY) * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - not a secret
+    return jittered(min(planned, LONGEST_RETRY), random.random())  # noqa: S311 - not a secret

@@ -24,19 +24,18 @@ from dramatiq.middleware import Callbacks
 
 from app import __version__
 from app.core import config, metrics
-from app.core import logging as logs
 from app.core.errors import BootError, ConfigError, SchemaError
-from app.notify import routing as fanout
-from app.notify.collector import Gauges
+from app.core.logging import configure_logging
+from app.notify import routing
+from app.notify.collector import NotificationCollector
 from app.notify.deliveries import Deliveries
-from app.notify.notifier import Again, Notifier
+from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
 from app.notify.settings import NotificationSettings
-from app.storage import migrations as schema
-from app.storage import postgres as database
+from app.storage import migrations, postgres
 from app.storage.redis import Client, connect
 from app.storage.settings import DatabaseSettings, RedisSettings
-from app.sweeping import lock as leases
+from app.sweeping import lock
 from app.sweeping.actor import Tick
 from app.sweeping.runner import Runner
 from app.sweeping.schedule import Every
@@ -50,8 +49,8 @@ from app.worker.middleware.retries import SweepAndSinkRetries
 from app.worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
-    from app.notify.sink import Wire
-    from app.notify.transport import Lanes
+    from app.notify.sink import Transport
+    from app.notify.transport import ThreadLoops
 
 log = structlog.get_logger("worker")
 
@@ -73,50 +72,50 @@ class Loaded(NamedTuple):
     store: RedisSettings
     notification: NotificationSettings
     sweepers: tuple[SweeperSettings, ...]
-    targets: tuple[fanout.Target, ...]
+    targets: tuple[routing.Target, ...]
 
 
 CORE = (WorkerSettings, DatabaseSettings, RedisSettings, NotificationSettings)
 
 
-def groups(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> tuple[type[config.Settings], ...]:
+def groups(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> tuple[type[config.Settings], ...]:
     """Give every group of settings, in the order in which `sb-worker config` shows them."""
     return (*CORE, *(sweeper.settings for sweeper in sweepers), *(sink.settings for sink in sinks))
 
 
-def load(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> Loaded:
+def load(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> Loaded:
     """Read every setting. Raises ConfigError with all problems, those across settings too."""
     found, problems = config.attempt(*groups(sweepers, sinks))
     each: list[Any] = list(found)
     if problems := problems + _across(sweepers, sinks, each):
         raise ConfigError(problems)
     worker, db, store, notification, *rest = each
-    targets = fanout.targets(sinks, rest[len(sweepers) :])
+    targets = routing.targets(sinks, rest[len(sweepers) :])
     return Loaded(worker, db, store, notification, tuple(rest[: len(sweepers)]), tuple(targets))
 
 
-def _across(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink], each: list[Any]) -> list[str]:
+def _across(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink], each: list[Any]) -> list[str]:
     """Say what is wrong across groups of settings, as far as these can be read; None stands for one that cannot."""
     worker, _, _, notification, *rest = each
     own, told = rest[: len(sweepers)], rest[len(sweepers) :]
     problems: list[str] = []
     if notification is not None and None not in told:
-        targets = fanout.targets(sinks, told)
-        problems += fanout.problems(notification, targets, [sweeper.name for sweeper in sweepers])
+        targets = routing.targets(sinks, told)
+        problems += routing.problems(notification, targets, [sweeper.name for sweeper in sweepers])
     if worker is not None:
         enabled = [one for one in own if one is not None and one.enabled]
         problems += [problem for one in enabled for problem in one.problems(dev=worker.environment == "dev")]
     return problems
 
 
-def build(sweepers: Sequence[AnySweeper], sinks: Sequence[fanout.AnySink]) -> Broker:
+def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> Broker:
     """Give the broker with all actors registered, and make it Dramatiq's global one. Exits on bad settings."""
-    logs.configure()
+    configure_logging()
     try:
         loaded = load(sweepers, sinks)
     except ConfigError as error:
         refuse(error)
-    logs.configure(loaded.worker.log_level)
+    configure_logging(loaded.worker.log_level)
     if first_process():
         for name in config.unknown(*groups(sweepers, sinks)):
             log.warning("variable not known, and not read", variable=name)
@@ -150,14 +149,14 @@ class _Assembly:
         worker, store = loaded.worker, loaded.store
         self.loaded = loaded
         self.queues = _queues()
-        self.pool = database.pool(loaded.database)
+        self.pool = postgres.pool(loaded.database)
         self.queue: Client = connect(store, answer_within=timedelta(seconds=3))
         # The lock's calls must fail while there is still time to act on it.
         self.client: Client = connect(store, answer_within=min(timedelta(seconds=2), worker.lease / 5))
-        self.locks = leases.Locks(self.client, namespace=store.namespace, lease=worker.lease)
+        self.locks = lock.Locks(self.client, namespace=store.namespace, lease=worker.lease)
         self.readiness = probes.Readiness({"postgres": self._ping_postgres, "redis": self.client.ping})
-        self.fanout = fanout.Fanout(loaded.targets)
-        self.outbox = Outbox(self.fanout, self._trigger)
+        self.router = routing.Router(loaded.targets)
+        self.outbox = Outbox(self.router, self._trigger)
         self.runner = Runner(
             self.pool,
             worker=f"{socket.gethostname()}:{os.getpid()}",
@@ -167,7 +166,7 @@ class _Assembly:
             budget=worker.budget,
             stopping=lambda: self.readiness.draining,
         )
-        self._lanes: Lanes | None = None
+        self._loops: ThreadLoops | None = None
         self.registered: list[str] = []
         grace = worker.shutdown_grace.total_seconds()
         self.broker = Broker(
@@ -212,10 +211,10 @@ class _Assembly:
     def register_notifier(self) -> None:
         """Make the two actors of the queue `sinks`: one delivers, one finds what Redis has lost."""
         settings = self.loaded.notification
-        notifier = Notifier(self.pool, Deliveries(self.fanout.targets, settings), self.outbox, self._attempt)
+        notifier = Notifier(self.pool, Deliveries(self.router.targets, settings), self.outbox, self._attempt)
 
         def relay() -> None:
-            held = leases.current.get()
+            held = lock.current.get()
             if held is not None:
                 held.done = held.slot
             fine = notifier.relay()
@@ -223,7 +222,7 @@ class _Assembly:
             if fine:
                 metrics.LAST_SUCCESS.labels(RELAY).set_to_current_time()
 
-        declare = dramatiq.actor(actor_name=DELIVER, queue_name=SINKS, broker=self.broker, throws=(Again,))
+        declare = dramatiq.actor(actor_name=DELIVER, queue_name=SINKS, broker=self.broker, throws=(RetryLater,))
         declare(notifier.deliver)
         cadence = Every(settings.relay)
         dramatiq.actor(actor_name=RELAY, queue_name=SINKS, broker=self.broker, periodic=cadence)(relay)
@@ -232,16 +231,16 @@ class _Assembly:
     def _trigger(self, delivery: int) -> None:
         self.broker.get_actor(DELIVER).send(delivery)
 
-    def _attempt(self, attempt: Callable[[Wire], Coroutine[Any, Any, None]]) -> None:
+    def _attempt(self, attempt: Callable[[Transport], Coroutine[Any, Any, None]]) -> None:
         self._way_out()(attempt)
 
-    def _way_out(self) -> Lanes:
+    def _way_out(self) -> ThreadLoops:
         """Give the way out; made on demand, so that a process that only sweeps never loads it."""
-        if self._lanes is None:
-            from app.notify.transport import Lanes  # noqa: PLC0415 - 17 MiB that only a notifier needs
+        if self._loops is None:
+            from app.notify.transport import ThreadLoops  # noqa: PLC0415 - 17 MiB that only a notifier needs
 
-            self._lanes = Lanes(self.loaded.notification)
-        return self._lanes
+            self._loops = ThreadLoops(self.loaded.notification)
+        return self._loops
 
     def _boot(self) -> None:
         """Open what the fork must not share; every problem is told in one line and ends the process."""
@@ -268,7 +267,7 @@ class _Assembly:
         metrics.BUILD_INFO.labels(__version__).set(1)
         if first_process():
             try:
-                gauges = [Gauges(self.pool, list(self.fanout.targets))] if self.notifies else []
+                gauges = [NotificationCollector(self.pool, list(self.router.targets))] if self.notifies else []
                 probes.serve((host, port), self.readiness, os.environ["PROMETHEUS_MULTIPROC_DIR"], gauges)
             except OSError:
                 log.error(
@@ -286,11 +285,11 @@ class _Assembly:
             self.client.ping()
         except redis.RedisError as error:
             raise BootError(f"REDIS_URL: Redis cannot be reached or refuses us ({type(error).__name__})") from None
-        with database.connect(self.loaded.database) as connection:
-            schema.migrate(connection)
+        with postgres.connect(self.loaded.database) as connection:
+            migrations.migrate(connection)
 
     def _ping_postgres(self) -> None:
-        database.ping(self.pool)
+        postgres.ping(self.pool)
 
 
 def _queues() -> set[str]:

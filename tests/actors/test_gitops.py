@@ -23,7 +23,7 @@ from actors.gitops_timeout import GIVE_UP, GitopsTimeout, gitops_timeout
 from app.core.errors import LeaseLost
 from app.core.events import Severity
 from app.gitops.documents import MOST_MESSAGE, MOST_RESOURCES
-from tests.support import http_server as receivers
+from tests.support import http_server
 from tests.support.argocd import (
     AFTER,
     BEFORE,
@@ -259,11 +259,11 @@ def test_an_answer_that_is_none_keeps_the_snapshot_and_says_why(  # noqa: PLR091
 @pytest.mark.parametrize(
     ("treat", "text"),
     [
-        (receivers.silence, "no answer within 0.3s"),
-        (receivers.header_drip, "no answer within 0.3s"),
-        (receivers.body_drip, "no answer within 0.3s"),
-        (receivers.nonsense, "cannot be reached (protocol)"),
-        (receivers.reset, "cannot be reached (connect)"),
+        (http_server.silence, "no answer within 0.3s"),
+        (http_server.header_drip, "no answer within 0.3s"),
+        (http_server.body_drip, "no answer within 0.3s"),
+        (http_server.nonsense, "cannot be reached (protocol)"),
+        (http_server.reset, "cannot be reached (connect)"),
     ],
 )
 def test_a_server_that_stalls_or_breaks_off_is_told(
@@ -276,7 +276,7 @@ def test_a_server_that_stalls_or_breaks_off_is_told(
 
 
 def test_an_answer_without_end_is_cut(replica: Replica, sql: Connection[Any]) -> None:
-    with Rude(receivers.endless) as server:
+    with Rude(http_server.endless) as server:
         row, _ = failing(sql, replica, server.url)
     assert row["last_error"].endswith("decode error: not JSON; is the base URL ArgoCD's?") or row[
         "last_error"
@@ -522,7 +522,7 @@ def test_an_endpoint_that_wants_to_rest_is_left_alone_as_long_as_it_says(
 
 
 def test_the_rest_of_a_dead_endpoints_rows_fail_at_once(replica: Replica, sql: Connection[Any]) -> None:
-    with Rude(receivers.silence) as server:
+    with Rude(http_server.silence) as server:
         names = [f"app-{number:03}" for number in range(100)]
         insert_observations(sql, insert_endpoint(sql, "main", server.url), *names)
         began = time.monotonic()
@@ -552,9 +552,9 @@ def test_one_client_and_one_unwrap_serve_an_endpoint(
     unwraps: list[str] = []
     inner = own.keys.unwrap
 
-    async def counted(wrapped: bytes, key_id: str, wire: Any) -> bytearray:
+    async def counted(wrapped: bytes, key_id: str, transport: Any) -> bytearray:
         unwraps.append(key_id)
-        return await inner(wrapped, key_id, wire)
+        return await inner(wrapped, key_id, transport)
 
     own.keys.unwrap = counted  # type: ignore[method-assign]
     replica.run(gitops_poller, own)
@@ -571,7 +571,7 @@ def test_a_hanging_endpoint_does_not_hold_up_the_others_past_the_runs_time(
     stand_in, server = argo
     names = [f"app-{number}" for number in range(6)]
     stand_in.applications |= {name: document(name, "Progressing") for name in names}
-    with Rude(receivers.silence) as dead:
+    with Rude(http_server.silence) as dead:
         insert_observations(sql, insert_endpoint(sql, "dead", dead.url), "app")
         insert_observations(sql, insert_endpoint(sql, "main", server.url), *names)
         replica.run(gitops_poller, settings(interval=timedelta(seconds=1), timeout=timedelta(seconds=3.5)))

@@ -14,13 +14,13 @@ import psycopg
 import pytest
 import structlog
 
-from app.core import logging as logs
 from app.core.errors import BootError, describe
-from app.core.events import Event, Note, Severity
+from app.core.events import Event, Notification, Severity
+from app.core.logging import configure_logging
 from app.notify.notifier import attempt
 from app.notify.routing import Target
 from sinks.noop import Noop, noop
-from tests.support.world import FIXED, NoWire
+from tests.support.world import FIXED, NoTransport
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def stream() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     before = root.handlers[:], root.level
     captured = io.StringIO()
-    logs.configure("debug", captured)
+    configure_logging("debug", captured)
     yield captured
     root.handlers[:], root.level = before[0], before[1]
     logging.captureWarnings(False)
@@ -95,7 +95,7 @@ def test_a_terminal_gets_a_readable_form() -> None:
     before = root.handlers[:], root.level
     terminal = Terminal()
     try:
-        logs.configure("info", terminal)
+        configure_logging("info", terminal)
         structlog.get_logger("x").info("worker ready", pid=5)
     finally:
         root.handlers[:], root.level = before[0], before[1]
@@ -108,8 +108,8 @@ def test_a_terminal_gets_a_readable_form() -> None:
 
 @pytest.mark.parametrize("severity", list(Severity))
 def test_noop_logs_an_event_at_its_severity(stream: io.StringIO, severity: Severity) -> None:
-    note = Note("an-id", FIXED, Event("wraps-expired", severity, "expired wraps purged", "", {"deleted": 3}))
-    asyncio.run(attempt(Target("noop", noop, Noop(), ""), note, NoWire(), 1))
+    note = Notification("an-id", FIXED, Event("wraps-expired", severity, "expired wraps purged", "", {"deleted": 3}))
+    asyncio.run(attempt(Target("noop", noop, Noop(), ""), note, NoTransport(), 1))
     (record,) = [line for line in lines(stream) if line["msg"] == "notification"]
     assert record["level"] == severity.upper()
     assert (record["component"], record["title"], record["deleted"]) == ("wraps-expired", "expired wraps purged", 3)

@@ -13,7 +13,7 @@ import pytest
 from app.core.errors import UnwrapFailed
 from app.kms.envelope import Envelope, open_token, wipe, wiping
 from app.kms.local import LocalKeys, key_id, parse_master
-from app.kms.transport import Wire
+from app.kms.transport import KeyServiceTransport
 
 PUBLISHED = json.loads((Path(__file__).parent / "envelopes.json").read_text())
 MASTER = PUBLISHED["master"]
@@ -26,7 +26,7 @@ def envelope(columns: dict[str, str]) -> Envelope:
 
 
 def opened(sealed: Envelope) -> bytearray:
-    return asyncio.run(open_token(sealed, LocalKeys(parse_master(MASTER)), Wire()))
+    return asyncio.run(open_token(sealed, LocalKeys(parse_master(MASTER)), KeyServiceTransport()))
 
 
 @pytest.mark.parametrize("name", PUBLISHED["opens"])
@@ -101,13 +101,13 @@ def test_a_data_key_is_wiped_whether_or_not_the_token_opens(monkeypatch: pytest.
     given: list[bytearray] = []
 
     class Watched:
-        async def unwrap(self, wrapped: bytes, key_id: str, wire: Wire) -> bytearray:
-            key = await LocalKeys(parse_master(MASTER)).unwrap(wrapped, key_id, wire)
+        async def unwrap(self, wrapped: bytes, key_id: str, transport: KeyServiceTransport) -> bytearray:
+            key = await LocalKeys(parse_master(MASTER)).unwrap(wrapped, key_id, transport)
             given.append(key)
             return key
 
     def open_with(name: str, where: str) -> Any:
-        return asyncio.run(open_token(envelope(PUBLISHED[where][name]), Watched(), Wire()))
+        return asyncio.run(open_token(envelope(PUBLISHED[where][name]), Watched(), KeyServiceTransport()))
 
     open_with("short-ascii", "opens")
     with pytest.raises(UnwrapFailed):

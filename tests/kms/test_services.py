@@ -22,8 +22,8 @@ from app.core.errors import UnwrapFailed
 from app.kms import aws, vault
 from app.kms.envelope import KeyManager
 from app.kms.settings import KmsSettings
-from app.kms.transport import MOST_BODY, Wire
-from tests.support import http_server as receivers
+from app.kms.transport import MOST_BODY, KeyServiceTransport
+from tests.support import http_server
 from tests.support.http_server import Receiver, Reply, Rude, Seen
 from tests.support.tls import Authority
 
@@ -40,11 +40,11 @@ def answer(status: int, **content: Any) -> Reply:
 
 def unwrap(keys: KeyManager, wrapped: bytes = SEALED, *, times: int = 1, pem: str | None = None) -> list[bytearray]:
     async def run() -> list[bytearray]:
-        wire = Wire(http.tls_context(pem=pem) if pem else None, deadline=2)
+        transport = KeyServiceTransport(http.tls_context(pem=pem) if pem else None, deadline=2)
         try:
-            return await asyncio.gather(*(keys.unwrap(wrapped, "whatever", wire) for _ in range(times)))
+            return await asyncio.gather(*(keys.unwrap(wrapped, "whatever", transport) for _ in range(times)))
         finally:
-            await wire.close()
+            await transport.close()
 
     return asyncio.run(run())
 
@@ -136,22 +136,22 @@ def test_what_is_not_vaults_text_is_not_sent(wrapped: bytes) -> None:
 
 
 def test_a_vault_that_hangs_is_cut_off() -> None:
-    with Rude(receivers.body_drip) as server:
+    with Rude(http_server.body_drip) as server:
         keys = _with_token(vault.VaultKeys(vault.Place(server.url.rstrip("/"), "transit", "k", "")))
         assert refusal(keys) == "vault cannot be reached (timeout)"
 
 
 def test_a_service_that_hangs_is_waited_for_once_a_run() -> None:
     async def run(keys: KeyManager) -> list[str]:
-        wire, told = Wire(deadline=0.3), []
+        transport, told = KeyServiceTransport(deadline=0.3), []
         for _ in range(20):
             with pytest.raises(UnwrapFailed) as refused:
-                await keys.unwrap(SEALED, "", wire)
+                await keys.unwrap(SEALED, "", transport)
             told.append(str(refused.value))
-        await wire.close()
+        await transport.close()
         return told
 
-    with Rude(receivers.silence) as server:
+    with Rude(http_server.silence) as server:
         keys = _with_token(vault.VaultKeys(vault.Place(server.url.rstrip("/"), "transit", "k", "")))
         first, *others = asyncio.run(run(keys))
         assert server.connections == 1
@@ -160,7 +160,7 @@ def test_a_service_that_hangs_is_waited_for_once_a_run() -> None:
 
 
 def test_an_answer_without_end_is_cut() -> None:
-    with Rude(receivers.endless) as server:
+    with Rude(http_server.endless) as server:
         keys = _with_token(vault.VaultKeys(vault.Place(server.url.rstrip("/"), "transit", "k", "")))
         assert refusal(keys) == "vault: the answer has no plaintext"
     assert MOST_BODY < 1_000_000

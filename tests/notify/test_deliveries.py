@@ -18,7 +18,7 @@ from app.core.events import Event, Kind, Severity
 from app.notify.policy import BREAKER_FAILURES
 from tests.sinks.test_answers import KEY
 from tests.support.http_server import Receiver, Reply
-from tests.support.notifier_harness import Desk
+from tests.support.notifier_harness import NotifierHarness
 from tests.support.outcome import LOOPBACK, configured
 from tests.support.tls import Authority
 
@@ -28,7 +28,7 @@ OPEN_GATES = {
     "SB_NOTIFICATION_PACE": "0s",
     "SB_NOTIFICATION_DIGEST_OVER": "0",
 }
-Open = Callable[..., Desk]
+Open = Callable[..., NotifierHarness]
 
 
 def event(number: int = 1, *, component: str = "wraps-expired", severity: Severity = Severity.WARN) -> Event:
@@ -44,15 +44,15 @@ def recovered(component: str = "wraps-expired") -> Event:
 
 
 @pytest.fixture
-def desk(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+def harness(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Give a function that opens a desk for the sinks that these variables configure."""
     with ExitStack() as stack:
         pool = stack.enter_context(
             ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=4, open=True)
         )
 
-        def opened(**env: str) -> Desk:
-            return stack.enter_context(Desk(pool, configured(monkeypatch, {**LOOPBACK, **env})))
+        def opened(**env: str) -> NotifierHarness:
+            return stack.enter_context(NotifierHarness(pool, configured(monkeypatch, {**LOOPBACK, **env})))
 
         yield opened
 
@@ -67,8 +67,8 @@ def hook(receiver: Receiver, **env: str) -> dict[str, str]:
     return {"SB_NOTIFICATION_WEBHOOK_URL": receiver.url, **env}
 
 
-def test_one_delivery_for_each_sink_with_the_same_id(desk: Open, receiver: Receiver) -> None:
-    here = desk(**hook(receiver), SB_NOTIFICATION_DISCORD_URL=receiver.url)
+def test_one_delivery_for_each_sink_with_the_same_id(harness: Open, receiver: Receiver) -> None:
+    here = harness(**hook(receiver), SB_NOTIFICATION_DISCORD_URL=receiver.url)
     here.tell(event())
     here.work()
     assert here.states == {"delivered": 2}
@@ -76,8 +76,8 @@ def test_one_delivery_for_each_sink_with_the_same_id(desk: Open, receiver: Recei
     assert webhook.headers["webhook-id"] in discord.json["embeds"][0]["footer"]["text"]
 
 
-def test_an_event_is_delivered_only_when_its_transaction_is_committed(desk: Open, receiver: Receiver) -> None:
-    here = desk(**hook(receiver))
+def test_an_event_is_delivered_only_when_its_transaction_is_committed(harness: Open, receiver: Receiver) -> None:
+    here = harness(**hook(receiver))
     from psycopg.rows import dict_row  # noqa: PLC0415
 
     with here.pool.connection() as connection, connection.transaction(force_rollback=True):
@@ -87,8 +87,8 @@ def test_an_event_is_delivered_only_when_its_transaction_is_committed(desk: Open
     assert receiver.seen == []
 
 
-def test_a_message_too_many_delivers_nothing_twice(desk: Open, receiver: Receiver) -> None:
-    here = desk(**hook(receiver))
+def test_a_message_too_many_delivers_nothing_twice(harness: Open, receiver: Receiver) -> None:
+    here = harness(**hook(receiver))
     here.tell(event())
     here.queue.extend(list(here.queue) * 3)
     here.work()
@@ -96,8 +96,8 @@ def test_a_message_too_many_delivers_nothing_twice(desk: Open, receiver: Receive
     assert len(receiver.seen) == 1
 
 
-def test_what_redis_lost_is_triggered_by_the_relay(desk: Open, receiver: Receiver) -> None:
-    here = desk(**hook(receiver))
+def test_what_redis_lost_is_triggered_by_the_relay(harness: Open, receiver: Receiver) -> None:
+    here = harness(**hook(receiver))
     here.tell(event())
     here.queue.clear()
     here.later(SECOND)
@@ -106,9 +106,9 @@ def test_what_redis_lost_is_triggered_by_the_relay(desk: Open, receiver: Receive
     assert here.states == {"delivered": 1}
 
 
-def test_a_client_error_is_not_repeated(desk: Open, receiver: Receiver) -> None:
+def test_a_client_error_is_not_repeated(harness: Open, receiver: Receiver) -> None:
     receiver.answer = Reply(422)
-    here = desk(**hook(receiver))
+    here = harness(**hook(receiver))
     here.tell(event())
     with capture_logs() as records:
         here.work().later(HOUR).later(HOUR)
@@ -118,9 +118,9 @@ def test_a_client_error_is_not_repeated(desk: Open, receiver: Receiver) -> None:
     assert joined["sinks"] == ["webhook: dead client_error 422"]
 
 
-def test_a_server_error_is_repeated_with_waits_that_double(desk: Open, receiver: Receiver) -> None:
+def test_a_server_error_is_repeated_with_waits_that_double(harness: Open, receiver: Receiver) -> None:
     receiver.answer = Reply(503)
-    here = desk(**hook(receiver))
+    here = harness(**hook(receiver))
     here.tell(event())
     waits = []
     for _ in range(4):
@@ -137,9 +137,9 @@ def test_a_server_error_is_repeated_with_waits_that_double(desk: Open, receiver:
     assert len({seen.body for seen in receiver.seen}) == 1
 
 
-def test_it_is_given_up_by_age_and_then_it_is_dead(desk: Open, receiver: Receiver) -> None:
+def test_it_is_given_up_by_age_and_then_it_is_dead(harness: Open, receiver: Receiver) -> None:
     receiver.answer = Reply(503)
-    here = desk(**hook(receiver))
+    here = harness(**hook(receiver))
     here.tell(event())
     here.work()
     here.later(timedelta(hours=25))
@@ -149,17 +149,17 @@ def test_it_is_given_up_by_age_and_then_it_is_dead(desk: Open, receiver: Receive
     assert len(receiver.seen) == asked
 
 
-def test_a_bad_sink_does_not_block_its_siblings(desk: Open, receiver: Receiver) -> None:
+def test_a_bad_sink_does_not_block_its_siblings(harness: Open, receiver: Receiver) -> None:
     with Receiver(Reply(500)) as bad:
-        here = desk(**hook(bad), SB_NOTIFICATION_DISCORD_URL=receiver.url, **OPEN_GATES)
+        here = harness(**hook(bad), SB_NOTIFICATION_DISCORD_URL=receiver.url, **OPEN_GATES)
         here.tell(*(event(number) for number in range(20)))
         here.work()
     assert len(receiver.seen) == 20
 
 
-def test_the_breaker_bounds_requests_and_one_probe_closes_it(desk: Open, receiver: Receiver) -> None:
+def test_the_breaker_bounds_requests_and_one_probe_closes_it(harness: Open, receiver: Receiver) -> None:
     receiver.answer = Reply(500)
-    here = desk(**hook(receiver), **OPEN_GATES)
+    here = harness(**hook(receiver), **OPEN_GATES)
     here.tell(*(event(number) for number in range(100)))
     here.work()
     assert len(receiver.seen) == BREAKER_FAILURES
@@ -176,22 +176,22 @@ def test_the_breaker_bounds_requests_and_one_probe_closes_it(desk: Open, receive
     assert here.states == {"delivered": 100}
 
 
-def test_attempts_under_way_when_the_breaker_opens_do_not_open_it_further(desk: Open, receiver: Receiver) -> None:
-    here = desk(**hook(receiver), **OPEN_GATES)
+def test_attempts_under_way_when_the_breaker_opens_do_not_open_it_further(harness: Open, receiver: Receiver) -> None:
+    here = harness(**hook(receiver), **OPEN_GATES)
     here.tell(*(event(number) for number in range(8)))
     deliveries = here.notifier.deliveries
     with here.pool.connection() as connection:
-        taken = [deliveries.take(connection, number) for number in here.queue]
-        for one in taken:
+        claimed = [deliveries.claim(connection, number) for number in here.queue]
+        for one in claimed:
             assert one is not None
             deliveries.settle(connection, one, SinkUnavailable(Fault.SERVER_ERROR, "503"))
         trips = connection.execute("SELECT failures, trips FROM secrets_bridge_worker.notification_target").fetchone()
     assert trips == (8, 1)
 
 
-def test_a_digest_is_the_same_on_every_attempt(desk: Open, receiver: Receiver) -> None:
+def test_a_digest_is_the_same_on_every_attempt(harness: Open, receiver: Receiver) -> None:
     receiver.answer = Reply(503)
-    here = desk(**hook(receiver))
+    here = harness(**hook(receiver))
     here.tell(*(event(number, component=name) for number, name in enumerate(["a", "b", "c", "d", "e"])))
     here.work().later(2 * SECOND)
     first, second = receiver.seen
@@ -200,21 +200,21 @@ def test_a_digest_is_the_same_on_every_attempt(desk: Open, receiver: Receiver) -
 
 
 def test_an_attempt_whose_sink_is_not_configured_any_more_dies_too(
-    desk: Open, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    harness: Open, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = desk(**hook(receiver))
+    here = harness(**hook(receiver))
     here.tell(event())
     with here.pool.connection() as connection:
-        here.notifier.deliveries.take(connection, here.queue[0])
+        here.notifier.deliveries.claim(connection, here.queue[0])
     monkeypatch.delenv("SB_NOTIFICATION_WEBHOOK_URL")
-    other = desk()
+    other = harness()
     other.later(timedelta(hours=25))
     assert other.states == {"dead gave_up": 1}
 
 
-def test_after_an_outage_one_digest_catches_up(desk: Open, receiver: Receiver) -> None:
+def test_after_an_outage_one_digest_catches_up(harness: Open, receiver: Receiver) -> None:
     receiver.answer = Reply(500)
-    here = desk(**hook(receiver), SB_NOTIFICATION_REPEAT_INTERVAL="0s", SB_NOTIFICATION_PACE="0s")
+    here = harness(**hook(receiver), SB_NOTIFICATION_REPEAT_INTERVAL="0s", SB_NOTIFICATION_PACE="0s")
     here.tell(event(1))
     for _ in range(BREAKER_FAILURES):
         here.work().later(20 * SECOND)
@@ -232,11 +232,11 @@ def test_after_an_outage_one_digest_catches_up(desk: Open, receiver: Receiver) -
 
 @pytest.mark.parametrize(("status", "reason"), [(401, "auth"), (410, "client_error")])
 def test_a_sink_that_is_gone_or_locked_is_switched_off_until_its_configuration_changes(
-    desk: Open, receiver: Receiver, status: int, reason: str
+    harness: Open, receiver: Receiver, status: int, reason: str
 ) -> None:
     receiver.answer = Reply(status)
     with Receiver() as other:
-        here = desk(**hook(receiver), **OPEN_GATES, SB_NOTIFICATION_DISCORD_URL=other.url)
+        here = harness(**hook(receiver), **OPEN_GATES, SB_NOTIFICATION_DISCORD_URL=other.url)
         here.tell(event(1), event(2), event(3))
         with capture_logs() as records:
             here.work().later(HOUR)
@@ -246,15 +246,15 @@ def test_a_sink_that_is_gone_or_locked_is_switched_off_until_its_configuration_c
         assert loud == ["[error] notification sink switched off: webhook"]
         assert here.states[f"dead {reason}"] == 1
         receiver.answer = Reply(200)
-        changed = desk(**hook(receiver), **OPEN_GATES, SB_NOTIFICATION_WEBHOOK_MIN_SEVERITY="warn")
+        changed = harness(**hook(receiver), **OPEN_GATES, SB_NOTIFICATION_WEBHOOK_MIN_SEVERITY="warn")
         changed.later(SECOND).later(SECOND)
     assert changed.states["pending"] == 0
     assert sum(seen.json["metadata"].get("events", 1) for seen in receiver.seen[1:]) == 2
 
 
-def test_a_certificate_that_is_not_trusted_alarms_at_once_and_is_tried_again(desk: Open, tmp_path: Path) -> None:
+def test_a_certificate_that_is_not_trusted_alarms_at_once_and_is_tried_again(harness: Open, tmp_path: Path) -> None:
     with Receiver(tls=Authority(tmp_path).server()) as stranger:
-        here = desk(**hook(stranger))
+        here = harness(**hook(stranger))
         here.tell(event())
         with capture_logs() as records:
             here.work().later(2 * SECOND)
@@ -264,9 +264,9 @@ def test_a_certificate_that_is_not_trusted_alarms_at_once_and_is_tried_again(des
     assert here.rows[0]["attempts"] == 2
 
 
-def test_a_rate_limit_is_kept_for_the_whole_sink(desk: Open, receiver: Receiver) -> None:
+def test_a_rate_limit_is_kept_for_the_whole_sink(harness: Open, receiver: Receiver) -> None:
     receiver.answer = Reply(429, headers={"Retry-After": "40"})
-    here = desk(SB_NOTIFICATION_DISCORD_URL=receiver.url, **OPEN_GATES)
+    here = harness(SB_NOTIFICATION_DISCORD_URL=receiver.url, **OPEN_GATES)
     here.tell(event(1), event(2), event(3))
     here.work().later(20 * SECOND)
     assert len(receiver.seen) == 1
@@ -275,8 +275,8 @@ def test_a_rate_limit_is_kept_for_the_whole_sink(desk: Open, receiver: Receiver)
     assert here.states == {"delivered": 3}
 
 
-def test_a_storm_is_a_handful_of_messages_and_the_sums_agree(desk: Open, receiver: Receiver) -> None:
-    here = desk(**hook(receiver))
+def test_a_storm_is_a_handful_of_messages_and_the_sums_agree(harness: Open, receiver: Receiver) -> None:
+    here = harness(**hook(receiver))
     names = ["wraps-expired", "agents-stale", "secrets-stale", "jobs-recovery"]
     for _ in range(10):
         here.tell(*(event(2, component=names[number % 4]) for number in range(100)))
@@ -295,8 +295,8 @@ def test_a_storm_is_a_handful_of_messages_and_the_sums_agree(desk: Open, receive
     assert all(row["state"] == "delivered" for row in here.rows if row["id"] in digests)
 
 
-def test_a_flapping_agent_is_told_at_once_and_then_in_sums(desk: Open, receiver: Receiver) -> None:
-    here = desk(**hook(receiver))
+def test_a_flapping_agent_is_told_at_once_and_then_in_sums(harness: Open, receiver: Receiver) -> None:
+    here = harness(**hook(receiver))
     for _ in range(60):
         here.tell(event(1, component="agents-stale"))
         here.work()
@@ -308,8 +308,8 @@ def test_a_flapping_agent_is_told_at_once_and_then_in_sums(desk: Open, receiver:
     assert {seen.json["component"] for seen in receiver.seen} == {"agents-stale"}
 
 
-def test_what_a_sink_does_not_want_is_suppressed_with_the_reason(desk: Open, receiver: Receiver) -> None:
-    here = desk(
+def test_what_a_sink_does_not_want_is_suppressed_with_the_reason(harness: Open, receiver: Receiver) -> None:
+    here = harness(
         **hook(receiver), SB_NOTIFICATION_WEBHOOK_MIN_SEVERITY="warn", SB_NOTIFICATION_WEBHOOK_SWEEPERS="-agents-stale"
     )
     here.tell(event(severity=Severity.INFO), event(component="agents-stale"), event(), recovered())
@@ -317,9 +317,9 @@ def test_what_a_sink_does_not_want_is_suppressed_with_the_reason(desk: Open, rec
     assert here.states == {"suppressed severity": 1, "suppressed sweeper": 1, "delivered": 2}
 
 
-def test_an_incident_ends_after_it_began(desk: Open, receiver: Receiver) -> None:
+def test_an_incident_ends_after_it_began(harness: Open, receiver: Receiver) -> None:
     receiver.answer = Reply(503)
-    here = desk(SB_NOTIFICATION_PAGERDUTY_ROUTING_KEY=KEY, SB_NOTIFICATION_PAGERDUTY_URL=receiver.url)
+    here = harness(SB_NOTIFICATION_PAGERDUTY_ROUTING_KEY=KEY, SB_NOTIFICATION_PAGERDUTY_URL=receiver.url)
     here.tell(failed())
     here.work()
     here.tell(recovered(), failed("agents-stale"))
@@ -332,8 +332,8 @@ def test_an_incident_ends_after_it_began(desk: Open, receiver: Receiver) -> None
     assert told == [("trigger", "wraps-expired"), ("resolve", "wraps-expired")]
 
 
-def test_many_turns_of_an_incident_end_as_the_last_one(desk: Open, receiver: Receiver) -> None:
-    here = desk(SB_NOTIFICATION_PAGERDUTY_ROUTING_KEY=KEY, SB_NOTIFICATION_PAGERDUTY_URL=receiver.url)
+def test_many_turns_of_an_incident_end_as_the_last_one(harness: Open, receiver: Receiver) -> None:
+    here = harness(SB_NOTIFICATION_PAGERDUTY_ROUTING_KEY=KEY, SB_NOTIFICATION_PAGERDUTY_URL=receiver.url)
     for _ in range(10):
         here.tell(failed(), recovered())
     here.work()
@@ -341,36 +341,36 @@ def test_many_turns_of_an_incident_end_as_the_last_one(desk: Open, receiver: Rec
     assert here.states == {"delivered": 1, "digested": 20}
 
 
-def test_an_attempt_that_nobody_settled_is_made_again_with_the_same_id(desk: Open, receiver: Receiver) -> None:
-    here = desk(**hook(receiver))
+def test_an_attempt_that_nobody_settled_is_made_again_with_the_same_id(harness: Open, receiver: Receiver) -> None:
+    here = harness(**hook(receiver))
     here.tell(event())
     with here.pool.connection() as connection:
-        taken = here.notifier.deliveries.take(connection, here.queue[0])
-        assert taken is not None
-        assert here.notifier.deliveries.take(connection, here.queue[0]) is None  # its lease is held
+        claimed = here.notifier.deliveries.claim(connection, here.queue[0])
+        assert claimed is not None
+        assert here.notifier.deliveries.claim(connection, here.queue[0]) is None  # its lease is held
     here.queue.clear()
     here.later(16 * SECOND)
     assert here.states == {"delivered": 1}
-    assert receiver.seen[0].headers["webhook-id"] == taken.note.id
+    assert receiver.seen[0].headers["webhook-id"] == claimed.notification.id
     with here.pool.connection() as connection:  # the first one comes back too late
-        assert here.notifier.deliveries.settle(connection, taken, None) is None
+        assert here.notifier.deliveries.settle(connection, claimed, None) is None
 
 
 def test_a_delivery_for_a_sink_that_is_not_configured_here_waits_and_then_dies(
-    desk: Open, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    harness: Open, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = desk(**hook(receiver))
+    here = harness(**hook(receiver))
     here.tell(event())
     monkeypatch.delenv("SB_NOTIFICATION_WEBHOOK_URL")
-    other = desk()
+    other = harness()
     other.later(HOUR)
     assert other.states == {"pending": 1}
     other.later(timedelta(hours=24))
     assert other.states == {"dead gave_up": 1}
 
 
-def test_what_is_done_is_pruned_and_dead_letters_stay(desk: Open, receiver: Receiver) -> None:
-    here = desk(**hook(receiver), **OPEN_GATES)
+def test_what_is_done_is_pruned_and_dead_letters_stay(harness: Open, receiver: Receiver) -> None:
+    here = harness(**hook(receiver), **OPEN_GATES)
     here.tell(event(1))
     here.work()
     receiver.answer = Reply(400)

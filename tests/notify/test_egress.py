@@ -8,7 +8,7 @@ from ipaddress import ip_network
 import pytest
 
 from app.core.errors import SinkRejected, SinkUnavailable
-from app.notify.egress import Guard
+from app.notify.egress import EgressPolicy
 
 PUBLIC = [
     "93.184.216.34",
@@ -34,32 +34,32 @@ ALL = tuple(map(ip_network, ("0.0.0.0/0", "::/0")))
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_public_addresses_are_dialled(address: str) -> None:
-    assert Guard(()).lets(address)
+    assert EgressPolicy(()).allows(address)
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_nothing_public_is_dialled_without_tls(address: str) -> None:
-    assert not Guard(()).lets(address, plain=True)
+    assert not EgressPolicy(()).allows(address, cleartext=True)
 
 
 @pytest.mark.parametrize("address", CLOSED)
 def test_closed_addresses_are_dialled_where_they_are_allowed(address: str) -> None:
-    assert not Guard(()).lets(address)
-    assert not Guard([ip_network("192.0.0.0/30")]).lets(address)
-    assert Guard(ALL).lets(address)
-    assert Guard(ALL).lets(address, plain=True)
+    assert not EgressPolicy(()).allows(address)
+    assert not EgressPolicy([ip_network("192.0.0.0/30")]).allows(address)
+    assert EgressPolicy(ALL).allows(address)
+    assert EgressPolicy(ALL).allows(address, cleartext=True)
 
 
 @pytest.mark.parametrize("address", NEVER)
 def test_some_are_dialled_by_nobody(address: str) -> None:
-    assert not Guard(()).lets(address)
-    assert not Guard(ALL).lets(address)
+    assert not EgressPolicy(()).allows(address)
+    assert not EgressPolicy(ALL).allows(address)
 
 
 def test_a_name_is_judged_by_its_addresses() -> None:
-    loopback = Guard([ip_network("127.0.0.0/8")])
+    loopback = EgressPolicy([ip_network("127.0.0.0/8")])
     assert asyncio.run(loopback.resolve("127.0.0.1", 80)) == ["127.0.0.1"]
     with pytest.raises(SinkRejected, match="blocked_address"):
-        asyncio.run(Guard(()).resolve("localhost", 80))
+        asyncio.run(EgressPolicy(()).resolve("localhost", 80))
     with pytest.raises(SinkUnavailable, match="dns"):
-        asyncio.run(Guard(()).resolve("no-such-host.invalid", 80))
+        asyncio.run(EgressPolicy(()).resolve("no-such-host.invalid", 80))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.core.events import Event, Kind, Note, Severity
+from app.core.events import Event, Kind, Notification, Severity
 from app.notify.digest import digest
 from app.notify.policy import Decision, Health, Policy, Waiting, backoff, cooldown, decide
 
@@ -21,7 +21,7 @@ PACED = Policy(timedelta(0), 15 * SECOND, 5, 3, False)
 
 def waiting(number: int, *, attempts: int = 0, due: bool = True, busy: bool = False, group: str = "") -> Waiting:
     event = Event("wraps-expired", Severity.INFO, f"title {number}")
-    return Waiting(number, Note(str(number), NOW, event), attempts, due, busy, group)
+    return Waiting(number, Notification(str(number), NOW, event), attempts, due, busy, group)
 
 
 def sent(decision: Decision) -> list[int]:
@@ -68,7 +68,7 @@ def test_a_burst_and_then_one_a_pace() -> None:
             assert decision.paced_until is not None
             health, count = health._replace(paced_until=decision.paced_until), count + 1
         else:
-            ((until, ids),) = decision.hold.items()
+            ((until, ids),) = decision.postpone.items()
             assert ids == [1]
             assert until > now
         now += SECOND
@@ -76,9 +76,9 @@ def test_a_burst_and_then_one_a_pace() -> None:
 
 
 def test_equal_ones_are_held_and_others_are_not() -> None:
-    holds = {waiting(1).key: NOW + MINUTE}
-    decision = decide(1, [waiting(1), waiting(2)], WELL, FREE, holds, NOW)
-    assert decision.hold == {NOW + MINUTE: [1]}
+    windows = {waiting(1).key: NOW + MINUTE}
+    decision = decide(1, [waiting(1), waiting(2)], WELL, FREE, windows, NOW)
+    assert decision.postpone == {NOW + MINUTE: [1]}
     assert sent(decision) == [2]
 
 
@@ -112,11 +112,11 @@ def test_rests_double_up_to_ten_minutes() -> None:
 
 
 def test_a_digest_of_equal_events_keeps_their_name_and_sums_their_numbers() -> None:
-    notes = [
-        Note(str(n), NOW + n * SECOND, Event("wraps-expired", Severity.INFO, "purged", "", {"deleted": n}))
+    notifications = [
+        Notification(str(n), NOW + n * SECOND, Event("wraps-expired", Severity.INFO, "purged", "", {"deleted": n}))
         for n in (1, 2, 3)
     ]
-    event = digest(notes)
+    event = digest(notifications)
     assert (event.component, event.title, event.kind) == ("wraps-expired", "purged", Kind.SWEPT)
     assert event.metadata == {"deleted": 6, "events": 3}
     assert event.detail == "3 events between 2026-11-23T12:00:01Z and 2026-11-23T12:00:03Z"
@@ -125,8 +125,8 @@ def test_a_digest_of_equal_events_keeps_their_name_and_sums_their_numbers() -> N
 def test_a_digest_of_digests_counts_every_event_once() -> None:
     one = Event("wraps-expired", Severity.INFO, "purged", "", {"deleted": 1})
     two = Event("agents-stale", Severity.WARN, "flagged", "", {"flipped": 2})
-    first = digest([Note("1", NOW, one), Note("2", NOW, two), Note("3", NOW, one)])
-    event = digest([Note("4", NOW, first), Note("5", NOW, two)])
+    first = digest([Notification("1", NOW, one), Notification("2", NOW, two), Notification("3", NOW, one)])
+    event = digest([Notification("4", NOW, first), Notification("5", NOW, two)])
     assert event.title == "4 notifications"
     assert event.severity is Severity.WARN
     assert event.metadata == {
@@ -141,5 +141,5 @@ def test_a_digest_of_digests_counts_every_event_once() -> None:
 def test_turns_of_an_incident_end_as_the_newest() -> None:
     failed = Event("wraps-expired", Severity.ERROR, "failed", kind=Kind.FAILED)
     well = Event("wraps-expired", Severity.INFO, "recovered", kind=Kind.RECOVERED)
-    event = digest([Note("1", NOW, failed), Note("2", NOW, well), Note("3", NOW, failed)])
+    event = digest([Notification("1", NOW, failed), Notification("2", NOW, well), Notification("3", NOW, failed)])
     assert (event.kind, event.title, event.metadata) == (Kind.FAILED, "failed", {"events": 3})

@@ -19,9 +19,9 @@ from app.core.errors import SinkRejected, SinkUnavailable
 from app.notify.notifier import attempt
 from app.notify.routing import Target
 from app.notify.settings import NotificationSettings
-from app.notify.transport import MOST_BODY, MOST_CONNECTIONS, Lanes, Network
+from app.notify.transport import MOST_BODY, MOST_CONNECTIONS, NetworkTransport, ThreadLoops
 from tests.sinks.test_email import to as mail_to
-from tests.support import http_server as receivers
+from tests.support import http_server
 from tests.support.http_server import Receiver, Reply, Rude, Seen
 from tests.support.outcome import LOOPBACK, NOTE, configured, outcome
 from tests.support.tls import Authority
@@ -35,7 +35,7 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Target]:
     return lambda url: configured(monkeypatch, {**LOOPBACK, "SB_NOTIFICATION_WEBHOOK_URL": url})[0]
 
 
-@pytest.mark.parametrize("treat", [receivers.header_drip, receivers.body_drip, receivers.silence])
+@pytest.mark.parametrize("treat", [http_server.header_drip, http_server.body_drip, http_server.silence])
 def test_a_server_that_stalls_is_cut_off(webhook: Callable[[str], Target], treat: Treat) -> None:
     with Rude(treat) as server:
         assert outcome(webhook(server.url), seconds=0.4) == "unavailable timeout"
@@ -44,9 +44,9 @@ def test_a_server_that_stalls_is_cut_off(webhook: Callable[[str], Target], treat
 @pytest.mark.parametrize(
     ("treat", "expected"),
     [
-        (receivers.hang_up, "unavailable "),  # protocol or connect: whichever the system sees first
-        (receivers.reset, "unavailable connect"),
-        (receivers.nonsense, "unavailable protocol"),
+        (http_server.hang_up, "unavailable "),  # protocol or connect: whichever the system sees first
+        (http_server.reset, "unavailable connect"),
+        (http_server.nonsense, "unavailable protocol"),
     ],
 )
 def test_a_server_that_breaks_off_is_transient(webhook: Callable[[str], Target], treat: Treat, expected: str) -> None:
@@ -59,18 +59,18 @@ def test_nobody_there_is_transient(webhook: Callable[[str], Target]) -> None:
 
 
 def test_an_endless_answer_is_read_to_64_kib(webhook: Callable[[str], Target]) -> None:
-    with Rude(receivers.endless) as server:
+    with Rude(http_server.endless) as server:
         assert outcome(webhook(server.url), seconds=10) == "delivered"
 
     async def read() -> int:
-        network = Network(NotificationSettings.read())
+        network = NetworkTransport(NotificationSettings.read())
         target = webhook(server.url)
         (url,) = target.settings.urls.values()
         answer = await network.post(url, b"", {})
         await network.close()
         return len(answer.body)
 
-    with Rude(receivers.endless) as server:
+    with Rude(http_server.endless) as server:
         assert asyncio.run(read()) == MOST_BODY
 
 
@@ -123,7 +123,7 @@ def test_connections_are_kept_between_attempts(webhook: Callable[[str], Target])
         return Reply(200, seen.headers.get("connection", "").encode())
 
     async def several(target: Target) -> None:
-        network = Network(NotificationSettings.read())
+        network = NetworkTransport(NotificationSettings.read())
         for _ in range(20):
             await attempt(target, NOTE, network, 5)
             ports.update(_established(receiver.port))
@@ -138,51 +138,51 @@ def test_connections_are_kept_between_attempts(webhook: Callable[[str], Target])
 @pytest.mark.parametrize(
     ("sink", "treat"),
     [
-        ("webhook", receivers.header_drip),
-        ("webhook", receivers.body_drip),
-        ("webhook", receivers.silence),
-        ("email", receivers.banner_drip),
-        ("email", receivers.silence),
+        ("webhook", http_server.header_drip),
+        ("webhook", http_server.body_drip),
+        ("webhook", http_server.silence),
+        ("email", http_server.banner_drip),
+        ("email", http_server.silence),
     ],
 )
 def test_a_thousand_hanging_attempts_leak_nothing(monkeypatch: pytest.MonkeyPatch, sink: str, treat: Treat) -> None:
     deadline = 0.05
 
-    def cut(lanes: Lanes, target: Target) -> float:
+    def cut(lanes: ThreadLoops, target: Target) -> float:
         started = time.monotonic()
         with pytest.raises(SinkUnavailable, match="timeout"):
-            lanes(lambda wire: attempt(target, NOTE, wire, deadline))
+            lanes(lambda transport: attempt(target, NOTE, transport, deadline))
         return time.monotonic() - started
 
     def many(target: Target) -> list[float]:
-        lanes = Lanes(NotificationSettings.read())
-        taken = [cut(lanes, target) for _ in range(125)]
+        lanes = ThreadLoops(NotificationSettings.read())
+        claimed = [cut(lanes, target) for _ in range(125)]
         lanes.close()
-        return taken
+        return claimed
 
     threads = threading.active_count()
     with Rude(treat) as server:
         env = {"SB_NOTIFICATION_WEBHOOK_URL": server.url} if sink == "webhook" else mail_to(server.port)
         (target,) = configured(monkeypatch, {**LOOPBACK, **env})
         with ThreadPoolExecutor(8) as pool:  # as many as a notifier has threads
-            taken = [seconds for lane in pool.map(many, [target] * 8) for seconds in lane]
+            claimed = [seconds for lane in pool.map(many, [target] * 8) for seconds in lane]
         leaked = len(_established(server.port))
         connections = server.connections
-    print(f"{len(taken)} attempts, slowest {max(taken):.3f}s of {deadline}s")
-    assert len(taken) == 1000
+    print(f"{len(claimed)} attempts, slowest {max(claimed):.3f}s of {deadline}s")
+    assert len(claimed) == 1000
     assert connections > 900  # a few may be cut before the busy server has accepted them
     assert leaked == 0
     assert threading.active_count() <= threads
 
 
-@pytest.mark.parametrize("treat", [receivers.header_drip, receivers.silence])
+@pytest.mark.parametrize("treat", [http_server.header_drip, http_server.silence])
 def test_attempts_that_were_cut_leave_room_for_others(
     webhook: Callable[[str], Target], monkeypatch: pytest.MonkeyPatch, treat: Treat
 ) -> None:
     """More attempts are cut than a pool has places, at each step of the loop; the next one still goes out."""
 
     async def cut_and_send(bad: Target, good: Target) -> None:
-        network = Network(NotificationSettings.read())
+        network = NetworkTransport(NotificationSettings.read())
         for steps in range(30):
             for _ in range(MOST_CONNECTIONS):
                 cut = asyncio.create_task(attempt(bad, NOTE, network, 5))
@@ -214,7 +214,7 @@ def test_what_is_no_url_is_permanent(monkeypatch: pytest.MonkeyPatch) -> None:
     from pydantic import SecretStr  # noqa: PLC0415
 
     async def post() -> Any:
-        network = Network(NotificationSettings.read())
+        network = NetworkTransport(NotificationSettings.read())
         try:
             return await network.post(SecretStr("ftp://127.0.0.1/x"), b"", {})
         finally:

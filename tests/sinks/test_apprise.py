@@ -8,8 +8,8 @@ import pytest
 
 from app.notify.notifier import attempt
 from app.notify.settings import NotificationSettings
-from app.notify.transport import Lanes
-from tests.support import http_server as receivers
+from app.notify.transport import ThreadLoops
+from tests.support import http_server
 from tests.support.http_server import Receiver, Reply, Rude
 from tests.support.outcome import LOOPBACK, NOTE, configured, outcome
 
@@ -59,7 +59,7 @@ def test_redirects_and_proxies_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_answer_without_an_end_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Rude(receivers.endless) as rude:
+    with Rude(http_server.endless) as rude:
         (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{rude.port}/x"})
         assert outcome(target, seconds=20).startswith("unavailable ")
 
@@ -69,8 +69,8 @@ def test_it_runs_from_a_notifiers_thread(monkeypatch: pytest.MonkeyPatch) -> Non
         (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{receiver.port}/x"})
 
         def deliver() -> None:
-            lanes = Lanes(NotificationSettings.read())
-            lanes(lambda wire: attempt(target, NOTE, wire, 20))
+            lanes = ThreadLoops(NotificationSettings.read())
+            lanes(lambda transport: attempt(target, NOTE, transport, 20))
             lanes.close()
 
         with ThreadPoolExecutor(1) as threads:
@@ -79,6 +79,6 @@ def test_it_runs_from_a_notifiers_thread(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_service_that_stalls_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Rude(receivers.silence) as rude:
+    with Rude(http_server.silence) as rude:
         (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{rude.port}/x"})
         assert outcome(target, seconds=3) == "unavailable timeout"

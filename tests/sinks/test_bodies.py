@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook as Verifier
 
-from app.core.events import Event, Kind, Note, Severity
+from app.core.events import Event, Kind, Notification, Severity
 from sinks.webhook import signed
 from tests.sinks.test_answers import KEY, reply, variables
 from tests.support.http_server import Receiver, Seen
@@ -31,10 +31,10 @@ BODY = {
 def sent(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Give a function that sends one note by one sink and gives what arrived."""
 
-    def send(sink: str, note: Note = NOTE, answer: str = "ok", status: int = 200, **more: str) -> Seen:
+    def send(sink: str, notification: Notification = NOTE, answer: str = "ok", status: int = 200, **more: str) -> Seen:
         with Receiver(reply(status, answer)) as receiver:
             (target,) = configured(monkeypatch, {**LOOPBACK, **variables(sink, receiver.url), **more})
-            assert outcome(target, note) == "delivered"
+            assert outcome(target, notification) == "delivered"
         (seen,) = receiver.seen
         assert seen.method == "POST"
         return seen
@@ -52,24 +52,26 @@ def test_webhook_sends_the_control_planes_body(sent: Any) -> None:
 
 
 def test_webhook_leaves_out_what_is_empty(sent: Any) -> None:
-    seen = sent("webhook", Note(NOTE.id, WHEN.replace(microsecond=0), Event("x", Severity.INFO, "t")))
+    seen = sent("webhook", Notification(NOTE.id, WHEN.replace(microsecond=0), Event("x", Severity.INFO, "t")))
     assert seen.json == {"time": "2026-11-23T09:00:00Z", "severity": "info", "component": "x", "title": "t"}
 
 
 @pytest.mark.parametrize(
-    ("note", "text"),
+    ("notification", "text"),
     [
         (NOTE, "[warn] agents flagged stale — cutoff=2026-11-23T08:55:00Z (flipped=3)"),
         (RECOVERED, "[info] sweep recovered (failed_attempts=2)"),
         (FAILED, "[error] delete expired wraps failed — Timeout 57014"),
         (
-            Note(NOTE.id, WHEN, Event("x", Severity.INFO, "<!channel> & <b>")),
+            Notification(NOTE.id, WHEN, Event("x", Severity.INFO, "<!channel> & <b>")),
             "[info] &lt;!channel&gt; &amp; &lt;b&gt;",
         ),
     ],
 )
-def test_webhook_in_slacks_form_is_one_escaped_line_with_the_counts(sent: Any, note: Note, text: str) -> None:
-    assert sent("webhook", note, SB_WORKER_WEBHOOK_SLACK_FORMAT="true").json == {"text": text}
+def test_webhook_in_slacks_form_is_one_escaped_line_with_the_counts(
+    sent: Any, notification: Notification, text: str
+) -> None:
+    assert sent("webhook", notification, SB_WORKER_WEBHOOK_SLACK_FORMAT="true").json == {"text": text}
 
 
 def test_webhook_as_a_cloud_event(sent: Any) -> None:
@@ -179,14 +181,16 @@ def test_pagerduty_resolves_the_same_incident_on_recovery(sent: Any) -> None:
 
 @pytest.mark.parametrize(("severity", "theirs"), [(Severity.WARN, "warning"), (Severity.ERROR, "error")])
 def test_pagerduty_maps_severities(sent: Any, severity: Severity, theirs: str) -> None:
-    payload = sent("pagerduty", Note(NOTE.id, WHEN, Event("x", severity, "t" * 2000)), status=202).json["payload"]
+    payload = sent("pagerduty", Notification(NOTE.id, WHEN, Event("x", severity, "t" * 2000)), status=202).json[
+        "payload"
+    ]
     assert payload["severity"] == theirs
     assert len(payload["summary"]) == 1024
 
 
 def test_pagerduty_notes_routine_as_a_change(sent: Any) -> None:
     routine = Event("wraps-expired", Severity.INFO, "expired wraps purged", "", {"deleted": 7})
-    seen = sent("pagerduty", Note(NOTE.id, WHEN, routine), status=202)
+    seen = sent("pagerduty", Notification(NOTE.id, WHEN, routine), status=202)
     assert seen.path == "/v2/change/enqueue"
     assert seen.json == {
         "routing_key": KEY,
@@ -234,7 +238,7 @@ def test_teams_sends_an_adaptive_card(sent: Any) -> None:
 
 def test_teams_keeps_below_what_teams_expands_too_far(sent: Any) -> None:
     assert len(sent("teams", digest_note(), status=202).body) <= 18 * 1024
-    long = Note(NOTE.id, WHEN, Event("x", Severity.INFO, "t", "d" * 50_000))
+    long = Notification(NOTE.id, WHEN, Event("x", Severity.INFO, "t", "d" * 50_000))
     assert len(sent("teams", long, status=202, SB_NOTIFICATION_TEAMS_MIN_SEVERITY="info").body) <= 18 * 1024
 
 
@@ -261,7 +265,7 @@ def test_discord_keeps_to_its_limits(sent: Any) -> None:
     assert len(body["embeds"][0]["description"]) <= 4096
 
 
-TEST = Note(NOTE.id, WHEN, Event("notify-test", Severity.INFO, "test notification", "", {"test": 1}, Kind.TEST))
+TEST = Notification(NOTE.id, WHEN, Event("notify-test", Severity.INFO, "test notification", "", {"test": 1}, Kind.TEST))
 
 
 def test_a_test_says_that_it_is_one_to_people(sent: Any) -> None:

@@ -9,13 +9,13 @@ import pytest
 
 from app.core.config import load
 from app.core.errors import ConfigError
-from app.core.events import Event, Note, Severity
+from app.core.events import Event, Notification, Severity
 from app.notify.routing import Target
 from sinks.email import Email, message
-from tests.support import http_server as receivers
+from tests.support import http_server
 from tests.support.http_server import Rude
 from tests.support.outcome import LOOPBACK, NOTE, WHEN, configured, outcome
-from tests.support.smtp_server import Mailbox
+from tests.support.smtp_server import SmtpServer
 from tests.support.tls import Authority
 
 
@@ -63,14 +63,14 @@ REPLIES = [
 
 @pytest.mark.parametrize(("replies", "expected"), REPLIES, ids=[f"{r}" for r, _ in REPLIES])
 def test_a_reply_is_classed(target: Any, authority: Authority, replies: dict[str, str], expected: str) -> None:
-    mailbox = Mailbox(replies, tls=authority.server())
-    mailbox.start()
+    smtp_server = SmtpServer(replies, tls=authority.server())
+    smtp_server.start()
     try:
-        assert outcome(target(mailbox.port, authority)) == expected
-        assert mailbox.encrypted == [True]
+        assert outcome(target(smtp_server.port, authority)) == expected
+        assert smtp_server.encrypted == [True]
     finally:
-        mailbox.stop()
-    assert len(mailbox.got) == (expected == "delivered")
+        smtp_server.stop()
+    assert len(smtp_server.got) == (expected == "delivered")
 
 
 @pytest.mark.parametrize(
@@ -83,71 +83,71 @@ def test_a_reply_is_classed(target: Any, authority: Authority, replies: dict[str
     ],
 )
 def test_a_login_is_classed(target: Any, authority: Authority, reply: str, expected: str) -> None:
-    mailbox = Mailbox({"AUTH": reply} if reply else {}, tls=authority.server(), login=True)
-    mailbox.start()
+    smtp_server = SmtpServer({"AUTH": reply} if reply else {}, tls=authority.server(), login=True)
+    smtp_server.start()
     try:
-        assert outcome(target(mailbox.port, authority, USERNAME="worker", PASSWORD="hunter2")) == expected
+        assert outcome(target(smtp_server.port, authority, USERNAME="worker", PASSWORD="hunter2")) == expected
     finally:
-        mailbox.stop()
+        smtp_server.stop()
     if not reply:
-        assert mailbox.logins == [("worker", "hunter2")]
+        assert smtp_server.logins == [("worker", "hunter2")]
 
 
 def test_a_login_that_is_not_offered_is_permanent(target: Any, authority: Authority) -> None:
-    mailbox = Mailbox(tls=authority.server())
-    mailbox.start()
+    smtp_server = SmtpServer(tls=authority.server())
+    smtp_server.start()
     try:
-        assert outcome(target(mailbox.port, authority, USERNAME="u", PASSWORD="p")) == "rejected auth not_offered"
+        assert outcome(target(smtp_server.port, authority, USERNAME="u", PASSWORD="p")) == "rejected auth not_offered"
     finally:
-        mailbox.stop()
+        smtp_server.stop()
 
 
 def test_never_falls_back_to_the_clear(target: Any) -> None:
-    mailbox = Mailbox()
-    mailbox.start()
+    smtp_server = SmtpServer()
+    smtp_server.start()
     try:
-        assert outcome(target(mailbox.port)) == "rejected tls starttls"
+        assert outcome(target(smtp_server.port)) == "rejected tls starttls"
     finally:
-        mailbox.stop()
-    assert mailbox.encrypted == []
+        smtp_server.stop()
+    assert smtp_server.encrypted == []
 
 
 @pytest.mark.parametrize("mode", ["starttls", "implicit"])
 def test_a_certificate_is_verified(target: Any, authority: Authority, mode: str) -> None:
-    mailbox = Mailbox(tls=authority.server(), implicit=mode == "implicit")
-    mailbox.start()
+    smtp_server = SmtpServer(tls=authority.server(), implicit=mode == "implicit")
+    smtp_server.start()
     try:
-        assert outcome(target(mailbox.port, TLS=mode)) == "unavailable tls"
+        assert outcome(target(smtp_server.port, TLS=mode)) == "unavailable tls"
     finally:
-        mailbox.stop()
+        smtp_server.stop()
 
 
 def test_the_servers_name_is_verified(target: Any, authority: Authority) -> None:
-    mailbox = Mailbox(tls=authority.server("mail.example.org"))
-    mailbox.start()
+    smtp_server = SmtpServer(tls=authority.server("mail.example.org"))
+    smtp_server.start()
     try:
-        assert outcome(target(mailbox.port, authority)) == "unavailable tls"
+        assert outcome(target(smtp_server.port, authority)) == "unavailable tls"
     finally:
-        mailbox.stop()
+        smtp_server.stop()
 
 
 def test_implicit_tls_delivers(target: Any, authority: Authority) -> None:
-    mailbox = Mailbox(tls=authority.server(), implicit=True, login=True)
-    mailbox.start()
+    smtp_server = SmtpServer(tls=authority.server(), implicit=True, login=True)
+    smtp_server.start()
     try:
-        assert outcome(target(mailbox.port, authority, TLS="implicit", USERNAME="u", PASSWORD="p")) == "delivered"
+        assert outcome(target(smtp_server.port, authority, TLS="implicit", USERNAME="u", PASSWORD="p")) == "delivered"
     finally:
-        mailbox.stop()
-    assert mailbox.logins == [("u", "p")]
+        smtp_server.stop()
+    assert smtp_server.logins == [("u", "p")]
 
 
 def test_without_tls_only_where_it_is_allowed(target: Any) -> None:
-    mailbox = Mailbox()
-    mailbox.start()
+    smtp_server = SmtpServer()
+    smtp_server.start()
     try:
-        assert outcome(target(mailbox.port, TLS="none", ALLOW_PLAINTEXT="true")) == "delivered"
+        assert outcome(target(smtp_server.port, TLS="none", ALLOW_PLAINTEXT="true")) == "delivered"
     finally:
-        mailbox.stop()
+        smtp_server.stop()
 
 
 @pytest.mark.parametrize(
@@ -160,17 +160,17 @@ def test_without_tls_only_where_it_is_allowed(target: Any) -> None:
     ],
 )
 def test_a_greeting_is_classed(target: Any, reply: bytes, expected: str) -> None:
-    with Rude(receivers.greeting(reply)) as server:
+    with Rude(http_server.greeting(reply)) as server:
         assert outcome(target(server.port), seconds=2) == expected
 
 
-@pytest.mark.parametrize("treat", [receivers.hang_up, receivers.reset, receivers.nonsense])
+@pytest.mark.parametrize("treat", [http_server.hang_up, http_server.reset, http_server.nonsense])
 def test_a_server_that_breaks_off_is_transient(target: Any, treat: Any) -> None:
     with Rude(treat) as server:
         assert outcome(target(server.port), seconds=2).startswith("unavailable ")
 
 
-@pytest.mark.parametrize("treat", [receivers.banner_drip, receivers.silence])
+@pytest.mark.parametrize("treat", [http_server.banner_drip, http_server.silence])
 def test_a_server_that_stalls_is_cut_off(target: Any, treat: Any) -> None:
     with Rude(treat) as server:
         assert outcome(target(server.port), seconds=0.4) == "unavailable timeout"
@@ -181,7 +181,7 @@ def test_nobody_there_is_transient(target: Any) -> None:
 
 
 def test_a_closed_network_is_not_dialled(target: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Rude(receivers.silence) as server:
+    with Rude(http_server.silence) as server:
         found = target(server.port)
         monkeypatch.setenv("SB_NOTIFICATION_ALLOWED_NETWORKS", "10.0.0.0/8")
         assert outcome(found) == "rejected blocked_address"
@@ -189,26 +189,28 @@ def test_a_closed_network_is_not_dialled(target: Any, monkeypatch: pytest.Monkey
 
 
 def test_each_recipient_has_a_delivery_of_its_own(monkeypatch: pytest.MonkeyPatch, authority: Authority) -> None:
-    mailbox = Mailbox({"RCPT bad@example.org": "550 no"}, tls=authority.server())
-    mailbox.start()
+    smtp_server = SmtpServer({"RCPT bad@example.org": "550 no"}, tls=authority.server())
+    smtp_server.start()
     try:
-        found = configured(monkeypatch, to(mailbox.port, authority, TO="ops@example.org, bad@example.org"))
+        found = configured(monkeypatch, to(smtp_server.port, authority, TO="ops@example.org, bad@example.org"))
         assert [one.receiver for one in found] == ["ops@example.org", "bad@example.org"]
         assert all("example" not in one.name for one in found)
         assert [outcome(one) for one in found] == ["delivered", "rejected refused_recipients 550"]
     finally:
-        mailbox.stop()
-    assert [recipients for _, recipients, _ in mailbox.got] == [["ops@example.org"]]
+        smtp_server.stop()
+    assert [recipients for _, recipients, _ in smtp_server.got] == [["ops@example.org"]]
 
 
 def test_the_mail_itself(target: Any, authority: Authority) -> None:
-    mailbox = Mailbox(tls=authority.server())
-    mailbox.start()
+    smtp_server = SmtpServer(tls=authority.server())
+    smtp_server.start()
     try:
-        assert outcome(target(mailbox.port, authority)) == outcome(target(mailbox.port, authority)) == "delivered"
+        assert (
+            outcome(target(smtp_server.port, authority)) == outcome(target(smtp_server.port, authority)) == "delivered"
+        )
     finally:
-        mailbox.stop()
-    (sender, recipients, mail), (_, _, again) = mailbox.got
+        smtp_server.stop()
+    (sender, recipients, mail), (_, _, again) = smtp_server.got
     assert (sender, recipients) == ("worker@example.org", ["ops@example.org"])
     headers = {name: value for name, value in mail.items() if name not in ("Content-Type", "X-Peer")}
     assert headers == {
@@ -240,7 +242,7 @@ def test_the_mail_itself(target: Any, authority: Authority) -> None:
 
 def test_no_text_becomes_a_header_or_markup() -> None:
     event = Event("x", Severity.INFO, "title\r\nBcc: everybody@example.org", "<script>alert(1)</script>")
-    mail = message(Note(NOTE.id, WHEN, event), "worker@example.org", "ops@example.org")
+    mail = message(Notification(NOTE.id, WHEN, event), "worker@example.org", "ops@example.org")
     assert mail["Bcc"] is None
     assert mail["Subject"] == "[info] title Bcc: everybody@example.org"
     assert b"<script>" not in mail.get_payload(1).as_bytes()  # type: ignore[union-attr]

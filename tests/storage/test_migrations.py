@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import Connection
 
-from app.storage import migrations as schema
+from app.storage import migrations
 from tests.support.world import column
 
 TABLES = """
@@ -20,8 +20,8 @@ SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = to_regnamesp
 def old(sql: Connection[Any]) -> Connection[Any]:
     """Give a database with the first version of our schema, and a row in it."""
     sql.execute("DROP SCHEMA secrets_bridge_worker CASCADE")
-    sql.execute(schema._BOOTSTRAP.encode())
-    sql.execute(schema._VERSIONS[0].encode())
+    sql.execute(migrations._BOOTSTRAP.encode())
+    sql.execute(migrations._VERSIONS[0].encode())
     sql.execute("INSERT INTO secrets_bridge_worker.schema_version (version) VALUES (1)")
     sql.execute("INSERT INTO secrets_bridge_worker.sweep_state VALUES ('x', now(), now(), 7)")
     return sql
@@ -29,17 +29,17 @@ def old(sql: Connection[Any]) -> Connection[Any]:
 
 @pytest.mark.parametrize("way", ["migrate", "script"])
 def test_an_older_schema_is_upgraded_and_keeps_its_rows(old: Connection[Any], way: str) -> None:
-    assert schema.installed(old) == 1
+    assert migrations.installed(old) == 1
     if way == "migrate":
-        assert schema.migrate(old) == schema.VERSION
+        assert migrations.migrate(old) == migrations.VERSION
     else:
         old.execute("CREATE ROLE secrets_bridge_worker_role")
         try:
-            old.execute(schema.script(1).encode())
+            old.execute(migrations.script(1).encode())
         finally:
             old.execute("DROP OWNED BY secrets_bridge_worker_role")
             old.execute("DROP ROLE secrets_bridge_worker_role")
-    assert schema.installed(old) == schema.VERSION
+    assert migrations.installed(old) == migrations.VERSION
     assert column(old, "SELECT token FROM secrets_bridge_worker.sweep_state") == [7]
     assert column(old, TABLES) == [
         "gitops_rest",

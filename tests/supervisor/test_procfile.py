@@ -228,7 +228,7 @@ def test_one_that_ignores_the_stop_is_killed_with_its_group(start: Start) -> Non
     asked = time.monotonic()
     runner.popen.terminate()
     assert runner.ended() == 137
-    assert time.monotonic() - asked >= 0.3 + procfile.PATIENCE_SECONDS
+    assert time.monotonic() - asked >= 0.3 + procfile.KILL_AFTER_SECONDS
     until(lambda: not any(map(alive, pids)))
 
 

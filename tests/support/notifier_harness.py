@@ -13,32 +13,32 @@ from psycopg_pool import ConnectionPool
 
 from app.core.events import Event
 from app.notify.deliveries import Deliveries
-from app.notify.notifier import Again, Notifier
+from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
-from app.notify.routing import Fanout, Target
+from app.notify.routing import Router, Target
 from app.notify.settings import NotificationSettings
-from app.notify.transport import Lanes
+from app.notify.transport import ThreadLoops
 
 
-class Desk:
+class NotifierHarness:
     """One notifier and one outbox, for the receivers it is given."""
 
     def __init__(self, pool: ConnectionPool[Connection[Any]], targets: Sequence[Target]) -> None:
         self.queue: deque[int] = deque()
         self.again: dict[int, timedelta] = {}
         self.pool = pool
-        fanout = Fanout(targets)
+        router = Router(targets)
         settings = NotificationSettings.read()
-        self.outbox = Outbox(fanout, self.queue.append)
-        self._lanes = Lanes(settings)
-        deliveries = Deliveries(fanout.targets, settings)
-        self.notifier = Notifier(pool, deliveries, self.outbox, self._lanes)
+        self.outbox = Outbox(router, self.queue.append)
+        self._loops = ThreadLoops(settings)
+        deliveries = Deliveries(router.targets, settings)
+        self.notifier = Notifier(pool, deliveries, self.outbox, self._loops)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lanes.close()
+        self._loops.close()
 
     def tell(self, *events: Event) -> None:
         """Commit events, and trigger their deliveries."""
@@ -51,7 +51,7 @@ class Desk:
         while self.queue:
             try:
                 self.notifier.deliver(self.queue.popleft())
-            except Again as again:
+            except RetryLater as again:
                 self.again[again.delivery] = again.wait
         return self
 

@@ -10,26 +10,26 @@ from typing import Any
 import pytest
 
 from app.core.errors import SinkRejected, SinkUnavailable
-from app.core.events import Event, Kind, Note, Severity
+from app.core.events import Event, Kind, Notification, Severity
 from app.notify.notifier import attempt
 from app.notify.routing import Target, targets
 from app.notify.settings import NotificationSettings
-from app.notify.transport import Network
+from app.notify.transport import NetworkTransport
 from sinks import SINKS
 
 LOOPBACK = {"SB_NOTIFICATION_ALLOWED_NETWORKS": "127.0.0.0/8"}
 WHEN = datetime(2026, 11, 23, 9, 0, 0, 120_000, tzinfo=UTC)
-NOTE = Note(
+NOTE = Notification(
     "0b5c7c0e-1111-4222-8333-444455556666",
     WHEN,
     Event("agents-stale", Severity.WARN, "agents flagged stale", "cutoff=2026-11-23T08:55:00Z", {"flipped": 3}),
 )
-FAILED = Note(
+FAILED = Notification(
     NOTE.id,
     WHEN,
     Event("wraps-expired", Severity.ERROR, "delete expired wraps failed", "Timeout 57014", kind=Kind.FAILED),
 )
-RECOVERED = Note(
+RECOVERED = Notification(
     NOTE.id, WHEN, Event("wraps-expired", Severity.INFO, "sweep recovered", "", {"failed_attempts": 2}, Kind.RECOVERED)
 )
 
@@ -41,13 +41,13 @@ def configured(monkeypatch: pytest.MonkeyPatch, env: Mapping[str, str]) -> list[
     return [one for one in targets(SINKS, [sink.settings.read() for sink in SINKS]) if one.sink.name != "noop"]
 
 
-def outcome(target: Target, note: Note = NOTE, seconds: float = 5.0) -> str:
+def outcome(target: Target, notification: Notification = NOTE, seconds: float = 5.0) -> str:
     """Make one attempt and give how it ended: delivered, or `rejected|unavailable fault code`, `off` and the wish."""
 
     async def one() -> str:
-        network = Network(NotificationSettings.read())
+        network = NetworkTransport(NotificationSettings.read())
         try:
-            await attempt(target, note, network, seconds)
+            await attempt(target, notification, network, seconds)
         except SinkRejected as error:
             return f"rejected {error.fault} {error.code}{' off' if error.off else ''}".strip()
         except SinkUnavailable as error:
@@ -60,15 +60,17 @@ def outcome(target: Target, note: Note = NOTE, seconds: float = 5.0) -> str:
     return asyncio.run(one())
 
 
-def digest_note(events: int = 40) -> Note:
+def digest_note(events: int = 40) -> Notification:
     """Give a digest with many tallies and long texts."""
     from app.notify.digest import digest  # noqa: PLC0415
 
-    notes = [
-        Note(str(n), WHEN, Event(f"sweeper-{n}", Severity.WARN, "title <!channel> & " + "x" * 300, "", {"n": n}))
+    notifications = [
+        Notification(
+            str(n), WHEN, Event(f"sweeper-{n}", Severity.WARN, "title <!channel> & " + "x" * 300, "", {"n": n})
+        )
         for n in range(events)
     ]
-    return Note(NOTE.id, WHEN, digest(notes))
+    return Notification(NOTE.id, WHEN, digest(notifications))
 
 
 Json = Any

@@ -16,7 +16,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 Replies = Mapping[str, str]
 
 
-class Mailbox(Controller):
+class SmtpServer(Controller):
     """A server on a free port of the loopback interface."""
 
     def __init__(

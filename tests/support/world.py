@@ -14,8 +14,8 @@ from psycopg_pool import ConnectionPool
 
 from app.core.errors import SweepFailed
 from app.core.events import Event
-from app.notify.outbox import Outbox, note
-from app.notify.routing import Fanout, targets
+from app.notify.outbox import Outbox, read_notification
+from app.notify.routing import Router, targets
 from app.notify.sink import Answer
 from app.sweeping.lock import Lease, Locks, Refusal
 from app.sweeping.runner import Runner
@@ -34,7 +34,7 @@ class Replica:
     ) -> None:
         self.locks = Locks(client, namespace="secrets-bridge", lease=lease)
         self.locks.start()
-        outbox = Outbox(Fanout(targets([noop], [Noop()])), trigger=lambda _delivery: None)
+        outbox = Outbox(Router(targets([noop], [Noop()])), trigger=lambda _delivery: None)
         self.runner = Runner(pool, name, lease, timedelta(days=7), outbox)
 
     @property
@@ -42,7 +42,7 @@ class Replica:
         """What the outbox has, oldest first."""
         with self.runner.pool.connection() as connection:
             found = connection.cursor(row_factory=dict_row).execute(EVENTS).fetchall()
-        return [note(row).event for row in found]
+        return [read_notification(row).event for row in found]
 
     def acquire(self, sweeper: Sweeper[Any], settings: SweeperSettings, slot: int | None = None) -> Lease | Refusal:
         """Take the lock as the middleware does."""
@@ -143,7 +143,7 @@ def eventually(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
     raise AssertionError("it did not come true in time")
 
 
-class NoWire:
+class NoTransport:
     """A way out that leads nowhere, for sinks that need none."""
 
     now = FIXED

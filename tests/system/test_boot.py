@@ -13,7 +13,7 @@ import redis as redis_py
 from psycopg import Connection
 
 from app.demo.servers import Postgres, Redis
-from app.storage import migrations as schema
+from app.storage import migrations
 from tests.support.argocd import ON, insert_endpoint
 from tests.support.processes import BIN, ROOT, SCHEDULER, environment
 
@@ -319,7 +319,7 @@ def test_migrate_is_idempotent_and_prints_its_sql_without_a_server(database: str
     assert "nothing to do" in start(("sb-worker", "migrate"), env).stdout
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("DROP SCHEMA secrets_bridge_worker CASCADE")
-    assert f"version 0 -> {schema.VERSION}" in start(("sb-worker", "migrate"), env).stdout
+    assert f"version 0 -> {migrations.VERSION}" in start(("sb-worker", "migrate"), env).stdout
     printed = start(("sb-worker", "migrate", "--sql"), environment("", ""))
     assert printed.returncode == 0
     assert "CREATE TABLE secrets_bridge_worker.sweep_run" in printed.stdout

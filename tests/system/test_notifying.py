@@ -22,7 +22,7 @@ from psycopg.rows import dict_row
 from app.demo.servers import Redis
 from app.worker.assembly import DELIVER
 from bench.notify import event, outbox, told
-from tests.support import http_server as receivers
+from tests.support import http_server
 from tests.support.http_server import Receiver, Reply, Rude, Seen
 from tests.support.processes import BIN, QUICK, ROOT, SCHEDULER, WORKER, Process, environment
 from tests.support.world import FIXED, column, eventually, insert_agent, insert_wrap, rows
@@ -126,7 +126,7 @@ def test_killed_notifiers_and_a_wiped_redis_lose_nothing(
     assert column(sql, told_of) == [3]
 
 
-@pytest.mark.parametrize("treat", [receivers.header_drip, receivers.silence])
+@pytest.mark.parametrize("treat", [http_server.header_drip, http_server.silence])
 def test_hanging_sinks_do_not_delay_sweeps(
     env: dict[str, str], tmp_path: Path, sql: Connection[Any], treat: Any
 ) -> None:

@@ -18,7 +18,7 @@ import redis as redis_py
 from psycopg import Connection
 
 from app.demo.servers import Postgres, Redis
-from app.storage import migrations as schema
+from app.storage import migrations
 from tests.conftest import CONTROL_PLANE
 from tests.support.processes import BIN, QUICK, SCHEDULER, WORKER, Process, environment
 from tests.support.world import column, eventually, insert_wrap, rows
@@ -239,7 +239,7 @@ def test_an_outage_of_postgres_fails_runs_and_no_process(
     with Postgres(directory) as server:
         with psycopg.connect(server.url(), autocommit=True) as connection:
             connection.execute(CONTROL_PLANE.read_bytes())
-            schema.migrate(connection)
+            migrations.migrate(connection)
         env = environment(server.url(), redis_server.url(), **QUICK)
         with (
             Process(WORKER, env, tmp_path / "worker.log") as worker,

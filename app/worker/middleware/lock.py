@@ -13,7 +13,7 @@ from dramatiq.middleware import Middleware, SkipMessage
 
 from app.core import metrics
 from app.core.errors import describe
-from app.sweeping import lock as leases
+from app.sweeping import lock
 from app.sweeping.lock import Lease, Locks, Refusal
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class SweepLock(Middleware):
             metrics.TICKS_DROPPED.labels(name, "lock_error").inc()
             raise SkipMessage from None
         if isinstance(got, Lease):
-            leases.current.set(got)
+            lock.current.set(got)
             return
         _count(name, got, attempt)
         raise SkipMessage
@@ -69,9 +69,9 @@ class SweepLock(Middleware):
     ) -> None:
         """Give the lock back."""
         del broker, message, result, exception  # how the run ended is written on its lease
-        held = leases.current.get()
+        held = lock.current.get()
         if held is not None:
-            leases.current.set(None)
+            lock.current.set(None)
             self._locks.release(held)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:

@@ -14,7 +14,7 @@ from dramatiq.errors import Retry
 from dramatiq.middleware import Retries
 
 from app.core.errors import describe
-from app.notify.notifier import Again
+from app.notify.notifier import RetryLater
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -33,7 +33,7 @@ class SweepAndSinkRetries(Retries):
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
         """Send the delivery's next message, or leave it to Dramatiq."""
-        if not isinstance(exception, Again):
+        if not isinstance(exception, RetryLater):
             super().after_process_message(broker, message, result=result, exception=exception)  # type: ignore[no-untyped-call]
             return
         again = broker.get_actor(message.actor_name).message(exception.delivery)
