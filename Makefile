@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := PYTHONDONTWRITEBYTECODE=1 PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test check format lint types contracts lock clean
+.PHONY: help demo test check format docs lock clean
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -25,6 +25,9 @@ check: $(VENV)/.check ## format, lint, types, contracts, tests: the one command 
 format: $(VENV)/.check ## rewrite the sources in the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.test ## write the pages of docs/ that are made from the code
+	@$(RUN) $(BIN)/sb-worker config --markdown > docs/configuration.md
 
 lock: ## resolve requirements/*.txt anew (needs uv)
 	for set in run "test --extra test --extra demo --extra build" "check --extra test --extra demo --extra build --extra check"; do \

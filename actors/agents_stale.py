@@ -3,14 +3,11 @@
 An agent that never sent a heartbeat has none to be late with: its NULL is not before any cutoff, and it stays.
 """
 
-from collections.abc import Mapping
-from datetime import timedelta
-
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, PositiveDuration
-from app.sweeping.batch import Batch
-from app.sweeping.sweeper import SweeperSettings, Wording, sweeper
+from app.sweeping.strategies import PageScan
+from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 
 class AgentsStale(SweeperSettings):
@@ -28,11 +25,6 @@ class AgentsStale(SweeperSettings):
         default="5m",
         meaning="time without a heartbeat after which an active agent is stale",
     )
-
-    @property
-    def older_than(self) -> timedelta:
-        """Agents last heard of longer ago than this."""
-        return self.stale_after
 
 
 # The sum of nothing keeps the planner off the index on last_seen_at: with old statistics it would read the whole index
@@ -59,13 +51,13 @@ SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM flipped
     "agents-stale",
     needs={"agents": ("SELECT", "UPDATE")},
     settings=AgentsStale,
-    wording=Wording(
+    text=EventText(
         Severity.WARN,
         "agents flagged stale (no heartbeat past cutoff)",
         "flag stale agents failed",
         "flipped",
     ),
 )
-def agents_stale(batch: Batch[AgentsStale]) -> Mapping[str, int]:
-    """Flip one range's silent agents."""
-    return batch.walk(FLIP)
+def agents_stale(settings: AgentsStale) -> PageScan:
+    """Flip agents without a heartbeat for so long."""
+    return PageScan(FLIP, older_than=settings.stale_after)

@@ -9,14 +9,19 @@ import json
 from collections.abc import Mapping
 from typing import Annotated
 
+import structlog
 from pydantic import BeforeValidator
 
+from app.core import metrics
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence
 from app.discovery.targets import Target, Targets, parse
-from app.sweeping.batch import Batch
-from app.sweeping.sweeper import SweeperSettings, Wording, sweeper
+from app.sweeping.strategies import Items
+from app.sweeping.strategy import Run
+from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
+
+log = structlog.get_logger("sweep")
 
 
 def _targets(value: object) -> object:
@@ -83,31 +88,31 @@ SELECT count(*) AS changed FROM enqueued
     "discover-scheduler",
     needs={"sync_jobs": ("SELECT", "INSERT"), "agents": ("SELECT",)},
     settings=DiscoverScheduler,
-    wording=Wording(Severity.INFO, "discover jobs enqueued", "some discover targets failed to enqueue", "enqueued"),
+    text=EventText(Severity.INFO, "discover jobs enqueued", "some discover targets failed to enqueue", "enqueued"),
     counts=("already_open", "unknown_agent", "failed"),
     fails_by="failed",
 )
-def discover_scheduler(batch: Batch[DiscoverScheduler]) -> Mapping[str, int]:
-    """Enqueue the job of one target."""
-    target = batch.each(batch.settings.targets.all if batch.settings.targets else ())
-    return {} if target is None else _enqueue(batch, target)
+def discover_scheduler(settings: DiscoverScheduler) -> Items[Target]:
+    """Enqueue one job for each target."""
+    return Items(settings.targets.all if settings.targets else (), _enqueue)
 
 
-def _enqueue(batch: Batch[DiscoverScheduler], target: Target) -> Mapping[str, int]:
-    what = {"task": "discover-scheduler", "target": target.name}
+def _enqueue(run: Run, target: Target) -> Mapping[str, int]:
+    names = {"task": "discover-scheduler", "target": target.name}
     cluster = target.cluster
     if target.agent_id:
-        agent = batch.attempt(AGENT, what, agent=target.agent_id)
+        agent = run.attempt(AGENT, names, agent=target.agent_id)
         if agent is None:
             return {"failed": 1}
         if not agent["known"]:
-            batch.report("discover target skipped, its agent is unknown or revoked", what)
+            log.warning("discover target skipped, its agent is unknown or revoked", **names)
+            metrics.TARGETS_SKIPPED.labels("discover-scheduler").inc()
             return {"unknown_agent": 1}
         cluster = cluster or agent["cluster"]
-    answer = batch.attempt(
+    answer = run.attempt(
         ENQUEUE,
-        what,
-        slot=batch.slot_start,
+        names,
+        slot=run.slot_start,
         agent_scope=json.dumps(target.agent_scope(cluster)),
         payload=json.dumps(target.payload(cluster)),
         provider=target.provider,

@@ -6,9 +6,9 @@ row that was claimed: `polls_count` and the stamp must not have moved, and the r
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
@@ -19,11 +19,8 @@ from app.gitops.model import Endpoint, Observation, Result
 from app.gitops.settings import GitopsSettings
 from app.kms.envelope import Envelope
 from app.kms.settings import KmsSettings
-from app.sweeping.batch import Batch
-from app.sweeping.sweeper import Outside, Wording, sweeper
-
-if TYPE_CHECKING:
-    from app.gitops.poller import Polls
+from app.sweeping.strategy import Run, Step, Strategy
+from app.sweeping.sweeper import EventText, sweeper
 
 
 def _on(value: object) -> object:
@@ -65,16 +62,8 @@ class GitopsPoller(GitopsSettings, KmsSettings):
     )
 
     def problems(self, *, dev: bool) -> Iterable[str]:
-        """Say what would keep ArgoCD's tokens closed."""
+        """Return what would keep ArgoCD's tokens closed."""
         return self.key_problems(dev=dev)
-
-
-def _polls(settings: GitopsPoller) -> Outside:
-    from app.gitops.poller import Polls  # noqa: PLC0415 - an HTTP client is 17 MiB, for a run that polls alone
-
-    seconds = settings.timeout / timedelta(seconds=1)
-    context = None if settings.kms_backend == "local" else settings.key_context
-    return Polls(settings.keys, context, deadline=seconds, most=settings.concurrency, fresh=settings.freshness)
 
 
 # Due is what was not claimed since the slot began; of a run that outlives its time for a slow endpoint's sake, since
@@ -150,25 +139,25 @@ SELECT count(*) AS polled,
 """
 
 HEALTH = """
-WITH news AS (
-    SELECT * FROM jsonb_to_recordset(%(news)s::jsonb) AS n (id uuid, error text, rest double precision)
+WITH health AS (
+    SELECT * FROM jsonb_to_recordset(%(health)s::jsonb) AS n (id uuid, error text, rest double precision)
 ), before AS MATERIALIZED (
-    SELECT e.id, e.last_health_error AS error FROM argocd_endpoints AS e JOIN news AS n ON n.id = e.id
+    SELECT e.id, e.last_health_error AS error FROM argocd_endpoints AS e JOIN health AS n ON n.id = e.id
      WHERE e.deleted_at IS NULL
      ORDER BY e.id
        FOR UPDATE OF e
-), told AS (
+), written AS (
     UPDATE argocd_endpoints AS e SET last_health_at = now(), last_health_error = n.error
-      FROM news AS n, before AS b
+      FROM health AS n, before AS b
      WHERE e.id = n.id AND e.id = b.id
 ), rests AS (
     INSERT INTO secrets_bridge_worker.gitops_rest AS r (endpoint_id, until)
-    SELECT id, now() + rest * interval '1 s' FROM news WHERE rest > 0
+    SELECT id, now() + rest * interval '1 s' FROM health WHERE rest > 0
         ON CONFLICT (endpoint_id) DO UPDATE SET until = greatest(r.until, excluded.until)
 )
 SELECT count(*) FILTER (WHERE b.error IS NULL AND n.error IS NOT NULL) AS endpoints_unhealthy,
        count(*) FILTER (WHERE b.error IS NOT NULL AND n.error IS NULL) AS endpoints_recovered
-  FROM before AS b JOIN news AS n ON n.id = b.id
+  FROM before AS b JOIN health AS n ON n.id = b.id
 """
 
 # Once a run: what will not be asked says why, and rests that are over are forgotten.
@@ -181,14 +170,66 @@ WITH forgotten AS (
        AND o.last_error IS DISTINCT FROM 'endpoint disabled'
      LIMIT 1000
        FOR UPDATE OF o SKIP LOCKED
-), told AS (
+), written AS (
     UPDATE gitops_observations AS o SET last_error = 'endpoint disabled'
       FROM shut
      WHERE o.id = shut.id AND o.polling_state IN ('queued', 'active')
  RETURNING 1
 )
-SELECT count(*) AS endpoint_disabled FROM told
+SELECT count(*) AS endpoint_disabled FROM written
 """
+
+#: What a run reports as changed.
+DECIDED = ("applied", "failed", "endpoints_unhealthy", "endpoints_recovered")
+
+
+class Polling(Strategy):
+    """Write the results that are there, claim what is due; poll in between."""
+
+    def __init__(self, settings: GitopsPoller) -> None:
+        from app.gitops.poller import Poller  # noqa: PLC0415 - an HTTP client is 17 MiB, for a run that polls alone
+
+        self._settings = settings
+        self._poller = Poller(
+            settings.keys,
+            None if settings.kms_backend == "local" else settings.key_context,
+            deadline=settings.timeout / timedelta(seconds=1),
+            concurrency=settings.concurrency,
+            fresh=settings.freshness,
+        )
+        self._tidied = False
+
+    def step(self, run: Run, *, over: bool) -> Step:
+        """Write results and health, and claim more if there is time."""
+        poller = self._poller
+        counts = {} if self._tidied else run.row(TIDY)
+        self._tidied = True
+        counts |= _write(run, poller.take_results())
+        if health := poller.take_health():
+            rows = [{"id": change.endpoint, "error": change.error, "rest": change.rest} for change in health]
+            counts |= run.row(HEALTH, health=json.dumps(rows))
+        if poller.may_claim(over=over):
+            poller.submit(self._claim(run, over=over), self._settings.batch_size)
+        counts["changed"] = sum(counts.get(name, 0) for name in DECIDED)
+        return Step(counts, poller.done, None if poller.pending else 0)
+
+    def wait(self, stopping: Callable[[], bool]) -> None:
+        """Poll until there is something to write or to claim."""
+        self._poller.wait(stopping)
+
+    def close(self) -> None:
+        """End what is under way."""
+        self._poller.close()
+
+    def _claim(self, run: Run, *, over: bool) -> list[Observation]:
+        own, poller = self._settings, self._poller
+        due = run.rows(
+            CLAIM, interval=own.interval, slot=run.slot_start, late=over, busy=poller.busy, limit=own.batch_size
+        )
+        unknown = {row["endpoint"] for row in due}.difference(poller.known)
+        if unknown:
+            poller.add_endpoints(_endpoint(row) for row in run.rows(ENDPOINTS, ids=list(unknown)))
+        return [_observation(row, own) for row in due]
 
 
 @sweeper(
@@ -199,7 +240,7 @@ SELECT count(*) AS endpoint_disabled FROM told
         "gitops_app_mappings": ("SELECT",),
     },
     settings=GitopsPoller,
-    wording=Wording(
+    text=EventText(
         Severity.INFO,
         "gitops observations polled",
         "claim gitops observations failed",
@@ -216,42 +257,10 @@ SELECT count(*) AS endpoint_disabled FROM told
         "endpoints_recovered",
         "endpoint_disabled",
     ),
-    outside=_polls,
 )
-def gitops_poller(batch: Batch[GitopsPoller]) -> Mapping[str, int]:
-    """Write what is there, claim what is due."""
-    polls: Polls = batch.outside
-    counts: dict[str, int] = {} if polls.turns else dict(batch.run(TIDY))
-    counts |= _write(batch, polls.finished())
-    if news := polls.news():
-        told = [{"id": one.endpoint, "error": one.error, "rest": one.rest} for one in news]
-        counts |= batch.run(HEALTH, news=json.dumps(told))
-    if may := polls.may_claim(over=batch.over):
-        claimed = _claim(batch, polls)
-        polls.hungry = claimed == batch.settings.batch_size
-        polls.left = polls.hungry or bool(polls.busy)
-    batch.pending = polls.pending
-    batch.done = not polls.pending and not polls.left
-    polls.hungry = polls.hungry and may
-    decided = ("applied", "failed", "endpoints_unhealthy", "endpoints_recovered")
-    return {**counts, "changed": sum(counts.get(name, 0) for name in decided)}
-
-
-def _claim(batch: Batch[GitopsPoller], polls: "Polls") -> int:
-    own = batch.settings
-    due = batch.rows(
-        CLAIM,
-        interval=own.interval,
-        slot=batch.slot_start,
-        late=batch.over,
-        busy=polls.busy,
-        limit=own.batch_size,
-    )
-    strangers = list({row["endpoint"] for row in due}.difference(polls.known))
-    if strangers:
-        polls.meet(_endpoint(row) for row in batch.rows(ENDPOINTS, ids=strangers))
-    polls.submit(_observation(row, own) for row in due)
-    return len(due)
+def gitops_poller(settings: GitopsPoller) -> Polling:
+    """Poll what is due."""
+    return Polling(settings)
 
 
 def _endpoint(row: Mapping[str, Any]) -> Endpoint:
@@ -275,19 +284,19 @@ def _observation(row: Mapping[str, Any], settings: GitopsPoller) -> Observation:
     )
 
 
-def _write(batch: Batch[GitopsPoller], results: list[Result]) -> dict[str, int]:
+def _write(run: Run, results: list[Result]) -> dict[str, int]:
     if not results:
         return {}
-    told = [
+    rows = [
         {
-            "id": one.observation.id,
-            "polls": one.observation.polls_count,
-            "polled_at": one.observation.polled_at.isoformat(),
-            "state": one.state,
-            "error": one.error,
-            "verdict": one.verdict,
+            "id": result.observation.id,
+            "polls": result.observation.polls_count,
+            "polled_at": result.observation.polled_at.isoformat(),
+            "state": result.state,
+            "error": result.error,
+            "verdict": result.verdict,
         }
-        for one in results
+        for result in results
     ]
-    counts = dict(batch.run(WRITE, results=json.dumps(told)))
+    counts = run.row(WRITE, results=json.dumps(rows))
     return {**counts, "overtaken": len(results) - counts["polled"]}

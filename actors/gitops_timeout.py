@@ -1,16 +1,14 @@
 """gitops-timeout: gives up on observations whose time is over, applied or not: nobody could verify it.
 
-The one sweep that an index of the api serves in full, so it does not walk the table.
+The one sweep that an index of the api serves in full, so it scans the index and not the table.
 """
-
-from collections.abc import Mapping
 
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence
 from app.gitops.settings import GitopsSettings
-from app.sweeping.batch import Batch
-from app.sweeping.sweeper import Wording, sweeper
+from app.sweeping.strategies import KeysetScan
+from app.sweeping.sweeper import EventText, sweeper
 
 
 class GitopsTimeout(GitopsSettings):
@@ -49,7 +47,7 @@ SELECT count(*) AS found, max(timeout_at) AS last, (SELECT count(*) FROM flipped
     "gitops-timeout",
     needs={"gitops_observations": ("SELECT", "UPDATE")},
     settings=GitopsTimeout,
-    wording=Wording(
+    text=EventText(
         Severity.WARN,
         "gitops observations timed out",
         "find timed-out gitops observations failed",
@@ -57,6 +55,6 @@ SELECT count(*) AS found, max(timeout_at) AS last, (SELECT count(*) FROM flipped
         detail="flipped {changed} row(s) to applied_unverified",
     ),
 )
-def gitops_timeout(batch: Batch[GitopsTimeout]) -> Mapping[str, int]:
-    """Give up on one batch, the oldest first."""
-    return batch.drain(GIVE_UP)
+def gitops_timeout(_settings: GitopsTimeout) -> KeysetScan:
+    """End observations that are past their time, the oldest first."""
+    return KeysetScan(GIVE_UP)

@@ -4,14 +4,11 @@ The api gives such a job to another agent as well when one asks; the grace leave
 expired is never picked up again, and its parent request stays open: those are counted as `with_request`.
 """
 
-from collections.abc import Mapping
-from datetime import timedelta
-
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
-from app.sweeping.batch import Batch
-from app.sweeping.sweeper import SweeperSettings, Wording, sweeper
+from app.sweeping.strategies import PageScan
+from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 
 class JobsRecovery(SweeperSettings):
@@ -28,11 +25,6 @@ class JobsRecovery(SweeperSettings):
         default="0s",
         meaning="time after the end of a claim in which another agent may still take the job over",
     )
-
-    @property
-    def older_than(self) -> timedelta:
-        """Claims that ran out longer ago than the grace."""
-        return self.grace
 
 
 EXPIRE = """
@@ -66,7 +58,7 @@ SELECT (SELECT count(*) FROM dead) AS found,
     "jobs-recovery",
     needs={"sync_jobs": ("SELECT", "UPDATE")},
     settings=JobsRecovery,
-    wording=Wording(
+    text=EventText(
         Severity.WARN,
         "stuck jobs marked expired",
         "recover stuck jobs failed",
@@ -75,6 +67,6 @@ SELECT (SELECT count(*) FROM dead) AS found,
     ),
     counts=("sync", "discover", "verify", "delete", "patch", "read", "with_request"),
 )
-def jobs_recovery(batch: Batch[JobsRecovery]) -> Mapping[str, int]:
-    """Expire one range's dead claims."""
-    return batch.walk(EXPIRE)
+def jobs_recovery(settings: JobsRecovery) -> PageScan:
+    """Expire jobs whose claim ran out longer ago than the grace."""
+    return PageScan(EXPIRE, older_than=settings.grace)

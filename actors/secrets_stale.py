@@ -1,13 +1,10 @@
 """secrets-stale: flags secrets that no discovery has seen for long as missing; the next sighting flips them back."""
 
-from collections.abc import Mapping
-from datetime import timedelta
-
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, PositiveDuration
-from app.sweeping.batch import Batch
-from app.sweeping.sweeper import SweeperSettings, Wording, sweeper
+from app.sweeping.strategies import PageScan
+from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 
 class SecretsStale(SweeperSettings):
@@ -25,11 +22,6 @@ class SecretsStale(SweeperSettings):
         default="24h",
         meaning="time without a sighting after which a secret is missing; about three discovery intervals is wise",
     )
-
-    @property
-    def older_than(self) -> timedelta:
-        """Secrets last seen longer ago than this."""
-        return self.stale_after
 
 
 # The sum of nothing keeps the planner off the index on last_seen_at: with old statistics it would read the whole index
@@ -56,8 +48,8 @@ SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM flipped
     "secrets-stale",
     needs={"secrets": ("SELECT", "UPDATE")},
     settings=SecretsStale,
-    wording=Wording(Severity.WARN, "discovered secrets marked missing", "mark stale secrets failed", "flipped"),
+    text=EventText(Severity.WARN, "discovered secrets marked missing", "mark stale secrets failed", "flipped"),
 )
-def secrets_stale(batch: Batch[SecretsStale]) -> Mapping[str, int]:
-    """Flip one range's unseen secrets."""
-    return batch.walk(FLIP)
+def secrets_stale(settings: SecretsStale) -> PageScan:
+    """Flip secrets that were not seen for so long."""
+    return PageScan(FLIP, older_than=settings.stale_after)

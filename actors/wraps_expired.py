@@ -1,13 +1,10 @@
 """wraps-expired: deletes one-time secret wraps whose time is over, consumed or not."""
 
-from collections.abc import Mapping
-from datetime import timedelta
-
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
-from app.sweeping.batch import Batch
-from app.sweeping.sweeper import SweeperSettings, Wording, sweeper
+from app.sweeping.strategies import PageScan
+from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 
 class WrapsExpired(SweeperSettings):
@@ -24,11 +21,6 @@ class WrapsExpired(SweeperSettings):
         default="0s",
         meaning="how long an expired wrap is kept, so that the api can still answer that it is gone",
     )
-
-    @property
-    def older_than(self) -> timedelta:
-        """Wraps that expired longer ago than the retention."""
-        return self.retention
 
 
 DELETE = """
@@ -53,8 +45,8 @@ SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM deleted
     "wraps-expired",
     needs={"secret_wraps": ("SELECT", "UPDATE", "DELETE")},
     settings=WrapsExpired,
-    wording=Wording(Severity.INFO, "expired wraps purged", "delete expired wraps failed", "deleted"),
+    text=EventText(Severity.INFO, "expired wraps purged", "delete expired wraps failed", "deleted"),
 )
-def wraps_expired(batch: Batch[WrapsExpired]) -> Mapping[str, int]:
-    """Delete one range's expired wraps."""
-    return batch.walk(DELETE)
+def wraps_expired(settings: WrapsExpired) -> PageScan:
+    """Delete wraps that expired longer ago than the retention."""
+    return PageScan(DELETE, older_than=settings.retention)

@@ -1,3 +1,3 @@
-"""The worker of the secrets-bridge control plane: wiring, runner, command line."""
+"""The worker of the secrets-bridge control plane: one folder for each purpose, imports in one direction."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

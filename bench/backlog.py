@@ -28,8 +28,8 @@ from app.demo.servers import Postgres
 from app.notify.outbox import Outbox
 from app.notify.routing import Router
 from app.storage import migrations
-from app.sweeping.batch import AIM
-from app.sweeping.lock import Lease
+from app.sweeping.batch_size import AIM
+from app.sweeping.lock import Lease, Tick
 from app.sweeping.runner import Runner
 
 FILL = """
@@ -55,7 +55,7 @@ class Client(threading.Thread):
         self.ready, self.stop = threading.Event(), threading.Event()
 
     def run(self) -> None:
-        """Update until told to stop."""
+        """Update until `stop` is set."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             ids = [row[0] for row in connection.execute(DOOMED)]
             self.ready.set()
@@ -70,7 +70,7 @@ class Client(threading.Thread):
 
 
 def fill(url: str, rows: int) -> None:
-    """Make the backlog anew."""
+    """Replace the backlog by a new one of so many rows."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("TRUNCATE secret_wraps")
         connection.execute(FILL, {"rows": rows})
@@ -79,7 +79,7 @@ def fill(url: str, rows: int) -> None:
 
 
 def with_client(url: str, work: Any) -> tuple[float, list[float]]:
-    """Do the work while a client updates doomed rows; give its duration and the client's waits."""
+    """Do the work while a client updates doomed rows; return its duration and the client's waits, in seconds."""
     client = Client(url)
     client.start()
     client.ready.wait()
@@ -95,22 +95,21 @@ def with_client(url: str, work: Any) -> tuple[float, list[float]]:
 
 def sweep(url: str, batches: list[float]) -> None:
     """Run the sweeper once, as the worker does."""
-    lease = Lease("wraps-expired", "bench")
-    lease.extend(time.monotonic(), timedelta(hours=1))
+    tick = Tick(Lease("wraps-expired", "bench", time.monotonic(), timedelta(hours=1)))
     settings = WrapsExpired(interval=timedelta(seconds=60))
     with ConnectionPool[Connection[Any]](url, kwargs={"autocommit": True}, min_size=1, max_size=2) as pool:
         runner = Runner(pool, "bench", timedelta(seconds=15), timedelta(days=7), Outbox(Router([]), lambda _id: None))
         runner.on_batch = batches.append
-        runner.run(wraps_expired, settings, lease)
+        runner.run(wraps_expired, settings, tick)
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Give the value below which that share of the values lies, in milliseconds."""
+    """Return the value below which that share of the values, in seconds, lies; in milliseconds."""
     return round(sorted(values)[min(len(values) - 1, int(len(values) * share))] * 1000, 1) if values else 0.0
 
 
 def main() -> None:
-    """Measure and print one JSON object a way."""
+    """Print one JSON object for the sweep and one for the plain DELETE."""
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     with tempfile.TemporaryDirectory() as directory, Postgres(Path(directory), durable=True) as server:
         url = server.url()
@@ -130,12 +129,12 @@ def main() -> None:
                     )
                 batches = [seconds]
             with psycopg.connect(url) as connection:
-                left = connection.execute("SELECT count(*) FROM secret_wraps WHERE expires_at <= now()").fetchone()
+                expired = connection.execute("SELECT count(*) FROM secret_wraps WHERE expires_at <= now()").fetchone()
             report = {
                 "way": way,
                 "rows_per_second": round(rows / 2 / seconds),
                 "seconds": round(seconds, 2),
-                "expired_left": left[0] if left else None,
+                "expired_left": expired[0] if expired else None,
                 "transactions": len(batches),
                 "longest_transaction_ms": percentile(batches, 1.0),
                 "p50_transaction_ms": round(statistics.median(batches) * 1000, 1),

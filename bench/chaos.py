@@ -61,7 +61,7 @@ class Round:
         self.schedulers: list[Process] = []
 
     def run(self, seconds: float) -> dict[str, Any]:
-        """Start everything, let it run, end it, and report."""
+        """Start everything, wait, end it, and return the report."""
         logging = {"log_statement": "all", "log_line_prefix": "%a "}
         with (
             Postgres(self.directory, settings=logging) as postgres,
@@ -99,7 +99,7 @@ class Round:
             return self.report(connection, skipped, outcomes, statuses)
 
     def worker(self, number: int) -> Process:
-        """Start worker number so-and-so; its connections carry its name."""
+        """Start a worker whose connections are named by its number."""
         url = f"{self.postgres.url()}?application_name=replica{number}"
         log = self.directory / f"worker{number}.log"
         return self.stack.enter_context(
@@ -107,7 +107,7 @@ class Round:
         )
 
     def kill_one(self) -> None:
-        """Kill the process that sweeps, or its main process, of one of ours; start another in its place."""
+        """Kill the process that sweeps, or its main process, of a random worker; start another in its place."""
         number = random.randrange(WORKERS)
         worker = self.workers[number]
         family = [worker.popen.pid, *(child.pid for child in psutil.Process(worker.popen.pid).children())]
@@ -121,7 +121,7 @@ class Round:
     def report(
         self, connection: Any, skipped: float, outcomes: dict[str, float], statuses: list[int]
     ) -> dict[str, Any]:
-        """Say what the ledger, the metrics and the statement log have."""
+        """Return the figures of the ledger, the metrics and the statement log."""
         with connection.cursor(row_factory=dict_row) as cursor:
             ledger = cursor.execute(LEDGER).fetchall()
         late = connection.execute(LATENESS).fetchone()[0]

@@ -27,11 +27,12 @@ from psycopg_pool import ConnectionPool
 
 from actors.gitops_poller import GitopsPoller, gitops_poller
 from app.core.logging import configure_logging
-from app.demo.servers import Postgres, end_with_owner
+from app.demo.servers import Postgres
 from app.notify.outbox import Outbox
 from app.notify.routing import Router
 from app.storage import migrations
-from app.sweeping.lock import Lease
+from app.supervisor.parent_death import signal_at_parent_death
+from app.sweeping.lock import Lease, Tick
 from app.sweeping.runner import Runner
 from tests.support.argocd import TREE, document, insert_endpoint, insert_observations, settings
 
@@ -70,29 +71,28 @@ async def _serve(seconds: float) -> None:
 
 
 def fill(url: str, ports: list[int], rows: int, *, hanging: bool) -> None:
-    """Make the observations anew."""
+    """Replace the observations by so many new ones, those of the first endpoint unanswered if `hanging`."""
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("TRUNCATE gitops_observations, argocd_endpoints, secrets_bridge_worker.sweep_state CASCADE")
         connection.execute("TRUNCATE secrets_bridge_worker.sweep_run")
         for number, port in enumerate(ports):
             prefix = HANG if hanging and number == 0 else "app"
-            names = [f"{prefix}-{one:04}" for one in range(rows // ENDPOINTS)]
+            names = [f"{prefix}-{row:04}" for row in range(rows // ENDPOINTS)]
             insert_observations(
                 connection, insert_endpoint(connection, f"argo-{number}", f"http://127.0.0.1:{port}"), *names
             )
         connection.execute("ANALYZE")
 
 
-def poll(url: str, own: GitopsPoller) -> dict[str, Any]:
-    """Do one run as the worker does, and say how long it took and when each endpoint was done."""
-    lease = Lease("gitops-poller", "bench")
-    lease.extend(time.monotonic(), timedelta(hours=1))
+def poll(url: str, poller: GitopsPoller) -> dict[str, Any]:
+    """Do one run as the worker does; return how long it took and when each endpoint was done, in seconds."""
+    tick = Tick(Lease("gitops-poller", "bench", time.monotonic(), timedelta(hours=1)))
     with ConnectionPool[Connection[Any]](url, kwargs={"autocommit": True}, min_size=1, max_size=2) as pool:
         runner = Runner(pool, "bench", timedelta(seconds=15), timedelta(days=7), Outbox(Router([]), lambda _id: None))
         batches: list[float] = []
         runner.on_batch = batches.append
         cpu, started = time.process_time(), time.perf_counter()
-        sweep = runner.run(gitops_poller, own, lease)
+        sweep = runner.run(gitops_poller, poller, tick).sweep
         seconds = time.perf_counter() - started
         cpu = time.process_time() - cpu
     with psycopg.connect(url) as connection:
@@ -110,15 +110,15 @@ def poll(url: str, own: GitopsPoller) -> dict[str, Any]:
 
 
 def paths(rows: int) -> list[str]:
-    """Give the paths that one endpoint is asked for."""
-    names = [f"/api/v1/applications/app-{one:04}" for one in range(rows // ENDPOINTS)]
+    """Return the paths that are requested from one endpoint."""
+    names = [f"/api/v1/applications/app-{row:04}" for row in range(rows // ENDPOINTS)]
     return [path for name in names for path in (name, f"{name}/resource-tree")]
 
 
 async def bare(ports: list[int], rows: int, at_once: int) -> None:
     """Make the same calls with as many at once to each endpoint, and do nothing with the answers."""
 
-    async def one(client: httpx.AsyncClient, limit: asyncio.Semaphore, url: str) -> None:
+    async def call(client: httpx.AsyncClient, limit: asyncio.Semaphore, url: str) -> None:
         async with limit:
             (await client.get(url)).json()
 
@@ -128,7 +128,7 @@ async def bare(ports: list[int], rows: int, at_once: int) -> None:
             client, limit = httpx.AsyncClient(trust_env=False), asyncio.Semaphore(at_once)
             clients.append(client)
             for path in paths(rows):
-                group.create_task(one(client, limit, f"http://127.0.0.1:{port}{path}"))
+                group.create_task(call(client, limit, f"http://127.0.0.1:{port}{path}"))
     for client in clients:
         await client.aclose()
 
@@ -141,23 +141,23 @@ def in_turn(ports: list[int], rows: int) -> None:
                 client.get(f"http://127.0.0.1:{port}{path}").json()
 
 
-def _tell(way: str, **figures: Any) -> None:
+def _report(way: str, **figures: Any) -> None:
     print(json.dumps({"way": way, **figures}), flush=True)
 
 
 def main() -> None:
-    """Measure and print one JSON object a way."""
+    """Print one JSON object for each way to poll."""
     if sys.argv[1:2] == ["serve"]:
         asyncio.run(_serve(float(sys.argv[2])))
         return
     configure_logging("error")
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     seconds = (float(sys.argv[2]) if len(sys.argv) > 2 else 50) / 1000
-    words = [sys.executable, "-m", "bench.gitops", "serve", str(seconds)]
+    command = [sys.executable, "-m", "bench.gitops", "serve", str(seconds)]
     with (
         tempfile.TemporaryDirectory() as directory,
         Postgres(Path(directory), durable=True) as server,
-        subprocess.Popen(words, stdout=subprocess.PIPE, preexec_fn=end_with_owner) as argo,  # noqa: PLW1509
+        subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=signal_at_parent_death) as argo,  # noqa: PLW1509
     ):
         assert argo.stdout is not None
         ports = json.loads(argo.stdout.readline())
@@ -168,18 +168,18 @@ def main() -> None:
         calls = rows * 2
         for at_once in (8, 16):
             fill(url, ports, rows, hanging=False)
-            _tell(f"sweep, {at_once} at once", **poll(url, settings(concurrency=at_once)))
+            _report(f"sweep, {at_once} at once", **poll(url, settings(concurrency=at_once)))
             started = time.perf_counter()
             asyncio.run(bare(ports, rows, at_once))
             took = time.perf_counter() - started
-            _tell(f"bare httpx, {at_once} at once", seconds=round(took, 2), calls_per_second=round(calls / took))
+            _report(f"bare httpx, {at_once} at once", seconds=round(took, 2), calls_per_second=round(calls / took))
         fill(url, ports, rows, hanging=True)
-        _tell("sweep, one endpoint hangs", **poll(url, settings(interval=timedelta(minutes=1))))
+        _report("sweep, one endpoint hangs", **poll(url, settings(interval=timedelta(minutes=1))))
         started = time.perf_counter()
         in_turn(ports, rows)
         took = time.perf_counter() - started
-        _tell("one after the other", seconds=round(took, 2), calls_per_second=round(calls / took))
-        _tell("memory", rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        _report("one after the other", seconds=round(took, 2), calls_per_second=round(calls / took))
+        _report("memory", rss_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         argo.terminate()
 
 

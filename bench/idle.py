@@ -31,14 +31,14 @@ SELECT count(*), percentile_cont(ARRAY[0.5, 0.99, 1.0])
 
 
 class Sleeper(threading.Thread):
-    """Sleeps until each full second and notes by how much it overslept, in milliseconds."""
+    """Sleeps until each full second and records by how many milliseconds it overslept."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.late: list[float] = []
 
     def run(self) -> None:
-        """Sleep and note for ever."""
+        """Sleep and record for ever."""
         while True:
             due = int(time.time()) + 1
             time.sleep(due - time.time())
@@ -46,13 +46,13 @@ class Sleeper(threading.Thread):
 
 
 def mebibytes(process: psutil.Process) -> dict[str, float]:
-    """Give resident and unique memory; processes that were forked share the difference."""
+    """Return resident and unique memory, in MiB; processes that were forked share the difference."""
     memory = process.memory_full_info()
     return {"rss": round(memory.rss / 2**20, 1), "uss": round(memory.uss / 2**20, 1)}
 
 
 def main() -> None:
-    """Measure and print one JSON object."""
+    """Print one JSON object."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 300
     with (
         tempfile.TemporaryDirectory(prefix="sb-idle-") as directory,

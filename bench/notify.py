@@ -63,7 +63,7 @@ SELECT count(*),
 
 @dataclass
 class World:
-    """Servers, and a connection."""
+    """Servers of one measurement, and a connection to PostgreSQL."""
 
     directory: Path
     postgres: Postgres
@@ -71,15 +71,15 @@ class World:
     sql: Connection[Any]
 
     def env(self, **more: str) -> dict[str, str]:
-        """Give a worker's environment."""
+        """Return a worker's environment with these servers and `more`."""
         return {**environment(self.postgres.url(), self.redis.url(), **QUICK), **LOOPBACK, **more}
 
-    def process(self, words: tuple[str, ...], name: str, env: dict[str, str]) -> Process:
-        """Give a process, not entered yet."""
-        return Process(words, env, self.directory / f"{name}.log")
+    def process(self, command: tuple[str, ...], name: str, env: dict[str, str]) -> Process:
+        """Start a process; its context ends it."""
+        return Process(command, env, self.directory / f"{name}.log")
 
     def drained(self, seconds: float) -> float:
-        """Wait until nothing is open and give how long that took."""
+        """Wait, for so many seconds at most, until no delivery is open; return how many that took."""
         started = time.monotonic()
         while time.monotonic() - started < seconds:
             if self.sql.execute(OPEN.encode()).fetchone() == (0,):
@@ -104,7 +104,7 @@ def world(*, durable: bool = False) -> Iterator[World]:
 
 @contextmanager
 def outbox(env: dict[str, str]) -> Iterator[Outbox]:
-    """Give an outbox that routes as a worker with this environment does, and leaves triggers to the relay."""
+    """Yield an outbox that routes as a worker with this environment does, and leaves triggers to the relay."""
     before = dict(os.environ)
     os.environ.update(env)
     try:
@@ -115,12 +115,12 @@ def outbox(env: dict[str, str]) -> Iterator[Outbox]:
 
 
 def event(number: int) -> Event:
-    """Give the so-manieth event of a storm."""
+    """Return event `number` of a storm."""
     return Event(NAMES[number % len(NAMES)], Severity.WARN, "something was flipped", "", {"flipped": 1 + number % 7})
 
 
 def rate(events: int) -> Iterator[dict[str, Any]]:
-    """Deliver a pile, one message an event, and send as many by bare loops."""
+    """Yield the rate of deliveries, one message an event, and that of bare loops."""
     with world() as here, Receiver() as receiver:
         env = here.env(
             SB_NOTIFICATION_WEBHOOK_URL=receiver.url,
@@ -134,18 +134,17 @@ def rate(events: int) -> Iterator[dict[str, Any]]:
             box.write(here.sql.cursor(row_factory=dict_row), (event(number) for number in range(events)))
         with here.process(NOTIFIER, "n", env), here.process(SCHEDULER, "s", env):
             here.drained(120)
-        seen = [one.at for one in receiver.seen]
-        yield {
-            "way": "notifier, 8 threads",
-            "events": len(seen),
-            "a_second": round(len(seen) / (seen[-1] - seen[0]), 1),
-        }
+        yield figures("notifier, 8 threads", receiver)
         for threads in (1, 8):
             receiver.seen.clear()
             subprocess.run([sys.executable, "-c", BARE, receiver.url, str(events), str(threads)], check=True)
-            seen = [one.at for one in receiver.seen]
-            way = f"bare httpx, {threads} thread{'s' * (threads > 1)}"
-            yield {"way": way, "events": len(seen), "a_second": round(len(seen) / (seen[-1] - seen[0]), 1)}
+            yield figures(f"bare httpx, {threads} thread{'s' * (threads > 1)}", receiver)
+
+
+def figures(way: str, receiver: Receiver) -> dict[str, Any]:
+    """Return how many messages have arrived, and how many a second."""
+    seconds = receiver.seen[-1].at - receiver.seen[0].at
+    return {"way": way, "events": len(receiver.seen), "a_second": round(len(receiver.seen) / seconds, 1)}
 
 
 BARE = """
@@ -163,7 +162,7 @@ workers = [threading.Thread(target=loop) for _ in range(threads)]
 
 
 def storm(seconds: float, events: int = 10_000) -> Iterator[dict[str, Any]]:
-    """Commit 10,000 events at an even pace while four sinks are told, then as many as fast as they go in."""
+    """Commit events at an even pace while four sinks are notified, then 2,000 as fast as they go in."""
     with world(durable=True) as here, Receiver() as receiver:
         env = here.env(
             SB_NOTIFICATION_WEBHOOK_URL=f"{receiver.url}/webhook",
@@ -186,7 +185,7 @@ def storm(seconds: float, events: int = 10_000) -> Iterator[dict[str, Any]]:
                 "events": events,
                 "messages": dict(Counter(seen.path.strip("/") for seen in receiver.seen)),
                 "flipped_sent": sum(1 + number % 7 for number in range(events)),
-                "flipped_told_to_webhook": sum(told(seen) for seen in receiver.seen if seen.path == "/webhook"),
+                "flipped_told_to_webhook": sum(flipped(seen) for seen in receiver.seen if seen.path == "/webhook"),
                 "ends": {f"{target} {state}": number for target, state, number in here.sql.execute(ENDS.encode())},
             }
         with outbox(env) as box:
@@ -197,14 +196,14 @@ def storm(seconds: float, events: int = 10_000) -> Iterator[dict[str, Any]]:
             yield {"taken_in_a_second": round(2_000 / (time.monotonic() - started), 1), "deliveries_each": 5}
 
 
-def told(seen: Seen) -> int:
-    """Give the sum of `flipped` that a message tells of."""
+def flipped(seen: Seen) -> int:
+    """Return the sum of the counts `flipped` in a message."""
     numbers: dict[str, int] = seen.json["metadata"]
     return sum(number for name, number in numbers.items() if name.rpartition(".")[2] == "flipped")
 
 
 def outage(seconds: float) -> Iterator[dict[str, Any]]:
-    """Keep a sink down for so long (ten minutes, compressed), kill notifiers and wipe Redis, then let it answer."""
+    """Keep a sink down for so many seconds, kill notifiers and wipe Redis, then have it answer again."""
     down = threading.Event()
 
     def answer(_seen: Seen) -> Reply:
@@ -286,14 +285,14 @@ def hanging(seconds: float) -> Iterator[dict[str, Any]]:
         }
         for turn in range(4):
             env = here.env(**(hang if turn % 2 else {}))
-            connections = sum(one.connections for one in rude)
+            connections = sum(server.connections for server in rude)
             with (
                 here.process(SWEEPER, f"w{turn}", env) as worker,
-                here.process(NOTIFIER, f"n{turn}", env) as told,
+                here.process(NOTIFIER, f"n{turn}", env) as notifier,
                 here.process(SCHEDULER, f"s{turn}", env),
             ):
                 worker.ready()
-                told.ready()
+                notifier.ready()
                 time.sleep(3)
                 since = here.sql.execute("SELECT now()").fetchone()
                 assert since is not None
@@ -308,8 +307,8 @@ def hanging(seconds: float) -> Iterator[dict[str, Any]]:
                     "runs": row[0],
                     "lateness_ms": [round(value, 1) for value in row[1]],
                     "duration_ms": [round(value, 1) for value in row[2]],
-                    "hung_connections": sum(one.connections for one in rude) - connections,
-                    "exit_statuses": [told.end(), worker.end()],
+                    "hung_connections": sum(server.connections for server in rude) - connections,
+                    "exit_statuses": [notifier.end(), worker.end()],
                 }
 
 
@@ -319,7 +318,7 @@ WAYS = {"rate": (rate, 4_000), "storm": (storm, 60), "outage": (outage, 30), "ha
 
 
 def main() -> None:
-    """Measure one thing and print what came out."""
+    """Print the figures of one measurement."""
     if len(sys.argv) < 2 or sys.argv[1] not in WAYS:
         print(__doc__)
         sys.exit(2)

@@ -1,7 +1,7 @@
-"""apprise: the rest of the world, by the optional library of that name (`pip install secrets-bridge-worker[apprise]`).
+"""apprise: many other services, by the optional library of that name (`pip install secrets-bridge-worker[apprise]`).
 
-The library speaks to its services by itself and cannot be given a deadline. So it runs in a process of its own that
-ends with the attempt, and dials through the same address guard as every other sink.
+The library opens its own connections and takes no deadline. So it runs in a process of its own that ends with the
+attempt, and keeps to the same egress policy as every other sink.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pydantic import AfterValidator, SecretStr
 from app.core.config import variable
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
 from app.core.events import Notification
+from app.notify import apprise_child
+from app.notify.apprise_child import BLOCKED, DELIVERED, REFUSED, UNKNOWN_URL
 from app.notify.format import body_lines, headline
 from app.notify.sink import Filter, Loudness, SinkSettings, Transport, at_least, only, sink
 
 _KINDS = {"info": "info", "warn": "warning", "error": "failure"}
-#: The child's exit statuses.
-DELIVERED, REFUSED, UNKNOWN_URL, BLOCKED = 0, 3, 4, 5
 
 
 def _urls(value: SecretStr | None) -> SecretStr | None:
@@ -53,24 +53,24 @@ class Apprise(SinkSettings):
 
     @property
     def receivers(self) -> Mapping[str, str]:
-        """The services, each under its place and scheme; the URL itself is a credential."""
+        """The services, each under its scheme and position; the URL itself is a credential."""
         urls = self.apprise_urls.get_secret_value().split() if self.apprise_urls else []
         return {f"{url.partition('://')[0]}-{number}": str(number) for number, url in enumerate(urls, 1)}
 
 
 @sink("apprise", settings=Apprise)
 async def apprise(notification: Notification, settings: Apprise, receiver: str, transport: Transport) -> None:
-    """Have the library tell one service."""
+    """Send by the library to one service."""
     assert settings.apprise_urls is not None
     url = settings.apprise_urls.get_secret_value().split()[int(receiver) - 1]
     event = notification.event
-    given = {
+    content = {
         "url": url,
         "title": headline(event),
         "body": "\n".join([*body_lines(notification), event.component, notification.id]),
         "kind": _KINDS[event.severity],
     }
-    status = await transport.child("app.notify.apprise_child", json.dumps(given).encode())
+    status = await transport.child(apprise_child.__name__, json.dumps(content).encode())
     if status == UNKNOWN_URL:
         raise SinkRejected(Fault.TEMPLATE, "url")
     if status == BLOCKED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from app.core.config import variable
@@ -10,7 +11,7 @@ from app.core.events import Notification
 from app.notify.format import body_lines, headline, timestamp, to_json, truncate
 from app.notify.sink import (
     JSON,
-    PASSING,
+    TRANSIENT,
     Answer,
     Filter,
     Loudness,
@@ -26,11 +27,10 @@ from app.notify.sink import (
 #: Discord's limits, code points.
 _CONTENT, _TITLE, _DESCRIPTION = 2000, 256, 4096
 _COLORS = {"info": 0x3498DB, "warn": 0xF1C40F, "error": 0xE74C3C}
-_NOT_FOUND, _TOO_MANY = 404, 429
 
 
 class Discord(UrlSettings):
-    """Where."""
+    """The channel."""
 
     url: SecretUrl | None = variable(
         "SB_NOTIFICATION_DISCORD_URL", default=None, secret=True, meaning="a Discord channel's webhook"
@@ -45,15 +45,15 @@ async def discord(notification: Notification, settings: Discord, receiver: str, 
     del receiver
     content = to_json(message(notification))
     answer = await transport.post(settings.address, content, JSON)
-    if answer.status == _NOT_FOUND:  # Discord's "unknown webhook": it was deleted
-        raise SinkRejected(Fault.CLIENT_ERROR, str(_NOT_FOUND), off=True)
-    if answer.status == _TOO_MANY:
-        raise SinkUnavailable(Fault.RATE_LIMITED, str(_TOO_MANY), retry_after=_wish(answer, transport))
-    judge(answer, transport.now, PASSING)
+    if answer.status == HTTPStatus.NOT_FOUND:  # Discord's "unknown webhook": it was deleted
+        raise SinkRejected(Fault.CLIENT_ERROR, str(answer.status), off=True)
+    if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
+        raise SinkUnavailable(Fault.RATE_LIMITED, str(answer.status), retry_after=_retry_after(answer, transport))
+    judge(answer, transport.now, TRANSIENT)
 
 
 def message(notification: Notification) -> dict[str, Any]:
-    """Give the body."""
+    """Return the body."""
     event = notification.event
     embed = {
         "title": truncate(headline(event), _TITLE),
@@ -65,12 +65,12 @@ def message(notification: Notification) -> dict[str, Any]:
     return {"content": truncate(headline(event), _CONTENT), "embeds": [embed], "allowed_mentions": {"parse": []}}
 
 
-def _wish(answer: Answer, transport: Transport) -> float | None:
-    """Prefer the headers: the unit of the body's number was milliseconds once."""
+def _retry_after(answer: Answer, transport: Transport) -> float | None:
+    """Return the seconds to wait, by the headers if they say: the body's number was milliseconds once."""
     if (header := answer.retry_after(transport.now)) is not None:
         return header
     reset = Answer(answer.status, {"retry-after": answer.headers.get("x-ratelimit-reset-after", "")}, b"")
     if (seconds := reset.retry_after(transport.now)) is not None:
         return seconds
-    said = answer.json.get("retry_after")
-    return float(said) if isinstance(said, int | float) else None
+    number = answer.json.get("retry_after")
+    return float(number) if isinstance(number, int | float) else None

@@ -1,4 +1,4 @@
-"""email: one message a recipient, by SMTP. Text and HTML, with an id by which a repeated one is known."""
+"""email: one message for each recipient, by SMTP. Text and HTML; a message that is sent again keeps its id."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from app.notify.format import body_lines, headline, one_line, timestamp, truncat
 from app.notify.sink import Filter, Loudness, MailServer, SinkSettings, Transport, at_least, only, sink
 
 _PORTS = {"starttls": 587, "implicit": 465, "none": 25}
+#: Code points of a subject, at most.
 _SUBJECT = 200
 
 
@@ -89,22 +90,24 @@ class Email(SinkSettings):
     sweepers: Filter = only("EMAIL")
 
     @model_validator(mode="after")
-    def _whole(self) -> Email:
-        wrong = []
+    def _consistent(self) -> Email:
+        problems = []
         if self.host and not self.sender:
-            wrong.append("SB_NOTIFICATION_EMAIL_FROM: required, because SB_NOTIFICATION_EMAIL_HOST is set")
+            problems.append("SB_NOTIFICATION_EMAIL_FROM: required, because SB_NOTIFICATION_EMAIL_HOST is set")
         if self.host and not self.recipients:
-            wrong.append("SB_NOTIFICATION_EMAIL_TO: required, because SB_NOTIFICATION_EMAIL_HOST is set")
+            problems.append("SB_NOTIFICATION_EMAIL_TO: required, because SB_NOTIFICATION_EMAIL_HOST is set")
         if bool(self.username) != bool(self.password):
-            wrong.append(
+            problems.append(
                 "SB_NOTIFICATION_EMAIL_USERNAME: needs SB_NOTIFICATION_EMAIL_PASSWORD beside it, and the reverse"
             )
         if self.tls == "none" and not self.allow_plaintext:
-            wrong.append("SB_NOTIFICATION_EMAIL_TLS: none needs SB_NOTIFICATION_EMAIL_ALLOW_PLAINTEXT=true")
+            problems.append("SB_NOTIFICATION_EMAIL_TLS: none needs SB_NOTIFICATION_EMAIL_ALLOW_PLAINTEXT=true")
         if self.tls == "none" and self.username:
-            wrong.append("SB_NOTIFICATION_EMAIL_USERNAME: no login without TLS; the password would travel in the clear")
-        if wrong:
-            raise ValueError("\n".join(wrong))
+            problems.append(
+                "SB_NOTIFICATION_EMAIL_USERNAME: no login without TLS; the password would travel in the clear"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     @property
@@ -114,7 +117,7 @@ class Email(SinkSettings):
 
     @property
     def receivers(self) -> Mapping[str, str]:
-        """The recipients, each under the beginning of a hash: addresses of people are kept out of tables and labels."""
+        """The recipients, each under the beginning of a hash: people's addresses stay out of tables and labels."""
         return {hashlib.sha256(address.lower().encode()).hexdigest()[:8]: address for address in self.recipients}
 
 
@@ -132,7 +135,7 @@ async def email(notification: Notification, settings: Email, receiver: str, tran
 
 
 def message(notification: Notification, sender: str, recipient: str) -> EmailMessage:
-    """Give the message. Its id and date are the event's, so that an attempt that was repeated shows as one mail."""
+    """Return the message. Its id and date are the event's, so that repeated attempts are seen as one mail."""
     event, domain = notification.event, sender.rpartition("@")[2]
     mail = EmailMessage(policy=SMTP)
     mail["From"] = sender
@@ -145,15 +148,15 @@ def message(notification: Notification, sender: str, recipient: str) -> EmailMes
     mail["List-Id"] = f"<secrets-bridge-worker.{domain}>"
     mail["Auto-Submitted"] = "auto-generated"
     mail["X-Auto-Response-Suppress"] = "All"
-    said = list(body_lines(notification)) or [event.title]
+    lines = list(body_lines(notification)) or [event.title]
     foot = f"{event.component}, {timestamp(notification.time)}, event {notification.id}"
-    mail.set_content("\n".join([headline(event), "", *said, "", foot]) + "\n")
-    mail.add_alternative(_html(headline(event), said, foot), subtype="html")
+    mail.set_content("\n".join([headline(event), "", *lines, "", foot]) + "\n")
+    mail.add_alternative(_html(headline(event), lines, foot), subtype="html")
     return mail
 
 
-def _html(title: str, said: list[str], foot: str) -> str:
-    rows = "".join(f"<li>{escape(line)}</li>" for line in said)
+def _html(title: str, lines: list[str], foot: str) -> str:
+    rows = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return (
         f"<!doctype html><p><strong>{escape(title)}</strong></p><ul>{rows}</ul><p><small>{escape(foot)}</small></p>\n"
     )

@@ -23,13 +23,13 @@ class Noop(SinkSettings):
 
 @sink("noop", settings=Noop, paced=False)
 async def noop(notification: Notification, settings: Noop, receiver: str, transport: Transport) -> None:
-    """Log the event under the words that the Go worker used."""
+    """Log the event under the keys that the Go worker used."""
     del settings, receiver, transport
     event = notification.event
-    words = {
+    fields = {
         "component": event.component,
         "title": event.title,
         "detail": event.detail or None,
         "event_id": notification.id,
     }
-    log.log(_LEVELS[event.severity], "notification", **{**event.metadata, **words})
+    log.log(_LEVELS[event.severity], "notification", **{**event.metadata, **fields})

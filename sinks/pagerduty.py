@@ -1,13 +1,14 @@
 """pagerduty: Events API v2. A failing sweeper is an incident, resolved by its recovery; routine is a change event.
 
-A failure triggers with one deduplication key a sweeper, so that a second one joins the open incident. Warnings
-trigger too, if they are let in, with severity `warning` and a key of their own: nothing recovers from a warning, so
-a human closes it.
+A failure triggers with one deduplication key for each sweeper, so that a second one joins the open incident. Warnings
+trigger too, where the least severity is lowered to them, with severity `warning` and a key of their own: nothing
+resolves a warning, so a human closes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, SecretStr
@@ -18,7 +19,7 @@ from app.core.events import Event, Kind, Notification, Severity
 from app.notify.format import body_lines, headline, to_json, truncate
 from app.notify.sink import (
     JSON,
-    PASSING,
+    TRANSIENT,
     Answer,
     Filter,
     Loudness,
@@ -36,7 +37,6 @@ _KEY_LENGTH = 32
 _SUMMARY, _DEDUP = 1024, 255
 _SOURCE = "secrets-bridge-worker"
 _SEVERITIES = {Severity.INFO: "info", Severity.WARN: "warning", Severity.ERROR: "error"}
-_BAD_REQUEST = 400
 
 
 def _routing_key(value: SecretStr | None) -> SecretStr | None:
@@ -47,7 +47,7 @@ def _routing_key(value: SecretStr | None) -> SecretStr | None:
 
 
 class PagerDuty(SinkSettings):
-    """Which service."""
+    """The service, by its integration key."""
 
     routing_key: Annotated[SecretStr | None, AfterValidator(_routing_key)] = variable(
         "SB_NOTIFICATION_PAGERDUTY_ROUTING_KEY",
@@ -75,7 +75,7 @@ class PagerDuty(SinkSettings):
 
 
 def incident(event: Event) -> str:
-    """Name the incident that an event belongs to: its trigger and its resolve must stay in order. Empty for routine."""
+    """Return the incident of an event, whose trigger and resolve must stay in order; empty when it has none."""
     if event.kind in (Kind.FAILED, Kind.RECOVERED):
         return f"{_SOURCE}/{event.component}"
     return ""
@@ -83,20 +83,20 @@ def incident(event: Event) -> str:
 
 @sink("pagerduty", settings=PagerDuty, group=incident)
 async def pagerduty(notification: Notification, settings: PagerDuty, receiver: str, transport: Transport) -> None:
-    """Trigger, resolve, or note a change."""
+    """Trigger or resolve an incident, or record a change."""
     del receiver
     assert settings.routing_key is not None
     path, content = message(notification)
     content = {"routing_key": settings.routing_key.get_secret_value(), **content}
     url = SecretStr(settings.url.get_secret_value().rstrip("/") + path)
     answer = await transport.post(url, to_json(content), JSON)
-    if answer.status == _BAD_REQUEST and _about_the_key(answer):
-        raise SinkRejected(Fault.AUTH, str(_BAD_REQUEST), off=True)
-    judge(answer, transport.now, PASSING)
+    if answer.status == HTTPStatus.BAD_REQUEST and _refuses_key(answer):
+        raise SinkRejected(Fault.AUTH, str(answer.status), off=True)
+    judge(answer, transport.now, TRANSIENT)
 
 
 def message(notification: Notification) -> tuple[str, dict[str, Any]]:
-    """Give the path and the body, without the routing key."""
+    """Return the path and the body, without the routing key."""
     event = notification.event
     key = truncate(incident(event) or f"{_SOURCE}/{event.component}/{event.title}", _DEDUP)
     if event.kind is Kind.RECOVERED:
@@ -113,6 +113,6 @@ def message(notification: Notification) -> tuple[str, dict[str, Any]]:
     return "/v2/enqueue", {"event_action": "trigger", "dedup_key": key, "payload": payload, "client": _SOURCE}
 
 
-def _about_the_key(answer: Answer) -> bool:
+def _refuses_key(answer: Answer) -> bool:
     errors = answer.json.get("errors")
     return isinstance(errors, list) and any("routing_key" in error for error in errors if isinstance(error, str))

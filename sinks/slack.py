@@ -1,11 +1,13 @@
 """slack: Block Kit messages by an incoming webhook, or by a bot token and a channel (chat.postMessage).
 
-Slack tells what went wrong by a word, with a status that varies, or inside of a 200: so the word decides first.
+Slack reports what went wrong by an error code in the body, under varying statuses, 200 among them: so the code decides
+first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from pydantic import SecretStr, model_validator
@@ -15,7 +17,7 @@ from app.core.errors import Fault, SinkRejected, SinkUnavailable
 from app.core.events import Notification
 from app.notify.format import body_lines, headline, slack_escape, timestamp, to_json, truncate
 from app.notify.sink import (
-    PASSING,
+    TRANSIENT,
     Answer,
     Filter,
     Loudness,
@@ -29,62 +31,36 @@ from app.notify.sink import (
     sink,
 )
 
-#: Slack's limits, code points: header text, section text; and a total well below where it starts to refuse.
+#: Code points: Slack's limits of a header and a section, and a total well below the one that it refuses.
 _HEADER, _SECTION, _TOTAL = 150, 3000, 8000
 
-# Slack's own words, from its documentation of both ways in. A word that is not here may be new: it is tried again.
+# Slack's error codes, from its documentation of both APIs. A code that is not here may be new: it is retried.
 _BAD_CREDENTIALS = frozenset(
-    (
-        "invalid_auth",
-        "not_authed",
-        "account_inactive",
-        "token_revoked",
-        "token_expired",
-        "missing_scope",
-        "no_permission",
-        "not_allowed_token_type",
-        "ekm_access_denied",
-        "invalid_token",
-        "no_service",
+    {
+        "invalid_auth", "not_authed", "account_inactive", "token_revoked", "token_expired", "missing_scope",
+        "no_permission", "not_allowed_token_type", "ekm_access_denied", "invalid_token", "no_service",
         "no_active_hooks",
-    )
-)
+    }
+)  # fmt: skip
 _PERMANENT = frozenset(
-    (
-        "channel_not_found",
-        "not_in_channel",
-        "is_archived",
-        "channel_is_archived",
-        "restricted_action",
-        "msg_too_long",
-        "msg_blocks_too_long",
-        "invalid_blocks",
-        "no_text",
-        "too_many_attachments",
-        "invalid_payload",
-        "user_not_found",
-        "action_prohibited",
-        "posting_to_general_channel_denied",
-    )
-)
+    {
+        "channel_not_found", "not_in_channel", "is_archived", "channel_is_archived", "restricted_action",
+        "msg_too_long", "msg_blocks_too_long", "invalid_blocks", "no_text", "too_many_attachments", "invalid_payload",
+        "user_not_found", "action_prohibited", "posting_to_general_channel_denied",
+    }
+)  # fmt: skip
 _LIMITED = frozenset({"ratelimited", "rate_limited"})
-_PASSING = frozenset(
-    (
-        "internal_error",
-        "fatal_error",
-        "service_unavailable",
-        "request_timeout",
-        "team_added_to_org",
-        "org_login_required",
-        "rollup_error",
-    )
-)
+_TRANSIENT = frozenset(
+    {
+        "internal_error", "fatal_error", "service_unavailable", "request_timeout", "team_added_to_org",
+        "org_login_required", "rollup_error",
+    }
+)  # fmt: skip
 _EMOJI = {"info": ":information_source:", "warn": ":warning:", "error": ":rotating_light:"}
-_OK = 200
 
 
 class Slack(SinkSettings):
-    """One of the two ways in."""
+    """A webhook, or a bot token and a channel."""
 
     url: SecretUrl | None = variable(
         "SB_NOTIFICATION_SLACK_URL", default=None, secret=True, meaning="a Slack incoming webhook"
@@ -100,7 +76,7 @@ class Slack(SinkSettings):
     sweepers: Filter = only("SLACK")
 
     @model_validator(mode="after")
-    def _one_way(self) -> Slack:
+    def _either(self) -> Slack:
         if self.url and self.token:
             raise ValueError(
                 "SB_NOTIFICATION_SLACK_URL: set together with SB_NOTIFICATION_SLACK_TOKEN; set one of them"
@@ -113,7 +89,7 @@ class Slack(SinkSettings):
 
     @property
     def enabled(self) -> bool:
-        """Whether there is a way in."""
+        """Whether there is a webhook or a token."""
         return bool(self.url or self.token)
 
     @property
@@ -140,13 +116,13 @@ async def slack(notification: Notification, settings: Slack, receiver: str, tran
 
 
 def message(notification: Notification) -> dict[str, Any]:
-    """Give text and blocks, escaped: an event that quotes `<!channel>` must not wake everybody up."""
+    """Return text and blocks, escaped: an event that quotes `<!channel>` must not notify everybody."""
     event = notification.event
     title = truncate(headline(event), _HEADER)
-    said = slack_escape(truncate("\n".join(body_lines(notification)) or event.title, _TOTAL // 2))
+    text = slack_escape(truncate("\n".join(body_lines(notification)) or event.title, _TOTAL // 2))
     blocks = [
         {"type": "header", "text": {"type": "plain_text", "text": title, "emoji": False}},
-        {"type": "section", "text": {"type": "mrkdwn", "text": truncate(f"{_EMOJI[event.severity]} {said}", _SECTION)}},
+        {"type": "section", "text": {"type": "mrkdwn", "text": truncate(f"{_EMOJI[event.severity]} {text}", _SECTION)}},
         {
             "type": "context",
             "elements": [
@@ -161,21 +137,20 @@ def message(notification: Notification) -> dict[str, Any]:
 
 
 def _judge(answer: Answer, transport: Transport) -> None:
-    if answer.status == _OK and (answer.text == "ok" or answer.json.get("ok") is True):
+    if answer.status == HTTPStatus.OK and (answer.text == "ok" or answer.json.get("ok") is True):
         return
-    said = answer.json.get("error", answer.text)
-    word = said if isinstance(said, str) else ""
-    asked = answer.json.get("retry_after")
-    wish = answer.retry_after(transport.now) or (float(asked) if isinstance(asked, int | float) else None)
-    if word in _BAD_CREDENTIALS:
-        raise SinkRejected(Fault.AUTH, word, off=True)
-    if word in _PERMANENT:
-        raise SinkRejected(Fault.PAYLOAD_TOO_LARGE if word.endswith("too_long") else Fault.CLIENT_ERROR, word)
-    if word in _LIMITED:
-        raise SinkUnavailable(Fault.RATE_LIMITED, word, retry_after=wish or 1.0)
-    if word in _PASSING:
-        raise SinkUnavailable(Fault.SERVER_ERROR, word, retry_after=wish)
-    if answer.status == _OK:  # a word that nobody has told us of
+    error, seconds = answer.json.get("error", answer.text), answer.json.get("retry_after")
+    code = error if isinstance(error, str) else ""
+    wait = answer.retry_after(transport.now) or (float(seconds) if isinstance(seconds, int | float) else None)
+    if code in _BAD_CREDENTIALS:
+        raise SinkRejected(Fault.AUTH, code, off=True)
+    if code in _PERMANENT:
+        raise SinkRejected(Fault.PAYLOAD_TOO_LARGE if code.endswith("too_long") else Fault.CLIENT_ERROR, code)
+    if code in _LIMITED:
+        raise SinkUnavailable(Fault.RATE_LIMITED, code, retry_after=wait or 1.0)
+    if code in _TRANSIENT:
+        raise SinkUnavailable(Fault.SERVER_ERROR, code, retry_after=wait)
+    if answer.status == HTTPStatus.OK:  # a code that is not documented
         raise SinkUnavailable(Fault.PROTOCOL, "unknown_answer")
-    judge(answer, transport.now, PASSING)
+    judge(answer, transport.now, TRANSIENT)
     raise SinkUnavailable(Fault.PROTOCOL, str(answer.status))

@@ -9,7 +9,7 @@ from app.core.events import Notification
 from app.notify.format import body_lines, headline, timestamp, to_json, truncate
 from app.notify.sink import (
     JSON,
-    PASSING,
+    TRANSIENT,
     Filter,
     Loudness,
     SecretUrl,
@@ -21,14 +21,14 @@ from app.notify.sink import (
     sink,
 )
 
-#: Teams refuses cards above 28 KiB, measured after it has expanded them and after it has said that all is well.
+#: Teams drops cards above 28 KiB, measured after it has expanded them and after it has answered that all is well.
 _MOST_BYTES = 18 * 1024
 _TITLE = 256
 _COLORS = {"info": "Good", "warn": "Warning", "error": "Attention"}
 
 
 class Teams(UrlSettings):
-    """Where."""
+    """The workflow."""
 
     url: SecretUrl | None = variable(
         "SB_NOTIFICATION_TEAMS_URL", default=None, secret=True, meaning="a Teams workflow's URL"
@@ -41,22 +41,22 @@ class Teams(UrlSettings):
 async def teams(notification: Notification, settings: Teams, receiver: str, transport: Transport) -> None:
     """Post one card."""
     del receiver
-    judge(await transport.post(settings.address, message(notification), JSON), transport.now, PASSING)
+    judge(await transport.post(settings.address, message(notification), JSON), transport.now, TRANSIENT)
 
 
 def message(notification: Notification) -> bytes:
-    """Give the body, its lines cut until it is small enough."""
-    said = list(body_lines(notification)) or [notification.event.title]
-    while len(content := to_json(_card(notification, said))) > _MOST_BYTES:
-        said = [*said[: len(said) // 2], "…"] if len(said) > 1 else [truncate(said[0], len(said[0]) // 2)]
+    """Return the body, its lines cut until it is small enough."""
+    lines = list(body_lines(notification)) or [notification.event.title]
+    while len(content := to_json(_card(notification, lines))) > _MOST_BYTES:
+        lines = [*lines[: len(lines) // 2], "…"] if len(lines) > 1 else [truncate(lines[0], len(lines[0]) // 2)]
     return content
 
 
-def _card(notification: Notification, said: list[str]) -> dict[str, Any]:
+def _card(notification: Notification, lines: list[str]) -> dict[str, Any]:
     event = notification.event
     title = {"text": truncate(headline(event), _TITLE), "weight": "Bolder", "size": "Medium", "style": "heading"}
     title["color"] = _COLORS[event.severity]
-    texts = [title, *({"text": line} for line in said)]
+    texts = [title, *({"text": line} for line in lines)]
     texts.append({"text": f"{event.component} · {timestamp(notification.time)} · {notification.id}", "size": "Small"})
     content = {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",

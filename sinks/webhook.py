@@ -1,13 +1,12 @@
 """webhook: POSTs the control plane's JSON to any URL, signed if a secret is set (Standard Webhooks).
 
-Every 4xx is permanent, but for the statuses that the operator lists.
+Every 4xx is permanent, except the statuses that the operator lists.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 import json
 import re
@@ -18,13 +17,13 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 from app.core.config import variable
 from app.core.events import Notification
 from app.core.values import Bool
-from app.notify.format import body, counts, slack_escape, timestamp, to_json
+from app.notify.format import body, in_brackets, slack_escape, timestamp, to_json
 from app.notify.sink import JSON, Filter, Loudness, SecretUrl, Transport, UrlSettings, at_least, judge, only, sink
 
 #: Key lengths of the Standard Webhooks specification, bytes.
 _SHORTEST, _LONGEST = 24, 64
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-#: Headers that are ours to set, or that would change what is sent.
+#: Headers that the sink sets, or that would change what is sent.
 _RESERVED = frozenset({"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding"})
 
 
@@ -57,9 +56,9 @@ def _headers(value: SecretStr | None) -> SecretStr | None:
 
 
 def _header(name: str, text: object) -> bool:
-    low = name.lower()
-    ours = low in _RESERVED or low.startswith("webhook-")
-    return bool(_NAME.fullmatch(name)) and not ours and isinstance(text, str) and text.isascii() and text.isprintable()
+    if not _NAME.fullmatch(name) or name.lower() in _RESERVED or name.lower().startswith("webhook-"):
+        return False
+    return isinstance(text, str) and text.isascii() and text.isprintable()
 
 
 def _statuses(value: object) -> object:
@@ -72,7 +71,7 @@ def _statuses(value: object) -> object:
 
 
 class Webhook(UrlSettings):
-    """Where, and in which form."""
+    """The URL, the form, the signature and the headers."""
 
     url: SecretUrl | None = variable(
         "SB_NOTIFICATION_WEBHOOK_URL",
@@ -112,17 +111,12 @@ class Webhook(UrlSettings):
 
 @sink("webhook", settings=Webhook)
 async def webhook(notification: Notification, settings: Webhook, receiver: str, transport: Transport) -> None:
-    """POST the event in the form that was chosen."""
+    """POST the event in the form that is configured."""
     del receiver
     content, kind = _content(notification, settings)
-    given: dict[str, str] = json.loads(settings.headers.get_secret_value()) if settings.headers else {}
-    headers = {
-        **JSON,
-        **kind,
-        **given,
-        **signed(notification.id, int(transport.now.timestamp()), content, settings.secrets),
-    }
-    answer = await transport.post(settings.address, content, headers)
+    custom: dict[str, str] = json.loads(settings.headers.get_secret_value()) if settings.headers else {}
+    signature = signed(notification.id, int(transport.now.timestamp()), content, settings.secrets)
+    answer = await transport.post(settings.address, content, {**JSON, **kind, **custom, **signature})
     judge(answer, transport.now, settings.retry_statuses)
 
 
@@ -145,19 +139,20 @@ def _content(notification: Notification, settings: Webhook) -> tuple[bytes, dict
 
 
 def slack_text(notification: Notification) -> str:
-    """Give the one line of the Go worker's Slack form, with the counts that it left out, escaped for Slack."""
+    """Return the line of the Go worker's Slack form, and the counts that it left out, escaped for Slack."""
     event = notification.event
-    text = f"[{event.severity}] {event.title}"
-    text += f" — {event.detail}" if event.detail else ""
-    text += f" ({counts(event.metadata)})" if event.metadata else ""
-    return slack_escape(text)
+    detail = f" — {event.detail}" if event.detail else ""
+    return slack_escape(f"[{event.severity}] {event.title}{detail}{in_brackets(event.metadata)}")
 
 
 def signed(identity: str, moment: int, content: bytes, secrets: SecretStr | None) -> dict[str, str]:
-    """Give the headers by which a receiver knows a repeated event, and, with secrets, that it is ours."""
+    """Return the headers by which a receiver recognizes a repeated event and, with secrets, its sender.
+
+    `identity` is the event's id, `moment` the attempt's time in seconds since the epoch.
+    """
     headers = {"webhook-id": identity, "webhook-timestamp": str(moment)}
     if secrets is None:
         return headers
     text = f"{identity}.{moment}.".encode() + content
-    macs = (hmac.new(_key(one), text, hashlib.sha256).digest() for one in secrets.get_secret_value().split())
+    macs = (hmac.digest(_key(secret), text, "sha256") for secret in secrets.get_secret_value().split())
     return {**headers, "webhook-signature": " ".join(f"v1,{base64.b64encode(mac).decode()}" for mac in macs)}

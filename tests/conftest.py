@@ -18,7 +18,9 @@ from psycopg_pool import ConnectionPool
 from app.demo.binaries import redis_programs
 from app.demo.servers import Postgres, Redis
 from app.storage import migrations
-from tests.support.world import Replica
+from tests.support.ports import reserved_port
+from tests.support.replica import Replica
+from tests.support.waiting import HUNG
 
 CONTROL_PLANE = Path(__file__).parents[1] / "app" / "demo" / "control_plane.sql"
 
@@ -32,8 +34,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """Give a PostgreSQL with a template database that has the control plane's schema and ours."""
-    with Postgres(tmp_path_factory.mktemp("pg")) as server:
+    """Return a PostgreSQL with a template database that has the control plane's schema and ours."""
+    with reserved_port() as port, Postgres(tmp_path_factory.mktemp("pg"), port=port) as server:
         with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
             connection.execute("CREATE DATABASE control_plane")
         with psycopg.connect(server.url("control_plane"), autocommit=True) as connection:
@@ -44,7 +46,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 @pytest.fixture
 def database(postgres: Postgres) -> Iterator[str]:
-    """Give the URL of a fresh database with both schemas."""
+    """Return the URL of a fresh database with both schemas."""
     name = f"test_{secrets.token_hex(6)}"
     with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE control_plane STRATEGY file_copy".encode())
@@ -54,28 +56,29 @@ def database(postgres: Postgres) -> Iterator[str]:
 
 @pytest.fixture
 def sql(database: str) -> Iterator[Connection[Any]]:
-    """Give a connection to it, each statement committed."""
+    """Return a connection to it, each statement committed."""
     with psycopg.connect(database, autocommit=True) as connection:
         yield connection
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    """Give a Redis."""
-    with Redis(tmp_path_factory.mktemp("redis")) as server:
+    """Return a Redis."""
+    with reserved_port() as port, Redis(tmp_path_factory.mktemp("redis"), port=port) as server:
         yield server
 
 
 @pytest.fixture(scope="session", params=sorted(redis_programs()))
 def any_redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    """Give each kind of Redis that is here: the scripts must mean the same to all of them."""
-    with Redis(tmp_path_factory.mktemp("redis"), program=redis_programs()[request.param]) as server:
+    """Return each kind of Redis that is here: the scripts must mean the same to all of them."""
+    program = redis_programs()[request.param]
+    with reserved_port() as port, Redis(tmp_path_factory.mktemp("redis"), port=port, program=program) as server:
         yield server
 
 
 @pytest.fixture
 def redis(redis_server: Redis) -> Iterator[redis_py.Redis]:
-    """Give a client of an empty Redis."""
+    """Return a client of an empty Redis."""
     with redis_py.Redis.from_url(redis_server.url()) as client:
         client.flushall()
         yield client
@@ -83,9 +86,9 @@ def redis(redis_server: Redis) -> Iterator[redis_py.Redis]:
 
 @pytest.fixture
 def replica(database: str, redis: redis_py.Redis) -> Iterator[Replica]:
-    """Give what a worker process has: a runner and locks, without Dramatiq around them."""
+    """Return what a worker process has: a runner and locks, without Dramatiq around them."""
     pool = ConnectionPool[Connection[Any]](
-        database, kwargs={"autocommit": True}, min_size=0, max_size=4, timeout=5, open=True
+        database, kwargs={"autocommit": True}, min_size=0, max_size=4, timeout=HUNG, open=True
     )
     with pool:
-        yield Replica(pool, redis, lease=timedelta(seconds=15))
+        yield Replica(pool, redis, lease=timedelta(minutes=1))

@@ -1,8 +1,8 @@
-"""`sb-worker check`: everything that would keep a worker from its work, found before it is started."""
+"""`sb-worker check`: finds what would keep a worker from its work before it is started."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg
@@ -10,6 +10,7 @@ import redis
 from psycopg.rows import scalar_row
 
 from app.core.errors import BootError, SchemaError, describe
+from app.core.role import SINK_QUEUE, SWEEP_QUEUE
 from app.storage import migrations, postgres
 
 if TYPE_CHECKING:
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
     from app.sweeping.sweeper import Sweeper
 
 
-#: Dramatiq's queues, and from how many messages on nobody seems to serve one.
-QUEUES, LONG_QUEUE = ("sweeps", "sinks"), 1_000
+#: From so many messages on, a queue seems to have no worker.
+LONG_QUEUE = 1_000
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at: fine, or not and what to do. A warning does not fail the check."""
+    """The result of one check: fine, or what is wrong and what to do. A warning does not fail the command."""
 
     subject: str
     fine: bool
@@ -52,7 +53,7 @@ _OWN_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
 def redis_findings(settings: RedisSettings, answer_within: timedelta) -> Iterator[Finding]:
-    """Look at Redis."""
+    """Yield findings about Redis, which is to answer within `answer_within`."""
     from app.storage.redis import connect  # noqa: PLC0415 - only this command needs both
 
     client = connect(settings, answer_within=answer_within)
@@ -65,7 +66,7 @@ def redis_findings(settings: RedisSettings, answer_within: timedelta) -> Iterato
     except redis.RedisError as error:
         yield Finding("redis", False, f"REDIS_URL: Redis cannot be reached or refuses us ({describe(error).error})")
         return
-    for queue in QUEUES:
+    for queue in (SWEEP_QUEUE, SINK_QUEUE):
         if (length := client.llen(f"{settings.queue_namespace}:{queue}")) > LONG_QUEUE:
             text = f"{length} messages wait; run a worker that serves it (`dramatiq app.actors --queues {queue}`)"
             yield Finding(f"queue {queue}", False, text, warning=True)
@@ -79,7 +80,7 @@ def redis_findings(settings: RedisSettings, answer_within: timedelta) -> Iterato
 
 
 def database_findings(settings: DatabaseSettings, sweepers: Sequence[Sweeper[Any]]) -> Iterator[Finding]:
-    """Look at PostgreSQL, the api's tables and our own schema."""
+    """Yield findings about PostgreSQL, the api's tables that these sweepers need, and our own schema."""
     try:
         connection = postgres.connect(settings)
     except BootError as error:
@@ -93,7 +94,7 @@ def database_findings(settings: DatabaseSettings, sweepers: Sequence[Sweeper[Any
 
 
 def _connected(connection: Connection[Any], sweepers: Sequence[Sweeper[Any]]) -> Iterator[Finding]:
-    version = _ask(connection, _VERSION)
+    version = _query(connection, _VERSION)
     if version < postgres.OLDEST_SERVER:
         yield Finding("postgres", False, f"server version {version // 10000}; needed is 14 or newer")
     else:
@@ -101,20 +102,20 @@ def _connected(connection: Connection[Any], sweepers: Sequence[Sweeper[Any]]) ->
     yield from _api(connection)
     for sweeper in sweepers:
         yield _sweeper(connection, sweeper)
-    own = _own(connection)
-    yield own
-    if own.fine and migrations.installed(connection) >= migrations.VERSION:
+    own_schema = _own_schema(connection)
+    yield own_schema
+    if own_schema.fine and migrations.installed(connection) >= migrations.VERSION:
         for name, reason in connection.execute(_OFF).fetchall():
             text = f"switched off ({reason}) until its configuration changes; `sb-worker notify test {name}` tries it"
             yield Finding(f"sink {name}", False, text, warning=True)
 
 
 def _api(connection: Connection[Any]) -> Iterator[Finding]:
-    if not _ask(connection, _PRESENT, "schema_migrations"):
+    if not _query(connection, _PRESENT, "schema_migrations"):
         yield Finding("api schema", False, "no schema_migrations: the api has not migrated this database yet")
         return
     try:
-        dirty = _ask(connection, _MIGRATIONS)
+        dirty = _query(connection, _MIGRATIONS)
     except psycopg.errors.InsufficientPrivilege:
         return  # not needed for any work
     text = "a migration of the api was left half done (dirty)" if dirty else "migrated"
@@ -122,38 +123,37 @@ def _api(connection: Connection[Any]) -> Iterator[Finding]:
 
 
 def _sweeper(connection: Connection[Any], sweeper: Sweeper[Any]) -> Finding:
-    missing = [table for table in sweeper.needs if not _ask(connection, _PRESENT, table)]
+    missing = [table for table in sweeper.needs if not _query(connection, _PRESENT, table)]
     if missing:
         return Finding(sweeper.name, False, f"table missing: {', '.join(missing)}; the sweeper rests until it is there")
+    return _privileges(connection, sweeper.name, sweeper.needs, "tables and privileges are there")
+
+
+def _privileges(
+    connection: Connection[Any], subject: str, needs: Mapping[str, Sequence[str]], fine: str, schema: str = ""
+) -> Finding:
     lacking = [
         f"{privilege} on {table}"
-        for table, privileges in sweeper.needs.items()
+        for table, privileges in needs.items()
         for privilege in privileges
-        if not _ask(connection, _PRIVILEGE, table, privilege)
+        if not _query(connection, _PRIVILEGE, schema + table, privilege)
     ]
     if lacking:
-        return Finding(sweeper.name, False, f"this role lacks {', '.join(lacking)}; GRANT them")
-    return Finding(sweeper.name, True, "tables and privileges are there")
+        return Finding(subject, False, f"this role lacks {', '.join(lacking)}; GRANT them")
+    return Finding(subject, True, fine)
 
 
-def _own(connection: Connection[Any]) -> Finding:
+def _own_schema(connection: Connection[Any]) -> Finding:
     subject = "own schema"
     try:
         version = migrations.installed(connection)
     except psycopg.errors.InsufficientPrivilege:
         return Finding(subject, False, "this role may not use the schema secrets_bridge_worker; GRANT USAGE on it")
     if version >= migrations.VERSION:
-        lacking = [
-            f"{privilege} on {table}"
-            for table in _OWN_TABLES
-            for privilege in _OWN_PRIVILEGES
-            if not _ask(connection, _PRIVILEGE, f"secrets_bridge_worker.{table}", privilege)
-        ]
-        if lacking:
-            return Finding(subject, False, f"this role lacks {', '.join(lacking)}; GRANT them")
-        return Finding(subject, True, f"version {version}")
+        needs: dict[str, Sequence[str]] = dict.fromkeys(_OWN_TABLES, _OWN_PRIVILEGES)
+        return _privileges(connection, subject, needs, f"version {version}", "secrets_bridge_worker.")
     try:
-        with connection.transaction(force_rollback=True):  # the only sure way to know is to try
+        with connection.transaction(force_rollback=True):  # no query predicts this for sure
             migrations.migrate(connection)
     except SchemaError as error:
         return Finding(subject, False, str(error))
@@ -162,6 +162,6 @@ def _own(connection: Connection[Any]) -> Finding:
     )
 
 
-def _ask(connection: Connection[Any], query: Any, *values: str) -> Any:
+def _query(connection: Connection[Any], query: Any, *values: str) -> Any:
     with connection.cursor(row_factory=scalar_row) as cursor:
         return cursor.execute(query, values).fetchone()

@@ -1,4 +1,4 @@
-"""The part of `sb-worker check` that tries the key service: whether the tokens of the ArgoCDs open. None is asked."""
+"""The part of `sb-worker check` that opens the tokens of the ArgoCDs with the key service. No ArgoCD is contacted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from psycopg.rows import class_row
 
 from app.cli.check import Finding
 from app.core.errors import BootError, UnwrapFailed
-from app.kms.envelope import Envelope, open_token, wipe
+from app.kms.buffers import wipe
+from app.kms.envelope import Envelope, open_token
 from app.storage import postgres
 
 if TYPE_CHECKING:
@@ -24,15 +25,15 @@ SELECT token_ciphertext, token_nonce, token_data_key_ciphertext, token_kms_key_i
 """
 
 
-def token_findings(settings: DatabaseSettings, own: KmsSettings) -> Iterator[Finding]:
-    """Try to open each enabled endpoint's token."""
-    subject = f"key service {own.kms_backend}"
+def token_findings(database: DatabaseSettings, settings: KmsSettings) -> Iterator[Finding]:
+    """Open each enabled endpoint's token and yield what came of it."""
+    subject = f"key service {settings.kms_backend}"
     try:
-        with postgres.connect(settings) as connection, connection.cursor(row_factory=class_row(Envelope)) as cursor:
+        with postgres.connect(database) as connection, connection.cursor(row_factory=class_row(Envelope)) as cursor:
             envelopes = cursor.execute(_ENVELOPES).fetchall()
     except (BootError, psycopg.Error):
-        return  # what is wrong with the database has been found already
-    reasons = asyncio.run(_try(envelopes, own))
+        return  # reported by database_findings
+    reasons = asyncio.run(_failures(envelopes, settings))
     if not reasons:
         yield Finding(subject, True, f"opens the tokens of all {len(envelopes)} enabled ArgoCD endpoints")
     else:
@@ -40,17 +41,18 @@ def token_findings(settings: DatabaseSettings, own: KmsSettings) -> Iterator[Fin
         yield Finding(subject, False, text)
 
 
-async def _try(envelopes: Sequence[Envelope], own: KmsSettings) -> list[str]:
+async def _failures(envelopes: Sequence[Envelope], settings: KmsSettings) -> list[str]:
+    """Return why tokens do not open, a reason for each."""
     from app.kms.transport import KeyServiceTransport  # noqa: PLC0415 - an HTTP client, for this check alone
 
-    transport = KeyServiceTransport(own.key_context)
+    transport = KeyServiceTransport(settings.key_context)
     reasons = []
     try:
         for envelope in envelopes:
             try:
-                wipe(await open_token(envelope, own.keys, transport))
+                wipe(await open_token(envelope, settings.keys, transport))
             except UnwrapFailed as error:
-                # Which key it was is a row's content.
+                # The key's name is a row's content, which must not be shown.
                 reasons.append("wrapped by another key" if "wrapped by key" in str(error) else str(error))
     finally:
         await transport.close()

@@ -1,4 +1,4 @@
-"""`sb-worker`: what an operator does by hand. Exit status 0 fine, 1 failed, 2 wrong usage."""
+"""`sb-worker`: an operator's commands. Exit status 0 fine, 1 failed, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -16,7 +17,7 @@ from rich.table import Table
 
 from actors import SWEEPERS
 from app import __version__
-from app.cli import check, check_tokens, status
+from app.cli import check, check_tokens, configuration, status
 from app.cli.notify import dead, notify
 from app.core import config
 from app.core.errors import BootError, ConfigError, SchemaError
@@ -25,7 +26,7 @@ from app.kms.settings import KmsSettings
 from app.storage import migrations, postgres
 from app.storage.settings import DatabaseSettings
 from app.supervisor import procfile
-from app.worker.assembly import Loaded, groups, load, refuse
+from app.worker.loading import Loaded, groups, load, refuse
 from sinks import SINKS
 
 _GROUPS = groups(SWEEPERS, SINKS)
@@ -65,12 +66,12 @@ def check_command(as_json: bool) -> None:
         for name in config.unknown(*_GROUPS)
     ]
     findings.append(check.Finding("sinks", True, ", ".join(target.name for target in loaded.targets)))
-    findings += check.redis_findings(loaded.store, loaded.worker.lease / 5)
-    wanted = [sweeper for sweeper, own in zip(SWEEPERS, loaded.sweepers, strict=True) if own.enabled]
-    findings += check.database_findings(loaded.database, wanted)
-    for own in loaded.sweepers:
-        if own.enabled and isinstance(own, KmsSettings):
-            findings += check_tokens.token_findings(loaded.database, own)
+    findings += check.redis_findings(loaded.redis, loaded.worker.lease / 5)
+    pairs = list(zip(SWEEPERS, loaded.sweepers, strict=True))
+    findings += check.database_findings(loaded.database, [sweeper for sweeper, settings in pairs if settings.enabled])
+    for _, settings in pairs:
+        if settings.enabled and isinstance(settings, KmsSettings):
+            findings += check_tokens.token_findings(loaded.database, settings)
     if as_json or not sys.stdout.isatty():
         for finding in findings:
             click.echo(json.dumps(finding._asdict()))
@@ -83,8 +84,12 @@ def check_command(as_json: bool) -> None:
 
 @main.command("config")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
-def config_command(as_json: bool) -> None:
+@click.option("--markdown", is_flag=True, help="Print docs/configuration.md, whatever is set here.")
+def config_command(as_json: bool, markdown: bool) -> None:
     """Print every variable with its value, source, default and meaning. Secrets are shown as `set`."""
+    if markdown:
+        click.echo(configuration.markdown(SWEEPERS, SINKS))
+        return
     rows = list(config.rows(*_GROUPS))
     if as_json or not sys.stdout.isatty():
         for row in rows:
@@ -107,19 +112,17 @@ def migrate(sql: bool) -> None:
         return
     configure_logging("error")
     try:
-        (db,) = config.load(DatabaseSettings)
+        settings = DatabaseSettings.read()
     except ConfigError as error:
         refuse(error)
     try:
-        with postgres.connect(db) as connection:
+        with postgres.connect(settings) as connection:
             before = migrations.installed(connection)
             version = migrations.migrate(connection)
-    except SchemaError as error:
+    except (BootError, SchemaError) as error:
         click.echo(f"error: {error}", err=True)
-        click.echo(error.sql, err=True)
-        sys.exit(1)
-    except BootError as error:
-        click.echo(f"error: {error}", err=True)
+        if isinstance(error, SchemaError):
+            click.echo(error.sql, err=True)
         sys.exit(1)
     done = f"version {version}, nothing to do" if before == version else f"version {before} -> {version}"
     click.echo(f"schema secrets_bridge_worker: {done}")
@@ -132,22 +135,25 @@ def status_command(as_json: bool, watch: bool) -> None:
     """Show each sweeper's next tick, its last run, what it changed and who ran it."""
     configure_logging("error")
     loaded = _load()
-    own = zip(SWEEPERS, loaded.sweepers, strict=True)
-    cadences = [(sweeper.name, settings.interval) for sweeper, settings in own if settings.enabled]
+    pairs = zip(SWEEPERS, loaded.sweepers, strict=True)
+    cadences = [(sweeper.name, settings.interval) for sweeper, settings in pairs if settings.enabled]
+    console = Console()
     try:
         with postgres.connect(loaded.database) as connection:
             if migrations.installed(connection) == 0:
                 raise BootError("the schema secrets_bridge_worker is not there; run `sb-worker migrate`")  # noqa: TRY301
             if as_json or not sys.stdout.isatty():
-                for one in status.read(connection, cadences):
-                    click.echo(json.dumps(one.as_json()))
-            elif watch:
-                with Live(console=Console(), refresh_per_second=4) as live:
+                for sweeper in status.read(connection, cadences):
+                    click.echo(json.dumps(sweeper.as_json()))
+                return
+            table = status.table(status.read(connection, cadences), console.width)
+            if watch:
+                with Live(console=console, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
                     while True:
-                        live.update(status.table(status.read(connection, cadences)))
+                        table = status.table(status.read(connection, cadences), *console.size)
+                        live.update(table, refresh=True)
                         time.sleep(0.5)
-            else:
-                Console().print(status.table(status.read(connection, cadences)))
+            console.print(table)
     except BootError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
@@ -161,7 +167,7 @@ def status_command(as_json: bool, watch: bool) -> None:
 @click.option("-c", "--concurrency", default="", metavar="worker=2,...", help="How many of which process to run.")
 def run(path: str, release: bool, concurrency: str) -> None:
     """Run every process of the Procfile as one replica; ends when one of them ends, or by SIGTERM."""
-    loaded = _load()  # all of it, so that what is wrong is told once and not by every process
+    loaded = _load()  # all of it, so that a problem is reported once and not by every process
     try:
         commands = procfile.parse(Path(path).read_text(encoding="utf-8"))
         replicas = _replicas(concurrency, set(commands))
@@ -169,7 +175,7 @@ def run(path: str, release: bool, concurrency: str) -> None:
         raise click.BadParameter(f"{path} cannot be read; run this from the project's root") from None
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
-    # The processes are started by name; they are beside this program, whether or not that is on the path.
+    # The processes are started by name; they are beside this program, whether or not its directory is in PATH.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     environs = dict(_addresses(loaded, replicas.get("worker", 1), replicas.get("notifier", 1)))
     grace = loaded.worker.shutdown_grace.total_seconds()
@@ -177,23 +183,17 @@ def run(path: str, release: bool, concurrency: str) -> None:
 
 
 def _addresses(loaded: Loaded, workers: int, notifiers: int) -> Iterator[tuple[int, dict[str, str]]]:
-    """Give each worker and each notifier a probe address of its own: the next ports, workers first."""
-    host, port = loaded.worker.local_address
+    """Yield for each replica number probe addresses of a worker and a notifier: the next ports, workers first."""
+    worker = loaded.worker.local_address
+    notifier = worker[0], worker[1] + workers
     if os.environ.get("SB_NOTIFICATION_LOCAL_ADDR"):
-        other, first = loaded.notification.local_address
-    else:
-        other, first = host, port + workers
-    for number in range(1, max(workers, notifiers) + 1):
-        yield (
-            number,
-            {
-                "SB_WORKER_LOCAL_ADDR": _shown(host, port + number - 1),
-                "SB_NOTIFICATION_LOCAL_ADDR": _shown(other, first + number - 1),
-            },
-        )
+        notifier = loaded.notification.local_address
+    for number in range(max(workers, notifiers)):
+        addresses = {"SB_WORKER_LOCAL_ADDR": worker, "SB_NOTIFICATION_LOCAL_ADDR": notifier}
+        yield number + 1, {name: _address(host, port + number) for name, (host, port) in addresses.items()}
 
 
-def _shown(host: str, port: int) -> str:
+def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -210,7 +210,7 @@ def _replicas(text: str, names: set[str]) -> dict[str, int]:
 
 
 def _load() -> Loaded:
-    """Read every setting; ends with status 1 and all problems when something is wrong."""
+    """Return every setting; ends with status 1 and all problems when something is wrong."""
     try:
         return load(SWEEPERS, SINKS)
     except ConfigError as error:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from rich.console import Console
@@ -29,7 +29,7 @@ from app.notify.notifier import attempt
 from app.notify.settings import NotificationSettings
 from app.notify.sink import SinkSettings
 from app.storage import migrations, postgres
-from app.worker.assembly import load, refuse
+from app.worker.loading import load, refuse
 from sinks import SINKS
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def notify() -> None:
 @click.option("--severity", type=_SEVERITY, default="info", show_default=True)
 @_JSON
 def test_command(sink: str | None, severity: str, as_json: bool) -> None:
-    """Send one test notification to SINK, or to each sink that is configured; needs no server of ours.
+    """Send one test notification to SINK, or to each sink that is configured; needs no PostgreSQL, no Redis.
 
     One attempt each, marked as a test, past all filters. Status 1 when one of them does not arrive.
     """
@@ -57,7 +57,7 @@ def test_command(sink: str | None, severity: str, as_json: bool) -> None:
     common, targets = _sinks()
     chosen = [target for target in targets if sink in (None, target.name, target.sink.name)]
     if not chosen:
-        _no_such(sink, targets)
+        _refuse_sink(sink, targets)
     event = Event(
         "notify-test",
         Severity(severity),
@@ -67,12 +67,12 @@ def test_command(sink: str | None, severity: str, as_json: bool) -> None:
         Kind.TEST,
     )
     notification = Notification(str(uuid.uuid4()), datetime.now(UTC), event)
-    outcomes = asyncio.run(_try(chosen, notification, common))
+    outcomes = asyncio.run(_send_all(chosen, notification, common))
     _show(outcomes, ("sink", "outcome", "reason", "code", "ms"), as_json)
     sys.exit(any(outcome["outcome"] != "delivered" for outcome in outcomes))
 
 
-async def _try(
+async def _send_all(
     targets: Sequence[routing.Target], notification: Notification, common: NotificationSettings
 ) -> list[dict[str, Any]]:
     from app.notify.transport import NetworkTransport  # noqa: PLC0415 - only this command needs it
@@ -102,13 +102,14 @@ async def _try(
 @click.option("--recovery", is_flag=True, help="The event is the recovery from a failure.")
 @_JSON
 def explain(sweeper: str, severity: str, recovery: bool, as_json: bool) -> None:
-    """Say which sinks would get such an event, and why the others would not."""
+    """Show which sinks would get such an event, and why the others would not."""
     loaded = _loaded()
     kind = Kind.RECOVERED if recovery else Kind.FAILED if severity == "error" else Kind.SWEPT
     event = Event(sweeper, Severity(severity), "", kind=kind)
     with _outbox() as connection:
         known = dead_letters.targets(connection)
-    rows = [_explained(one, known.get(one.target.name)) for one in routing.Router(loaded.targets).route(event)]
+    routes = routing.Router(loaded.targets).route(event)
+    rows = [_explained(route, known.get(route.target.name)) for route in routes]
     configured = {target.sink.name for target in loaded.targets}
     rows += [
         {"sink": sink.name, "gets it": "no", "why": f"not configured; set {_first_variable(sink)}"}
@@ -118,11 +119,11 @@ def explain(sweeper: str, severity: str, recovery: bool, as_json: bool) -> None:
     _show(rows, ("sink", "gets it", "why"), as_json)
 
 
-def _explained(routed: routing.Route, known: Mapping[str, Any] | None) -> dict[str, str]:
-    target = routed.target
-    if routed.filtered_by == "severity":
+def _explained(route: routing.Route, known: Mapping[str, Any] | None) -> dict[str, str]:
+    target = route.target
+    if route.filtered_by == "severity":
         why = f"quieter than its minimum, {target.settings.min_severity}"
-    elif routed.filtered_by == "sweeper":
+    elif route.filtered_by == "sweeper":
         why = f"its sweepers are {', '.join(target.settings.sweepers)}"
     else:
         why = ""
@@ -130,12 +131,12 @@ def _explained(routed: routing.Route, known: Mapping[str, Any] | None) -> dict[s
         why = why or f"switched off ({known['off_reason']}) until its configuration changes; it waits"
     elif known and known["rests_until"] and known["rests_until"] > known["now"]:
         why = why or f"later: left alone until {known['rests_until']:%H:%M:%SZ}"
-    return {"sink": target.name, "gets it": "no" if routed.filtered_by else "later" if why else "yes", "why": why}
+    return {"sink": target.name, "gets it": "no" if route.filtered_by else "later" if why else "yes", "why": why}
 
 
 def _first_variable(sink: routing.AnySink) -> str:
-    own = (name for name in sink.settings.model_fields if name not in SinkSettings.model_fields)
-    return config.name_of(sink.settings, next(own))
+    fields = (name for name in sink.settings.model_fields if name not in SinkSettings.model_fields)
+    return config.name_of(sink.settings, next(fields))
 
 
 def _age(_context: click.Context, _parameter: click.Parameter, value: str | None) -> timedelta | None:
@@ -197,10 +198,9 @@ def list_command(as_json: bool, **filters: Any) -> None:
 def show(ids: tuple[int, ...]) -> None:
     """Show all that is known of these deliveries, as JSON."""
     with _outbox() as connection:
-        found = list(dead_letters.find(connection, DeliveryFilter(ids=ids, limit=len(ids))))
-    for row in found:
-        click.echo(json.dumps(row, default=str))
-    if len(found) < len(set(ids)):
+        rows = list(dead_letters.find(connection, DeliveryFilter(ids=ids, limit=len(ids))))
+    _show(rows, (), as_json=True)
+    if len(rows) < len(set(ids)):
         click.echo("error: there is no such delivery; `sb-worker dead list` has the ids", err=True)
         sys.exit(1)
 
@@ -243,24 +243,24 @@ def _loaded() -> Any:
 
 
 def _sinks() -> tuple[NotificationSettings, list[routing.Target]]:
-    """Read the sinks' settings alone: a test needs no database."""
+    """Return the common settings and the receivers, without the other settings: a test needs no database."""
     try:
         loaded: list[Any] = list(config.load(NotificationSettings, *(sink.settings for sink in SINKS)))
-        found = routing.targets(SINKS, loaded[1:])
-        if wrong := list(routing.problems(loaded[0], found, [sweeper.name for sweeper in SWEEPERS])):
-            raise ConfigError(wrong)  # noqa: TRY301 - both kinds of problem are told alike
+        targets = routing.targets(SINKS, loaded[1:])
+        if problems := list(routing.problems(loaded[0], targets, [sweeper.name for sweeper in SWEEPERS])):
+            raise ConfigError(problems)  # noqa: TRY301 - both kinds of problem are reported alike
     except ConfigError as error:
         refuse(error)
-    return loaded[0], found
+    return loaded[0], targets
 
 
-def _no_such(sink: str | None, targets: Iterable[routing.Target]) -> None:
-    names = ", ".join(target.name for target in targets)
-    known = {one.name: one for one in SINKS}
-    if sink in known:
-        click.echo(f"error: {sink} is not configured; set {_first_variable(known[sink])}", err=True)
-        sys.exit(1)
-    raise click.BadParameter(f"no sink is called {sink}; configured: {names}")
+def _refuse_sink(name: str | None, targets: Iterable[routing.Target]) -> NoReturn:
+    for sink in SINKS:
+        if sink.name == name:
+            click.echo(f"error: {name} is not configured; set {_first_variable(sink)}", err=True)
+            sys.exit(1)
+    configured = ", ".join(target.name for target in targets)
+    raise click.BadParameter(f"no sink is called {name}; configured: {configured}")
 
 
 @contextmanager
@@ -268,16 +268,12 @@ def _outbox() -> Iterator[Connection[Any]]:
     loaded = _loaded()
     try:
         with postgres.connect(loaded.database) as connection:
-            _check_schema(connection)
+            if migrations.installed(connection) < migrations.VERSION:
+                raise BootError("the schema secrets_bridge_worker is not up to date; run `sb-worker migrate`")  # noqa: TRY301 - the same
             yield connection
     except BootError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
-
-
-def _check_schema(connection: Connection[Any]) -> None:
-    if migrations.installed(connection) < migrations.VERSION:
-        raise BootError("the schema secrets_bridge_worker is not up to date; run `sb-worker migrate`")
 
 
 def _show(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Settings from environment variables, and what is wrong with them, all at once.
+"""Settings from environment variables, with all of their problems reported at once.
 
 Each module declares its own `Settings` class with `variable()` fields; `load` reads any number of them. A
 variable may have two published names (`SB_SWEEP_WRAPS_INTERVAL`, `SB_WORKER_WRAPS_EXPIRED_INTERVAL`): either is
@@ -9,7 +9,7 @@ by `<NAME>_FILE`. No message made here contains a value.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,17 +22,33 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from app.core.errors import ConfigError
 
-#: Variables with these prefixes are ours alone: one that nobody declares is a slip of the pen.
+#: Variables with these prefixes are ours alone: one that no group declares is misspelt.
 OWN_PREFIXES = ("SB_SWEEP_", "SB_WORKER_", "SB_NOTIFICATION_", "SB_DISCOVER_", "SB_KMS_")
 _FILE = "_FILE"
 
 
-def variable(*names: str, meaning: str, default: Any = PydanticUndefined, secret: bool = False) -> Any:
-    """Declare a setting: its published names (the first is the one to document), its default as an operator
-    would write it, and one sentence for `sb-worker config`. Without a default the variable is required.
-    """  # noqa: D205
-    extra: dict[str, Any] = {"names": names, "secret": secret}
-    return Field(default=default, description=meaning, json_schema_extra=extra, validate_default=True)
+class Variable(NamedTuple):
+    """What is published of a setting: `names`, the documented one first, the default as text, and the meaning.
+
+    A `secret` may come from a file, and its value is never shown. `default` is the same on every machine.
+    """
+
+    names: tuple[str, ...]
+    default: str
+    meaning: str
+    secret: bool
+
+
+def variable(
+    *names: str, meaning: str, default: Any = PydanticUndefined, secret: bool = False, documented: str = ""
+) -> Any:
+    """Declare a setting: its published names, the first of which is documented, and one sentence about it.
+
+    `default` is what an operator would write; without one the variable is required. `documented` describes a default
+    that depends on the machine.
+    """
+    extra: Any = {"variable": Variable(names, documented or _shown(default), meaning, secret)}
+    return Field(default=default, json_schema_extra=extra, validate_default=True)
 
 
 @dataclass(frozen=True)
@@ -42,8 +58,8 @@ class _Problem:
     text: str
 
 
-class Found(NamedTuple):
-    """A variable that is set: the name it was found under and its text or what is wrong with it."""
+class _Assigned(NamedTuple):
+    """A variable that is set: the name that is set, and its text or what is wrong with it."""
 
     name: str
     value: str | _Problem
@@ -53,13 +69,12 @@ class _Environment(PydanticBaseSettingsSource):
     """The only source of settings."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        found = _find(field, os.environ)
-        return (found.value if found else None), field_name, False
+        assigned = _assigned(field)
+        return (assigned.value if assigned else None), field_name, False
 
     def __call__(self) -> dict[str, Any]:
         fields = self.settings_cls.model_fields
-        values = {name: _find(field, os.environ) for name, field in fields.items()}
-        return {name: found.value for name, found in values.items() if found}
+        return {name: assigned.value for name, field in fields.items() if (assigned := _assigned(field))}
 
 
 class Settings(BaseSettings):
@@ -76,20 +91,20 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read the environment, and arguments where code makes settings: no .env files, no secrets directory."""
+        """Return the sources: the environment, and arguments in code. No .env files, no secrets directory."""
         del env_settings, dotenv_settings, file_secret_settings
         return (init_settings, _Environment(settings_cls))
 
     @field_validator("*", mode="before")
     @classmethod
-    def _report(cls, value: object) -> object:
+    def _raise_problem(cls, value: object) -> object:
         if isinstance(value, _Problem):
             raise ValueError(value.text)  # noqa: TRY004 - pydantic turns ValueError into a reported problem
         return value
 
     @classmethod
     def read(cls) -> Self:
-        """Read this group alone; raises ConfigError."""
+        """Read this group alone. Raises ConfigError."""
         (settings,) = load(cls)
         return settings
 
@@ -99,23 +114,26 @@ S = TypeVar("S", bound=Settings)
 
 def load(*groups: type[S]) -> list[S]:
     """Read every group, in order. Raises ConfigError with one `NAME: what is wrong` line for each problem."""
-    found, problems = attempt(*groups)
+    loaded, problems = attempt(*groups)
     if problems:
         raise ConfigError(problems)
-    return [one for one in found if one is not None]
+    return [settings for settings in loaded if settings is not None]
 
 
 def attempt(*groups: type[S]) -> tuple[list[S | None], list[str]]:
-    """Read every group, in order: None for one with problems, and all problems, for checks across groups."""
-    found: list[S | None] = []
+    """Read every group, in order. Return None in place of one with problems, and the problems of all.
+
+    For checks across groups, whose problems are to be reported together with these.
+    """
+    loaded: list[S | None] = []
     problems: list[str] = []
     for group in groups:
         try:
-            found.append(group())
+            loaded.append(group())
         except ValidationError as error:
-            found.append(None)
+            loaded.append(None)
             problems += _problems(group, error)
-    return found, list(dict.fromkeys(problems))
+    return loaded, list(dict.fromkeys(problems))
 
 
 class Row(NamedTuple):
@@ -129,19 +147,19 @@ class Row(NamedTuple):
     twins: tuple[str, ...]
 
 
+def variables(*groups: type[Settings]) -> list[Variable]:
+    """Return what is published of these groups' settings, each once; nothing of it depends on the environment."""
+    return list(dict.fromkeys(_variable(field) for field in _fields(groups)))
+
+
 def rows(*groups: type[Settings]) -> Iterator[Row]:
-    """Describe every variable of these groups once; a secret's value is the word `set`."""
-    told: set[tuple[str, ...]] = set()
-    for group in groups:
-        for field in group.model_fields.values():
-            if (names := _names(field)) not in told:
-                told.add(names)
-                yield _row(field)
+    """Yield each variable of these groups once, with its value; a secret's is the word `set`."""
+    return map(_row, {_variable(field): field for field in _fields(groups)}.values())
 
 
 def unknown(*groups: type[Settings]) -> list[str]:
-    """Say which variables with our prefixes nobody reads, each with the name that may have been meant."""
-    known = {name for group in groups for field in group.model_fields.values() for name in _names(field)}
+    """Return the variables with our prefixes that no group reads, each with the name that may have been meant."""
+    known = [name for variable in variables(*groups) for name in variable.names]
     strays = [
         name for name in sorted(os.environ) if name.startswith(OWN_PREFIXES) and name.removesuffix(_FILE) not in known
     ]
@@ -149,20 +167,25 @@ def unknown(*groups: type[Settings]) -> list[str]:
 
 
 def name_of(group: type[Settings], field: str) -> str:
-    """Give the documented name of a field's variable."""
-    return _names(group.model_fields[field])[0]
+    """Return the documented name of a field's variable."""
+    return _variable(group.model_fields[field]).names[0]
+
+
+def _fields(groups: Iterable[type[Settings]]) -> Iterator[FieldInfo]:
+    for group in groups:
+        yield from group.model_fields.values()
 
 
 def _row(field: FieldInfo) -> Row:
-    name, *twins = _names(field)
-    found = _find(field, os.environ)
-    default = "required" if field.is_required() else _shown(field.default)
-    if found is None:
+    published, assigned = _variable(field), _assigned(field)
+    name, *twins = published.names
+    default = _shown(field.default)
+    if assigned is None:
         value, source = ("" if field.is_required() else default), "default"
     else:
-        secret = _is_secret(field) or isinstance(found.value, _Problem)
-        value, source = ("set" if secret else str(found.value)), found.name
-    return Row(name, value, source, default, field.description or "", tuple(twins))
+        hidden = published.secret or isinstance(assigned.value, _Problem)
+        value, source = ("set" if hidden else str(assigned.value)), assigned.name
+    return Row(name, value, source, default, published.meaning, tuple(twins))
 
 
 def _problems(group: type[Settings], error: ValidationError) -> Iterator[str]:
@@ -172,58 +195,52 @@ def _problems(group: type[Settings], error: ValidationError) -> Iterator[str]:
         if field is None:  # a check across fields names its variables itself
             yield from text.splitlines()
             continue
-        found = _find(field, os.environ)
+        assigned = _assigned(field)
         for line in text.splitlines():
-            yield f"{found.name if found else _names(field)[0]}: {line}"
+            yield f"{assigned.name if assigned else _variable(field).names[0]}: {line}"
 
 
-def _find(field: FieldInfo, environ: Mapping[str, str]) -> Found | None:
-    set_names = [name for name in _names(field) if environ.get(name)]
-    if _is_secret(field):
-        set_names += [name + _FILE for name in _names(field) if environ.get(name + _FILE)]
-    if not set_names:
-        return None
-    first, *others = set_names
-    value = _value(first, environ)
-    for other in others:
-        if not _same(field, value, _value(other, environ)):
-            return Found(first, _Problem(f"set together with {other}, to different values; set one of them"))
-    return Found(first, value)
+def _assigned(field: FieldInfo) -> _Assigned | None:
+    """Return the value that is set, also when under several names; None when there is none."""
+    names, _, _, secret = _variable(field)
+    candidates = (*names, *(name + _FILE for name in names if secret))
+    assigned = [_Assigned(name, _value(name)) for name in candidates if os.environ.get(name)]
+    for other in assigned[1:]:
+        if not _same(field, assigned[0].value, other.value):
+            text = f"set together with {other.name}, to different values; set one of them"
+            return _Assigned(assigned[0].name, _Problem(text))
+    return assigned[0] if assigned else None
 
 
-def _value(name: str, environ: Mapping[str, str]) -> str | _Problem:
+def _value(name: str) -> str | _Problem:
     if not name.endswith(_FILE):
-        return environ[name]
+        return os.environ[name]
     try:
-        return Path(environ[name]).read_text(encoding="utf-8").rstrip("\r\n")
+        return Path(os.environ[name]).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError):
         return _Problem("names a file that cannot be read; accepted: the path of a readable UTF-8 text file")
 
 
-def _same(field: FieldInfo, one: object, other: object) -> bool:
-    """Compare as values where both are valid (`60s` is `1m`), else as texts."""
-    if one == other:
+def _same(field: FieldInfo, value: object, other: object) -> bool:
+    """Return whether two values are equal (`60s` is `1m`), or two texts when they are not valid."""
+    if value == other:
         return True
     annotation: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     adapter: TypeAdapter[Any] = TypeAdapter(annotation)
     try:
-        return bool(adapter.validate_python(one) == adapter.validate_python(other))
+        return bool(adapter.validate_python(value) == adapter.validate_python(other))
     except ValidationError:
         return False
 
 
-def _names(field: FieldInfo) -> tuple[str, ...]:
-    extra = field.json_schema_extra
-    return tuple(extra["names"]) if isinstance(extra, dict) else ()  # type: ignore[arg-type]
-
-
-def _is_secret(field: FieldInfo) -> bool:
-    extra = field.json_schema_extra
-    return isinstance(extra, dict) and bool(extra["secret"])
+def _variable(field: FieldInfo) -> Variable:
+    extra: Any = field.json_schema_extra
+    published: Variable = extra["variable"] if extra else Variable((), "", "", secret=False)
+    return published
 
 
 def _shown(default: object) -> str:
-    return "unset" if default is None else str(default)
+    return "required" if default is PydanticUndefined else "unset" if default is None else str(default)
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

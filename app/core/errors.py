@@ -1,17 +1,17 @@
 """What can go wrong, by name.
 
 WorkerError
-├── ConfigError    settings that no process may start with
-├── BootError      a server that is needed does not answer, or refuses us
-├── SchemaError    our own tables are missing and may not be created
-├── LeaseLost      the Redis lock of a running sweep is gone
-│   └── Fenced     and a newer run has begun
-├── NotDue         the tick is not for us: superseded, from the future, or its table is missing
-├── PartlyFailed   some of a run's targets failed, the others are done
-├── SweepFailed    a run ended by an error; carries a class name and an SQLSTATE, never a text
-├── UnwrapFailed   an ArgoCD token could not be opened; the text says why, without a value
-├── SinkRejected   a sink refused a notification for good
-└── SinkUnavailable  a sink could not take it now; worth a retry
+├── ConfigError      settings that no process may start with
+├── BootError        a server that is needed does not answer, or refuses us
+├── SchemaError      our own tables are missing and may not be created
+├── LeaseLost        the Redis lock of a running sweep is gone
+│   └── Fenced       and a newer run has begun
+├── NotDue           the tick is not to be run: superseded, from the future, or its table is missing
+├── PartlyFailed     some of a run's targets failed, the others are done
+├── SweepFailed      a run ended by an error; carries a class name and an SQLSTATE, never a text
+├── UnwrapFailed     an ArgoCD token could not be opened; the text says why, without a value
+├── SinkRejected     a sink refused a notification for good
+└── SinkUnavailable  a sink could not take a notification now; worth a retry
 
 Texts of these errors may be logged as they are. Texts of any other exception may not: a driver's message can
 quote a row, a URL or a statement. `describe` is the one way from a foreign exception to a log line.
@@ -31,7 +31,7 @@ class WorkerError(Exception):
 
 
 class ConfigError(WorkerError):
-    """Settings that no process may start with, all of them, one line each."""
+    """Settings that no process may start with: every problem, one line each."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -43,7 +43,7 @@ class BootError(WorkerError):
 
 
 class SchemaError(WorkerError):
-    """Our own schema is not there and this role may not create it; `sql` is what someone else has to run."""
+    """Our own schema is missing and this role may not create it; `sql` is for a role that may."""
 
     def __init__(self, message: str, sql: str = "") -> None:
         super().__init__(message)
@@ -75,7 +75,7 @@ class Reason(StrEnum):
 
 
 class NotDue(WorkerError):
-    """The tick asked for nothing that is to be done now."""
+    """The tick has nothing to run now."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
@@ -83,7 +83,7 @@ class NotDue(WorkerError):
 
 
 class Fault(StrEnum):
-    """Why an attempt to notify failed: a closed set, fit for a label. What a server said in its own words is not."""
+    """Why an attempt to notify failed: a closed set, so that it can be a label. A server's own text cannot."""
 
     AUTH = "auth"
     RATE_LIMITED = "rate_limited"
@@ -103,8 +103,8 @@ class Fault(StrEnum):
 class SinkRejected(WorkerError):
     """A sink refused a notification: no attempt will ever succeed.
 
-    `code` is a status number or a word of the vendor's own closed vocabulary. `off` means that no other one will
-    either, until the configuration changes: the receiver is gone, or our credentials are bad.
+    `code` is a status number or a word of the vendor's own closed vocabulary. `off` means that no other notification
+    will be accepted either, until the configuration changes: the receiver is gone, or our credentials are bad.
     """
 
     def __init__(self, fault: Fault, code: str = "", *, off: bool = False) -> None:
@@ -112,18 +112,19 @@ class SinkRejected(WorkerError):
         self.fault, self.code, self.off = fault, code, off
 
 
-#: The longest wait that a receiver may ask for, seconds.
+#: Bounds the wait that a receiver may ask for, in seconds.
 LONGEST_RETRY_AFTER = 3600.0
 
 
 class SinkUnavailable(WorkerError):
-    """A sink could not take a notification now. `retry_after` is its own wish, in seconds, kept to 0 to an hour."""
+    """A sink could not take a notification now. `retry_after` is the wait it asked for, in seconds, 0 to an hour."""
 
     def __init__(self, fault: Fault, code: str = "", *, retry_after: float | None = None) -> None:
         super().__init__(f"{fault} {code}".strip())
-        wish = retry_after if retry_after is not None and not isnan(retry_after) else None
         self.fault, self.code = fault, code
-        self.retry_after = None if wish is None else min(max(wish, 0.0), LONGEST_RETRY_AFTER)
+        if retry_after is not None:
+            retry_after = None if isnan(retry_after) else min(max(retry_after, 0.0), LONGEST_RETRY_AFTER)
+        self.retry_after = retry_after
 
 
 class Failure(NamedTuple):
@@ -142,6 +143,6 @@ class SweepFailed(WorkerError):
 
 
 def describe(error: BaseException) -> Failure:
-    """Reduce any exception to its class name and SQLSTATE; its text is never looked at."""
+    """Reduce any exception to its class name and SQLSTATE; its text is never read."""
     sqlstate = error.sqlstate if isinstance(error, psycopg.Error) else None
     return Failure(type(error).__name__, sqlstate)

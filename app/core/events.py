@@ -1,4 +1,4 @@
-"""Events: what people are told, in public words and whole numbers, never a row's content."""
+"""Events that people are notified of: public texts and whole numbers, never a row's content."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+
+#: The component of events about several sweepers, or about the delivery of notifications itself.
+NOTIFICATIONS = "notifications"
 
 
 class Severity(StrEnum):
@@ -17,12 +20,12 @@ class Severity(StrEnum):
 
     @property
     def rank(self) -> int:
-        """Order severities: the louder, the greater."""
+        """The severity's place in their order: the louder, the greater."""
         return list(Severity).index(self)
 
 
 class Kind(StrEnum):
-    """What an event is about; sinks that keep incidents open need to know."""
+    """What an event is about; sinks that open and close incidents depend on it."""
 
     SWEPT = "swept"
     FAILED = "failed"
@@ -34,7 +37,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Tally:
-    """Equal events, counted: how many, between when and when, and the sums of their numbers."""
+    """Equal events, counted: how many, when the first and the last happened, and the sums of their numbers."""
 
     component: str
     severity: Severity
@@ -47,7 +50,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Event:
-    """Something worth telling."""
+    """Something that people are notified of. `metadata` holds counts, `tallies` the events of a digest."""
 
     component: str
     severity: Severity
@@ -59,7 +62,7 @@ class Event:
 
     @property
     def routing_severity(self) -> Severity:
-        """The severity it is routed by: whoever is told of a failure is told of its end."""
+        """The severity it is routed by: who is notified of a failure is notified of its end."""
         return Severity.ERROR if self.kind in (Kind.RECOVERED, Kind.TEST) else self.severity
 
 

@@ -1,6 +1,6 @@
-"""What every HTTP client here shares: verified TLS, bounded bodies, and errors reduced to a word.
+"""What every HTTP client here shares: verified TLS, bounded bodies, and errors reduced to a closed set.
 
-Nothing here quotes a library's text: it would name URLs.
+Nothing here quotes a library's text, which could contain URLs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HEADERS = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
 
 
 def tls_context(*, pem: str | None = None) -> ssl.SSLContext:
-    """Verify servers by the system's authorities, or by those in `pem` alone; TLS 1.2 at least.
+    """Return a context that verifies servers by the system's authorities, or by those in `pem` alone; TLS 1.2 at least.
 
     Raises ValueError when `pem` holds no certificate.
     """
@@ -35,18 +35,18 @@ def tls_context(*, pem: str | None = None) -> ssl.SSLContext:
     return context
 
 
-async def read(response: httpx.Response, most: int) -> bytearray:
-    """Read the beginning of a body: `most` bytes and a little more when there are more."""
+async def read(response: httpx.Response, limit: int) -> bytearray:
+    """Return the beginning of a body. One that is longer than `limit` bytes is cut, at the end of a chunk behind it."""
     body = bytearray()
-    async for piece in response.aiter_raw():
-        body += piece
-        if len(body) > most:
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > limit:
             break
     return body
 
 
 def fault(error: BaseException) -> Fault:
-    """Name what kept a request from its answer."""
+    """Return the reason why a request got no answer."""
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return Fault.TIMEOUT
     if caused_by(error, ssl.SSLError):
@@ -59,7 +59,7 @@ def fault(error: BaseException) -> Fault:
 
 
 def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-    """Say whether an error of this kind is behind another one."""
+    """Return whether the error, or one in its chain of causes, is of this kind."""
     for _ in range(10):
         if error is None or isinstance(error, kind):
             return error is not None

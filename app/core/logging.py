@@ -1,7 +1,7 @@
 """Log lines: JSON on stderr, one a record; readable and coloured when stderr is a terminal.
 
 Keys are those of the Go worker: `time`, `level` (DEBUG, INFO, WARN, ERROR), `msg`, then flat attributes, durations
-as integer nanoseconds. Records of libraries pass through the same door, where exceptions are reduced to their class
+as integer nanoseconds. Records of libraries go through the same handler, where exceptions are reduced to their class
 name and SQLSTATE: a driver's message can quote a row, a host or a URL.
 """
 
@@ -19,10 +19,11 @@ from app.core.errors import WorkerError, describe
 
 _LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARN", "error": "ERROR", "critical": "ERROR"}
 _STDLIB = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+_LEAKING = ("psycopg", "httpx", "httpcore", "aiosmtplib", "mail.log", "asyncio", "urllib3", "requests", "apprise")
 
 
-class _Reduce(logging.Filter):
-    """Replaces the exceptions that a library wants to log by their names, before anything renders them."""
+class _ReduceExceptions(logging.Filter):
+    """Replaces the exceptions of a library's record by their names, before anything renders them."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if isinstance(record.args, tuple):
@@ -33,22 +34,25 @@ class _Reduce(logging.Filter):
         return True
 
 
-class _Skips(logging.Filter):
-    """Dramatiq warns of every skipped message; a skip is how a replica loses a race, which is a metric."""
+class _Routine(logging.Filter):
+    """Drops two warnings of Dramatiq that come with every tick.
+
+    A skipped message is how a replica loses a race, which is a metric; what a sweep's actor returns is for the lock's
+    middleware, not for a store of results.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "was skipped" not in record.msg
+        return "was skipped" not in record.msg and "returned a value that is not None" not in record.msg
 
 
 def configure_logging(level: str = "info", stream: TextIO | None = None) -> None:
-    """Send every record of this process to `stream`, by default the process's own stderr.
+    """Write every record of this process from `level` (debug, info, warn, error) up to `stream`, by default to stderr.
 
     The real stderr, not sys.stderr: Dramatiq puts a pipe to its main process there, and what is in that pipe when
     the main process ends is lost.
     """
     stream = stream or sys.__stderr__ or sys.stderr
     human = stream is not None and stream.isatty()
-    shared: list[Processor] = [structlog.stdlib.add_log_level, _time, _plain]
     final: list[Processor] = [_human] if human else [_names, structlog.processors.JSONRenderer(sort_keys=False)]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[_foreign, structlog.stdlib.add_log_level, _time],
@@ -56,27 +60,27 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
-    handler.addFilter(_Reduce())
+    handler.addFilter(_ReduceExceptions())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_STDLIB[level])
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
-            *shared,
+            structlog.stdlib.add_log_level,
+            _time,
+            _plain,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    logging.getLogger("dramatiq.worker.WorkerThread").addFilter(_Skips())
-    # psycopg's pool logs connection strings' hosts and the server's messages; our own lines say what matters.
-    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
-    # Libraries that speak to receivers log URLs and replies; our own lines say what matters.
-    for chatty in ("httpx", "httpcore", "aiosmtplib", "mail.log", "asyncio", "urllib3", "requests", "apprise"):
-        logging.getLogger(chatty).setLevel(logging.CRITICAL)
-    # One line for each tick sent says nothing that the runs do not say.
+    logging.getLogger("dramatiq.worker.WorkerThread").addFilter(_Routine())
+    # These log hosts, URLs, and texts of servers, which may quote secrets; our own lines say what matters.
+    for name in _LEAKING:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # One line for each tick sent adds nothing to the lines of the runs.
     logging.getLogger("periodiq").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     logging.captureWarnings(True)
 
@@ -87,7 +91,7 @@ def _time(_logger: object, _name: str, event: EventDict) -> EventDict:
 
 
 def _plain(_logger: object, _name: str, event: EventDict) -> EventDict:
-    """Reduce values to what JSON knows, and an attached exception to its name."""
+    """Reduce values to JSON's types, and an attached exception to its name."""
     for key, value in event.items():
         if isinstance(value, datetime):
             event[key] = value.isoformat().replace("+00:00", "Z")
@@ -101,7 +105,7 @@ def _plain(_logger: object, _name: str, event: EventDict) -> EventDict:
 
 
 def _foreign(_logger: object, _name: str, event: EventDict) -> EventDict:
-    """Keep of a library's record its text, its logger and the name of its exception."""
+    """Reduce a library's record to its text, its logger and the name of its exception."""
     record: logging.LogRecord = event["_record"]
     event.pop("exc_info", None)
     event["logger"] = record.name
@@ -122,7 +126,7 @@ def _human(logger: object, name: str, event: EventDict) -> str:
 
 
 def _named(error: BaseException) -> str:
-    """Name an exception; only our own have texts that may be shown."""
+    """Return an exception's name; only our own have texts that may be shown."""
     if isinstance(error, WorkerError):
         return f"{type(error).__name__}: {error}"
     failure = describe(error)

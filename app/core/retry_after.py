@@ -1,4 +1,4 @@
-"""How long a server wants to be left alone."""
+"""The header `Retry-After`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 
 
 def retry_after(text: str, now: datetime) -> float | None:
-    """Seconds that a server wants to be left alone, from its `Retry-After`: a number or a date."""
+    """Return the wait in seconds that a `Retry-After` asks for as a number or a date; None for any other text."""
     text = text.strip()
     if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
         return float(text)

@@ -17,22 +17,14 @@ from pydantic import AfterValidator, BeforeValidator
 
 T = TypeVar("T")
 
-_UNITS = {
-    "ns": 1,
-    "us": 10**3,
-    "µs": 10**3,
-    "μs": 10**3,
-    "ms": 10**6,
-    "s": 10**9,
-    "m": 60 * 10**9,
-    "h": 3600 * 10**9,
-}
+_US, _MS, _S = 10**3, 10**6, 10**9
+_UNITS = {"ns": 1, "us": _US, "µs": _US, "μs": _US, "ms": _MS, "s": _S, "m": 60 * _S, "h": 3600 * _S}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _DURATION = re.compile(rf"([-+]?)((?:{_PART.pattern})+|0)")
 _INT = re.compile(r"([-+]?)0*([0-9]{1,19})")
 _ADDRESS = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):([0-9]{1,5})")
 _LEAST_INT64, _MOST_INT64 = -(2**63), 2**63 - 1
-_TRUE, _FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
+TRUE, _FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
 _MOST_PORT = 65_535
 
 _NOT_A_DURATION = "not a duration; accepted: a Go duration such as 500ms, 30s, 1m30s or 24h"
@@ -73,9 +65,9 @@ def format_duration(length: timedelta) -> str:
 
 def parse_bool(text: str) -> bool:
     """Read what Go's strconv.ParseBool reads."""
-    if text not in _TRUE + _FALSE:
+    if text not in TRUE + _FALSE:
         raise ValueError("not a boolean; accepted: true, false, 1, 0, t, f")
-    return text in _TRUE
+    return text in TRUE
 
 
 def parse_int(text: str) -> int:
@@ -140,7 +132,7 @@ def _not_negative(value: int) -> int:
 _TICK = timedelta(microseconds=1)
 Duration = Annotated[timedelta, _from_text(parse_duration), _at_least(timedelta(0), "must not be negative")]
 PositiveDuration = Annotated[timedelta, _from_text(parse_duration), _at_least(_TICK, "must be more than 0")]
-#: At least a second: a lifetime, or how long something may go on.
+#: At least a second: a lifetime, or the longest time that something may take.
 LongDuration = Annotated[timedelta, _from_text(parse_duration), _at_least(timedelta(seconds=1), "must be at least 1s")]
 #: How often something happens.
 Cadence = LongDuration

@@ -31,11 +31,12 @@ from app.demo import data
 from app.demo.argocd import Argocd
 from app.demo.binaries import ServerMissing
 from app.demo.receiver import Receiver
-from app.demo.servers import Postgres, Redis, ServerFailed, end_with_owner, free_ports
+from app.demo.servers import Postgres, Redis, ServerFailed, free_ports
 from app.notify import dead_letters
 from app.storage import migrations
+from app.supervisor.parent_death import signal_at_parent_death
 
-#: Shorter cadences than in production, so that there is something to see.
+#: Shorter cadences than in production, so that the view changes.
 CADENCES = {
     "SB_SWEEP_WRAPS_INTERVAL": "5s",
     "SB_SWEEP_SECRETS_INTERVAL": "10s",
@@ -53,27 +54,27 @@ _SQL = Path(__file__).parent / "control_plane.sql"
 
 
 def main() -> int:
-    """Run the demo and give its exit status."""
+    """Run the demo and return its exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     seconds = _seconds()
     console = Console()
     console.print("[bold]secrets-bridge worker[/], on a PostgreSQL and a Redis of its own. Ctrl-C ends it.")
     try:
         with tempfile.TemporaryDirectory(prefix="sb-demo-") as directory:
-            place = Path(directory)
-            with Postgres(place) as postgres, Redis(place) as redis, Receiver() as receiver, Argocd(place) as argocd:
+            path = Path(directory)
+            with Postgres(path) as postgres, Redis(path) as redis, Receiver() as receiver, Argocd(path) as argocd:
                 return _Demo(console, postgres.url(), redis.url(), receiver, argocd, seconds).run()
     except (ServerMissing, ServerFailed) as error:
         console.print(f"[red]error:[/] {error}")
         return 1
-    except KeyboardInterrupt:  # before there was anything to stop
+    except KeyboardInterrupt:  # while the servers were starting
         return 0
 
 
 class _Demo:
-    """The replica's runner, the data that arrives, and what is shown of them."""
+    """The replica's runner, the data that arrives, and the view of both."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
+    def __init__(  # noqa: PLR0913, PLR0917 - its parts
         self,
         console: Console,
         database: str,
@@ -91,13 +92,19 @@ class _Demo:
         self.lines: deque[str] = deque(maxlen=40)
         self.notified = 0
         ports = free_ports(WORKERS + 1)
-        own = {"DATABASE_URL": database, "REDIS_URL": redis, "SB_WORKER_LOCAL_ADDR": f"127.0.0.1:{ports}"}
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("SB_", "DATABASE_", "REDIS_"))}
-        told = {**receiver.variables(), **argocd.variables()}
-        self.environ = {**clean, **own, **CADENCES, **told, "SB_DISCOVER_TARGETS_JSON": data.TARGETS}
-        settings = [sweeper.settings for sweeper in SWEEPERS]
+        self.environ = {
+            **clean,
+            "DATABASE_URL": database,
+            "REDIS_URL": redis,
+            "SB_WORKER_LOCAL_ADDR": f"127.0.0.1:{ports}",
+            **CADENCES,
+            **receiver.variables(),
+            **argocd.variables(),
+            "SB_DISCOVER_TARGETS_JSON": data.TARGETS,
+        }
         os.environ.update(CADENCES)
-        self.cadences = [(one.name, own.read().interval) for one, own in zip(SWEEPERS, settings, strict=True)]
+        self.cadences = [(sweeper.name, sweeper.settings.read().interval) for sweeper in SWEEPERS]
 
     def run(self) -> int:
         with psycopg.connect(self.database, autocommit=True) as connection:
@@ -118,17 +125,16 @@ class _Demo:
 
     @contextmanager
     def _replica(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Run `sb-worker run` while the body does, and let it end in its own time."""
-        words = [sys.executable, "-c", "from app.cli.main import main; main()", "run", "-c", f"worker={WORKERS}"]
+        """Run `sb-worker run` while the body does, and wait for its end, however long that takes."""
         process = subprocess.Popen(
-            words,
+            [sys.executable, "-c", "from app.cli.main import main; main()", "run", "-c", f"worker={WORKERS}"],
             cwd=_ROOT,
             env=self.environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=end_with_owner,  # noqa: PLW1509 - no threads run at this point
+            preexec_fn=signal_at_parent_death,  # noqa: PLW1509 - no threads run at this point
         )
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
@@ -145,7 +151,8 @@ class _Demo:
 
     def _watch(self, connection: Connection[Any], runner: subprocess.Popen[bytes], started: float) -> None:
         shown = time.monotonic() if self.console.is_terminal else 0.0
-        with Live(console=self.console, auto_refresh=False, transient=True, vertical_overflow="visible") as live:
+        screen = self.console.is_terminal
+        with Live(console=self.console, auto_refresh=False, transient=True, screen=screen) as live:
             while runner.poll() is None:
                 elapsed = time.monotonic() - started
                 if self.seconds is not None and elapsed >= self.seconds:
@@ -157,36 +164,38 @@ class _Demo:
                     live.update(self._view(connection, sweepers, elapsed), refresh=True)
                 elif time.monotonic() - shown >= 5:  # noqa: PLR2004 - a line for each sweeper every five seconds
                     shown = time.monotonic()
-                    for one in sweepers:
-                        print(json.dumps(one.as_json()), flush=True)
-                    print(json.dumps(self._notified()), flush=True)
-                    print(json.dumps(self._observed(connection)), flush=True)
+                    lines = [sweeper.as_json() for sweeper in sweepers]
+                    for line in (*lines, self._receiver_line(), self._argocd_line(connection)):
+                        print(json.dumps(line), flush=True)
 
-    def _observed(self, connection: Connection[Any]) -> dict[str, Any]:
-        """Say for whoever reads lines how far the observations are."""
+    def _view(self, connection: Connection[Any], sweepers: list[status.SweeperStatus], elapsed: float) -> Group:
+        """Return the view, of as many lines as the terminal has: the table first, the rest for the latest lines."""
+        width, height = self.console.size
+        remaining = f", {self.seconds - elapsed:.0f}s left" if self.seconds is not None else ""
+        state = "[bold red]out of order[/]" if self.receiver.down else "[green]answers[/]"
+        arrived = ", ".join(f"{sink} {number}" for sink, number in sorted(self.receiver.arrived.items()))
+        mood = "[bold red]busy[/]" if self.argocd.busy else "[green]answers[/]"
+        states = ", ".join(f"{state} {number}" for state, number in data.observations(connection).items())
+        headings = (
+            f"{elapsed:.0f}s{remaining}; {self.notified} notifications",
+            f"receiver {state}; arrived: {arrived or 'nothing yet'}; refused {self.receiver.refused}",
+            f"ArgoCD {mood}, {self.argocd.requests} requests; observations: {states or 'none yet'}",
+        )
+        table = status.table(sweepers, width, height - 2 * len(headings))
+        share = max(1, (height - 1 - table.row_count) // len(headings) - 1)
+        latest = (list(self.events)[-share:], list(self.receiver.lines)[-share:], data.seen(connection)[:share])
+        texts = []
+        for heading, lines, style in zip(headings, latest, ("dim", "cyan", "magenta"), strict=True):
+            text = Text.from_markup(heading, overflow="ellipsis")
+            text.no_wrap = True
+            texts.append(text.append("".join(f"\n{line}" for line in lines), style))
+        return Group(table, *texts)
+
+    def _argocd_line(self, connection: Connection[Any]) -> dict[str, Any]:
         states = data.observations(connection)
         return {"name": "argocd", "busy": self.argocd.busy, "requests": self.argocd.requests, "observations": states}
 
-    def _view(self, connection: Connection[Any], sweepers: list[status.SweeperStatus], elapsed: float) -> Group:
-        left = f", {self.seconds - elapsed:.0f}s left" if self.seconds is not None else ""
-        title = f"{elapsed:.0f}s{left}; {self.notified} notifications"
-        state = "[bold red]out of order[/]" if self.receiver.down else "[green]answers[/]"
-        arrived = ", ".join(f"{sink} {number}" for sink, number in sorted(self.receiver.arrived.items()))
-        told = f"receiver {state}; arrived: {arrived or 'nothing yet'}; refused {self.receiver.refused}"
-        mood = "[bold red]busy[/]" if self.argocd.busy else "[green]answers[/]"
-        states = ", ".join(f"{state} {number}" for state, number in data.observations(connection).items())
-        watched = f"ArgoCD {mood}, {self.argocd.requests} requests; observations: {states or 'none yet'}"
-        return Group(
-            status.table(sweepers, title),
-            Text("\n".join(self.events), style="dim"),
-            Text.from_markup(told),
-            Text("\n".join(self.receiver.lines), style="cyan"),
-            Text.from_markup(watched),
-            Text("\n".join(data.seen(connection)), style="magenta"),
-        )
-
-    def _notified(self) -> dict[str, Any]:
-        """Say for whoever reads lines what has arrived at the receiver."""
+    def _receiver_line(self) -> dict[str, Any]:
         return {
             "name": "receiver",
             "answers": not self.receiver.down,
@@ -196,7 +205,7 @@ class _Demo:
         }
 
     def _read(self, runner: subprocess.Popen[bytes], seconds: float) -> None:
-        """Take in what the replica logs, for at most so long."""
+        """Read what the replica logs, for at most so many seconds."""
         stream = runner.stdout
         assert stream is not None
         deadline = time.monotonic() + seconds
@@ -207,9 +216,9 @@ class _Demo:
                 if not lines:
                     return
                 for line in lines.decode(errors="replace").splitlines():
-                    self._line(line)
+                    self._keep(line)
 
-    def _line(self, line: str) -> None:
+    def _keep(self, line: str) -> None:
         self.lines.append(line)
         try:
             record = json.loads(line)
@@ -217,14 +226,13 @@ class _Demo:
             return
         if record.get("msg") == "notification":
             self.notified += 1
-            numbers = {key: value for key, value in record.items() if isinstance(value, int)}
-            told = ", ".join(f"{key}={value:,}" for key, value in numbers.items())
-            self.events.append(f"{record['time'][11:19]} {record['level']:<5} {record['title']} ({told})")
+            counts = ", ".join(f"{key}={value:,}" for key, value in record.items() if isinstance(value, int))
+            self.events.append(f"{record['time'][11:19]} {record['level']:<5} {record['title']} ({counts})")
 
     def _summary(self, connection: Connection[Any], elapsed: float) -> None:
         sweepers = status.read(connection, self.cadences)
         if self.console.is_terminal:
-            self.console.print(status.table(sweepers, f"after {elapsed:.0f}s"))
+            self.console.print(f"after {elapsed:.0f}s", status.table(sweepers, self.console.width), sep="\n")
         row = connection.execute(_TOTALS).fetchone()
         runs, slots, changed, workers, late = row or (0, 0, 0, 0, 0)
         self.console.print(
@@ -233,11 +241,11 @@ class _Demo:
             highlight=False,
         )
         ends = Counter({f"{row['target']} {row['state']}": row["number"] for row in dead_letters.sums(connection)})
-        told = ", ".join(f"{name} {number}" for name, number in sorted(ends.items()))
+        deliveries = ", ".join(f"{name} {number}" for name, number in sorted(ends.items()))
         arrived = sum(self.receiver.arrived.values())
         self.console.print(
             f"{arrived} messages arrived at the receiver, {self.receiver.refused} were refused while it was out of "
-            f"order; deliveries: {told}",
+            f"order; deliveries: {deliveries}",
             highlight=False,
         )
         states = ", ".join(f"{state} {number}" for state, number in data.observations(connection).items())

@@ -1,7 +1,7 @@
 """A stand-in for ArgoCD: a local HTTPS server whose applications move as real ones do, from one state to the next.
 
-An application's story begins when it is first asked for. Most land; some break, some never become healthy, some are
-not there at all. Now and then the server is busy and asks to be left alone for a moment.
+An application's states begin at the first request for it. Most get healthy; some break, some never become healthy,
+some do not exist. Now and then the server is busy and answers 503 with a Retry-After.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import os
 import time
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -21,14 +22,13 @@ from app.demo import certificates
 from app.demo.web import Answer, Request, Web
 from app.kms.local import key_id
 
-#: Busy for so many seconds of each so many, counted from its start, and what it then asks for.
+#: Seconds that it is busy, of how many, from which second on; and the seconds of its Retry-After.
 BUSY_SECONDS, EVERY_SECONDS, FIRST_SECONDS, RETRY_AFTER = 4.0, 30.0, 15.0, 3
-#: The ends of the stories, by the application's number.
+#: The last states, by the application's number.
 LANDS, BREAKS, STALLS, MISSING = "lands", "breaks", "stalls", "missing"
 _ENDS = (LANDS, LANDS, BREAKS, LANDS, STALLS, LANDS, MISSING, LANDS)
-#: Seconds at which an application begins to sync, to roll out, and comes to its end.
+#: Seconds at which an application begins to sync, begins to roll out, and is in its last state.
 _SYNC, _ROLL_OUT, _END = 2.0, 4.0, 7.0
-_BUSY = 503
 
 
 class Argocd(Web):
@@ -39,18 +39,18 @@ class Argocd(Web):
         self._master = os.urandom(32)
         self._token = base64.urlsafe_b64encode(os.urandom(24)).decode()
         self._started = time.monotonic()
-        self._first: dict[str, float] = {}
+        self._first_request: dict[str, float] = {}
         self.requests = self.refused = 0
         super().__init__(self._answer, context)
 
     @property
     def busy(self) -> bool:
-        """Whether it wants to be left alone now."""
+        """Whether it refuses requests now."""
         passed = time.monotonic() - self._started - FIRST_SECONDS
         return passed >= 0 and passed % EVERY_SECONDS < BUSY_SECONDS
 
     def variables(self) -> dict[str, str]:
-        """Give the settings of a worker that watches it, impatient enough for a demo."""
+        """Return the settings of a worker that polls it."""
         return {
             "SB_ENV": "dev",
             "SB_WRAP_MASTER_KEY": base64.b64encode(self._master).decode(),
@@ -76,18 +76,19 @@ class Argocd(Web):
         self.requests += 1
         if self.busy:
             self.refused += 1
-            return Answer(_BUSY, _error(14, "upstream connect error"), {"Retry-After": str(RETRY_AFTER)})
+            busy = _error(14, "upstream connect error")
+            return Answer(HTTPStatus.SERVICE_UNAVAILABLE, busy, {"Retry-After": str(RETRY_AFTER)})
         if request.authorization != f"Bearer {self._token}":
-            return Answer(401, _error(16, "no session information"))
-        parts = urlsplit(request.path)
-        words = parts.path.split("/")
-        name = words[4]
+            return Answer(HTTPStatus.UNAUTHORIZED, _error(16, "no session information"))
+        url = urlsplit(request.path)
+        name, *tree = url.path.split("/")[4:]
         end = _ENDS[int(name.rpartition("-")[2]) % len(_ENDS)]
         if end == MISSING:
-            known = "project" in parse_qs(parts.query)
-            return Answer(404, _error(5, "not found")) if known else Answer(403, _error(7, "permission denied"))
-        age = time.monotonic() - self._first.setdefault(name, time.monotonic())
-        return Answer(200, (_tree if len(words) > 5 else _application)(name, age, end))  # noqa: PLR2004
+            if "project" in parse_qs(url.query):
+                return Answer(HTTPStatus.NOT_FOUND, _error(5, "not found"))
+            return Answer(HTTPStatus.FORBIDDEN, _error(7, "permission denied"))
+        age = time.monotonic() - self._first_request.setdefault(name, time.monotonic())
+        return Answer(HTTPStatus.OK, (_tree if tree else _application)(name, age, end))
 
 
 def _error(code: int, text: str) -> dict[str, Any]:
@@ -130,18 +131,18 @@ def _application(name: str, age: float, end: str) -> dict[str, Any]:
 def _tree(name: str, age: float, end: str) -> dict[str, Any]:
     ready = age >= _END and end == LANDS
     rolled = {"status": "Healthy"} if ready else {"status": "Progressing", "message": "0 of 2 updated replicas ready"}
-    place = {"namespace": "apps", "version": "v1"}
+    common = {"namespace": "apps", "version": "v1"}
     return {
         "nodes": [
             {
-                **place,
+                **common,
                 "group": "external-secrets.io",
                 "kind": "ExternalSecret",
                 "name": name,
                 "health": {"status": "Healthy"},
             },
-            {**place, "kind": "Secret", "name": f"{name}-credentials"},
-            {**place, "group": "apps", "kind": "Deployment", "name": name, "health": rolled},
+            {**common, "kind": "Secret", "name": f"{name}-credentials"},
+            {**common, "group": "apps", "kind": "Deployment", "name": name, "health": rolled},
         ],
         "orphanedNodes": [],
     }

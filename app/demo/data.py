@@ -1,4 +1,4 @@
-"""A believable control plane: what has piled up when the worker starts, and what keeps arriving."""
+"""A control plane's data: the backlog when the worker starts, and what keeps arriving."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TARGETS = json.dumps(
     ]
 )
 
-# Half a million would do as well; these are as many as a newcomer wants to wait for.
+# Small enough for a newcomer to wait for; the sweeps would take half a million as well.
 _PILE = (
     """
     INSERT INTO secret_wraps (encrypted_value, nonce, data_key_ciphertext, kms_key_id, content_hash, byte_length,
@@ -48,7 +48,7 @@ _PILE = (
     "ANALYZE",
 )
 
-# One moment of a living control plane: requests make wraps, agents send heartbeats, take jobs, finish most of them.
+# Half a second of a control plane in use: requests make wraps, agents send heartbeats, take jobs, finish most of them.
 _MOMENT = (
     """
     INSERT INTO secret_wraps (encrypted_value, nonce, data_key_ciphertext, kms_key_id, content_hash, byte_length,
@@ -90,13 +90,13 @@ _MOMENT = (
 
 
 def pile_up(connection: Connection[Any]) -> None:
-    """Insert what has piled up."""
+    """Insert the backlog."""
     for statement in _PILE:
         connection.execute(statement)
 
 
 def moment(connection: Connection[Any]) -> None:
-    """Let half a second of the control plane's life happen."""
+    """Apply what happens at a control plane in half a second."""
     for statement in _MOMENT:
         connection.execute(statement)
 
@@ -116,7 +116,7 @@ def observations(connection: Connection[Any]) -> dict[str, int]:
 
 
 def seen(connection: Connection[Any]) -> list[str]:
-    """Word what was seen last."""
+    """Return a line for each of the observations that were polled last, newest first."""
     return [
         f"{name:<12} {state:<18} {' '.join(filter(None, (health, sync, phase))):<32} {error}"[:110]
         for name, state, health, sync, phase, error in connection.execute(SEEN)

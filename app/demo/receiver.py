@@ -1,4 +1,4 @@
-"""Somebody to notify: a local HTTP server that takes what the sinks send and keeps the latest lines for the screen.
+"""The receiver of the demo's notifications: a local HTTP server that keeps the latest of them for the view.
 
 Now and then it is out of order for a few seconds, so that retries and catching up can be seen.
 """
@@ -10,11 +10,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any
 
 from app.demo.web import Answer, Request, Web
 
-#: Out of order for so many seconds of each so many, counted from its start.
+#: Seconds that it is out of order, of how many, from which second on.
 DOWN_SECONDS, EVERY_SECONDS, FIRST_SECONDS = 8.0, 40.0, 12.0
 #: The paths, each for the sink of its name.
 WEBHOOK, SLACK = "/webhook", "/slack"
@@ -37,7 +38,7 @@ class Receiver(Web):
         return passed >= 0 and passed % EVERY_SECONDS < DOWN_SECONDS
 
     def variables(self) -> Mapping[str, str]:
-        """Give the settings of a worker that notifies it, impatient enough for a demo."""
+        """Return the settings of a worker that notifies it."""
         return {
             "SB_NOTIFICATION_WEBHOOK_URL": self.url + WEBHOOK,
             "SB_NOTIFICATION_SLACK_URL": self.url + SLACK,
@@ -51,14 +52,14 @@ class Receiver(Web):
     def _answer(self, request: Request) -> Answer:
         if self.down:
             self.refused += 1
-            return Answer(503, {})
+            return Answer(HTTPStatus.SERVICE_UNAVAILABLE, {})
         sink = request.path.strip("/")
         self.arrived[sink] += 1
-        self.lines.append(f"{datetime.now().astimezone():%H:%M:%S} {sink:<8} {_said(json.loads(request.body))}")
-        return Answer(200, {"ok": True})
+        self.lines.append(f"{datetime.now().astimezone():%H:%M:%S} {sink:<8} {_text(json.loads(request.body))}")
+        return Answer(HTTPStatus.OK, {"ok": True})
 
 
-def _said(content: Mapping[str, Any]) -> str:
+def _text(content: Mapping[str, Any]) -> str:
     if "text" in content:
         return str(content["text"])
     numbers = ", ".join(f"{name}={number:,}" for name, number in content.get("metadata", {}).items())

@@ -1,13 +1,12 @@
-"""Real PostgreSQL and Redis for the demo and the tests, started here and stopped here.
+"""Real PostgreSQL and Redis servers for the demo and the tests.
 
 Nothing stays behind: not after an exception, not after Ctrl-C (the servers have sessions of their own and are stopped
-by their owner), and on Linux not after kill -9 of the owner either (the kernel stops them). Both listen on the
-loopback interface, on ports that are free.
+by their owner), and on Linux not after kill -9 of the owner either (the kernel stops them). Both listen on free ports
+of the loopback interface.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import pwd
 import shutil
@@ -25,19 +24,21 @@ import psycopg
 import redis
 
 from app.demo.binaries import postgres_programs, redis_program
+from app.supervisor.parent_death import signal_at_parent_death
 
+#: Seconds that a server may take to start, and to stop before it is killed.
 _START_SECONDS = 30
-_PR_SET_PDEATHSIG = 1
 _NOT_DURABLE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+#: Bytes of /dev/shm below which PostgreSQL is not to use it, as in a container with Docker's default.
 _SMALL_SHM = 64 * 2**20
 
 
 class ServerFailed(Exception):
-    """A server did not start; the text has the end of its log."""
+    """A server did not start; the text ends with the last lines of its log."""
 
 
 class _Server:
-    """A process of its own session with a log."""
+    """A process in a session of its own, with a log."""
 
     name = "server"
     stop_signal = signal.SIGTERM
@@ -56,11 +57,11 @@ class _Server:
         self.stop()
 
     def start(self) -> None:
-        """Start and wait until it answers. Raises ServerFailed."""
+        """Start and wait until it answers. Raises ServerFailed when it does not within 30 seconds."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Stop the orderly way and wait."""
+        """Stop it orderly and wait; after 30 seconds it is killed."""
         self._end(self.stop_signal)
 
     def _end(self, number: signal.Signals) -> None:
@@ -76,7 +77,7 @@ class _Server:
     def _launch(self, command: Sequence[object], answers: Callable[[], object], user: int | None = None) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(word) for word in command],
+                [str(argument) for argument in command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -116,8 +117,8 @@ class Postgres(_Server):
         self._programs = postgres_programs()
         self._settings = {**({} if durable else _NOT_DURABLE), **(settings or {})}
         self._user = _other_user()
-        # A home of its own: a socket's path may have 107 bytes at most, which a test's directory often exceeds,
-        # and another user must be able to get there.
+        # A directory of its own: a socket's path may have 107 bytes at most, which a test's directory often exceeds,
+        # and another user must be able to reach it.
         self._home = Path(tempfile.mkdtemp(prefix="sb-pg-"))
         self._data = self._home / "data"
         if self._user is not None:
@@ -127,8 +128,8 @@ class Postgres(_Server):
         """Create the cluster when it is not there, start it, and create the database."""
         if not self._data.exists():
             self._create()
-        words = [f"-c{name}={value}" for name, value in self._arguments().items()]
-        command = [self._programs / "postgres", "-D", self._data, *words]
+        options = [f"-c{name}={value}" for name, value in self._options().items()]
+        command = [self._programs / "postgres", "-D", self._data, *options]
         self._launch(command, self._answers, self._user)
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             row = connection.execute("SELECT count(*) FROM pg_database WHERE datname = 'secrets_bridge'").fetchone()
@@ -145,13 +146,13 @@ class Postgres(_Server):
         self._end(signal.SIGQUIT)
 
     def url(self, database: str = "secrets_bridge", user: str = "postgres") -> str:
-        """Give a DATABASE_URL."""
+        """Return a DATABASE_URL."""
         return f"postgres://{user}@127.0.0.1:{self.port}/{database}"
 
     def _answers(self) -> None:
         psycopg.connect(self.url("postgres"), connect_timeout=5).close()
 
-    def _arguments(self) -> dict[str, str]:
+    def _options(self) -> dict[str, str]:
         shared = shutil.disk_usage("/dev/shm") if Path("/dev/shm").is_dir() else None  # noqa: S108 - only measured
         small = {} if shared and shared.free > _SMALL_SHM else {"dynamic_shared_memory_type": "mmap"}
         listen = {
@@ -163,16 +164,9 @@ class Postgres(_Server):
         return {**(small if sys.platform == "linux" else {}), **listen, **self._settings}
 
     def _create(self) -> None:
-        words = [
-            "--username=postgres",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--no-locale",
-            "--no-sync",
-            "--no-instructions",
-        ]
+        options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
         done = subprocess.run(
-            [self._programs / "initdb", "-D", self._data, *words],
+            [self._programs / "initdb", "-D", self._data, "--no-instructions", *options],
             capture_output=True,
             cwd="/",
             check=False,
@@ -193,16 +187,16 @@ class Redis(_Server):
         self._program = program or redis_program()
 
     def start(self) -> None:
-        """Start, empty."""
-        words = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self._launch([self._program, *words, "--dir", self.directory], self._answers)
+        """Start it empty and wait until it answers. Raises ServerFailed."""
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self._launch([self._program, *options, "--dir", self.directory], self._answers)
 
     def kill(self) -> None:
-        """End it with SIGKILL; everything in it is gone."""
+        """End it with SIGKILL; its data is lost."""
         self._end(signal.SIGKILL)
 
     def url(self, database: int = 0) -> str:
-        """Give a REDIS_URL."""
+        """Return a REDIS_URL."""
         return f"redis://127.0.0.1:{self.port}/{database}"
 
     def _answers(self) -> None:
@@ -211,22 +205,16 @@ class Redis(_Server):
 
 
 def _prepare(on_death: signal.Signals, user: int | None) -> None:
-    """Run in the child before it becomes the server: another user if need be, and an end with its owner."""
+    """Run in the child before it becomes the server: change the user if need be, and end with the owner."""
     if user is not None:
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
-    if sys.platform == "linux":  # after the change of user, which would clear it
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, on_death)
-
-
-def end_with_owner() -> None:
-    """Have Linux end this child when the process that started it dies; for Popen's preexec_fn."""
-    _prepare(signal.SIGTERM, None)
+    signal_at_parent_death(on_death)
 
 
 def _other_user() -> int | None:
-    """Give the user to run PostgreSQL as when we are root, which it refuses."""
+    """Return the id of a user to run PostgreSQL as, which refuses root; None when we are not root."""
     if os.getuid() != 0:
         return None
     try:
@@ -236,7 +224,7 @@ def _other_user() -> int | None:
 
 
 def free_ports(count: int) -> int:
-    """Give the first of so many neighbouring ports that nobody listens on."""
+    """Return the first of `count` neighbouring ports that are free now; another process may still take them."""
     while True:
         first = _free_port()
         try:

@@ -1,4 +1,4 @@
-"""An HTTP server on a free port of the loopback interface, for those that the demo's worker talks to."""
+"""An HTTP server on a free port of the loopback interface: the base of the servers that the demo's worker calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 
 class Request(NamedTuple):
-    """What was asked."""
+    """What a handler may need of a request."""
 
     path: str
     authorization: str
@@ -19,7 +19,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What to say: a status, JSON and headers."""
+    """A response: status, JSON and further headers."""
 
     status: int
     content: object
@@ -31,7 +31,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Whoever is ended hangs up in the middle; that is not worth a line."""
+        """Print nothing: a client that is ended closes its connection in the middle."""
 
 
 class Web:
@@ -44,10 +44,10 @@ class Web:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-                said = answer(Request(self.path, self.headers.get("Authorization", ""), body))
-                content = json.dumps(said.content).encode()
-                self.send_response_only(said.status)
-                for name, value in {"Content-Type": "application/json", **said.headers}.items():
+                response = answer(Request(self.path, self.headers.get("Authorization", ""), body))
+                content = json.dumps(response.content).encode()
+                self.send_response_only(response.status)
+                for name, value in {"Content-Type": "application/json", **response.headers}.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
@@ -56,7 +56,7 @@ class Web:
             do_GET = do_POST  # noqa: N815 - the interface's name
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the interface's name
-                """Keep the terminal for the view."""
+                """Print nothing: the terminal belongs to the view."""
 
         self._server = _Server(("127.0.0.1", 0), Handler)
         if tls is not None:

@@ -2,7 +2,7 @@
 
 Published were `{agent_id, provider, config, scope}`, `{name, cluster, provider_type, provider_config, scope}` and
 `{cluster, provider, scope}`; any mixture is accepted. An agent decodes `payload.scope` as a string and drops the job
-when it is anything else, so a scope that is an object is taken apart here and never sent there.
+when it is anything else, so a scope that is an object is translated here and never sent there.
 """
 
 from __future__ import annotations
@@ -18,19 +18,9 @@ from uuid import UUID
 #: What the api allows as a provider connection's type.
 PROVIDERS = ("aws-sm", "vault", "gcp-sm", "azure-kv", "kubernetes")
 _KEYS = frozenset(
-    (
-        "name",
-        "agent_id",
-        "cluster",
-        "cluster_name",
-        "provider",
-        "provider_type",
-        "config",
-        "provider_config",
-        "scope",
-    )
+    ("name", "agent_id", "cluster", "cluster_name", "provider", "provider_type", "config", "provider_config", "scope")
 )
-# Agents refuse a job that carries a credential; better to refuse it before it is in a table.
+# Agents refuse a job with a credential; by then it would be in a table for all to read.
 _CREDENTIAL_KEY = re.compile(r"(token|passw(or)?d|secretid|apikey|(access|secret|private)key(id)?|credentials?)$")
 _CREDENTIAL_VALUE = re.compile(r"AKIA[0-9A-Z]{16}|hv[sb]\.[\w-]{20}|eyJ[\w-]+\.[\w-]+\.|-----BEGIN")
 _SAFE_WORD = re.compile(r"[A-Za-z0-9_.@#-]{1,64}")
@@ -50,12 +40,12 @@ class Target:
     raw_scope: Mapping[str, Any] | None = None
 
     def agent_scope(self, cluster: str) -> dict[str, str]:
-        """Give every key that some version of the api or of an agent may match on."""
-        pairs = {"agent_id": self.agent_id, "cluster_name": cluster, "cluster": cluster}
-        return {key: value for key, value in pairs.items() if value}
+        """Return every key by which some version of the api or of an agent finds its jobs."""
+        keys = {"agent_id": self.agent_id, "cluster_name": cluster, "cluster": cluster}
+        return {key: value for key, value in keys.items() if value}
 
     def payload(self, cluster: str) -> dict[str, Any]:
-        """Give what the agent decodes."""
+        """Return the job's payload, which an agent decodes."""
         required = {
             "target_name": self.name,
             "target_provider_type": self.provider,
@@ -71,22 +61,13 @@ class Target:
 
     @property
     def identity(self) -> str:
-        """Give what makes two targets the same one, as text."""
-        parts = [
-            self.provider,
-            self.agent_id,
-            self.cluster,
-            self.scope,
-            self.labels,
-            self.raw_scope,
-            self.config,
-        ]
-        return json.dumps(parts, sort_keys=True)
+        """A text that equal targets have in common, whatever their names."""
+        return json.dumps({**vars(self), "name": ""}, sort_keys=True)
 
 
 @dataclass(frozen=True)
 class Targets:
-    """All targets, and what an operator should know about them although it is no error."""
+    """All targets, and warnings about them for an operator."""
 
     all: tuple[Target, ...]
     warnings: tuple[str, ...] = ()
@@ -96,7 +77,7 @@ class Targets:
 
 
 def parse(text: str) -> Targets:
-    """Read the variable's text. Raises ValueError with one line a problem, none of which shows a value."""
+    """Parse the variable's text. Raises ValueError with one line a problem, none of which shows a value."""
     try:
         entries = json.loads(text)
     except ValueError:
@@ -126,7 +107,7 @@ def _duplicates(targets: list[Target]) -> Iterator[str]:
 
 
 def _distinct(targets: list[Target]) -> Iterator[Target]:
-    """Number the targets that share a name, since names tell them apart in logs."""
+    """Yield the targets with distinct names, for logs: those that share one get a number."""
     seen: Counter[str] = Counter()
     for target in targets:
         seen[target.name] += 1
@@ -159,7 +140,7 @@ class _Reader:
         return self._scoped(target)
 
     def _either(self, *keys: str) -> Any:
-        """Give the value under one of two names; both are fine if they agree."""
+        """Return the value under one of several keys; it is a problem when they are given and differ."""
         values = [self.entry[key] for key in keys if self.entry.get(key) is not None]
         if len(values) > 1 and values[0] != values[1]:
             self.problems.append(f"{' and '.join(keys)} are both given and differ")
@@ -180,8 +161,8 @@ class _Reader:
             self.problems.append("agent_id must be a UUID")
             return ""
 
-    def _name(self, provider: str, place: str) -> str:
-        name = self._text("name") or f"{provider}@{place}"
+    def _name(self, provider: str, location: str) -> str:
+        name = self._text("name") or f"{provider}@{location}"
         if not _SAFE_WORD.fullmatch(name):
             if "name" in self.entry:
                 self.problems.append("name must be 1 to 64 letters, digits and _ . @ # -")
@@ -229,6 +210,6 @@ def _leaves(value: object, key: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _is_credential(key: str, value: object) -> bool:
-    plain = re.sub(r"[^a-z0-9]", "", key.lower())
-    by_key = bool(_CREDENTIAL_KEY.search(plain)) and value not in (None, "", False)
+    normalized = re.sub(r"[^a-z0-9]", "", key.lower())
+    by_key = bool(_CREDENTIAL_KEY.search(normalized)) and value not in (None, "", False)
     return by_key or (isinstance(value, str) and bool(_CREDENTIAL_VALUE.search(value)))

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -22,14 +23,13 @@ from app.core import http
 from app.core.retry_after import retry_after
 from app.gitops import documents
 from app.gitops.documents import Application, Resource, WrongShape
-from app.gitops.model import Outcome
+from app.gitops.model import PollOutcome
 
 #: Bytes of an answer: the resource tree of an application with some nine thousand resources. Parsed, it takes 24 MiB of
 #: the 256 that a container has.
 MOST_BODY = 4 * 1024 * 1024
 _PATH = re.compile(r"/api/v1/applications/[^/]+(/resource-tree)?")
 _PARAMETERS = frozenset({"project", "appNamespace"})
-_OK, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _TOO_MANY, _UNAVAILABLE = 200, 401, 403, 404, 429, 503
 
 
 class PollFailed(Exception):
@@ -38,7 +38,7 @@ class PollFailed(Exception):
     `retry_after` is the server's wish in seconds.
     """
 
-    def __init__(self, outcome: Outcome, text: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, outcome: PollOutcome, text: str, *, retry_after: float | None = None) -> None:
         super().__init__(outcome.value)
         self.outcome, self.text, self.retry_after = outcome, text, retry_after
 
@@ -104,7 +104,7 @@ class Client:
         self._extensions = {"sni_hostname": server_name} if server_name else {}
 
     async def application(self, name: str, known: Mapping[str, str]) -> tuple[Application, Mapping[str, str]]:
-        """Read an application, and give the parameters that it was found with. Raises PollFailed.
+        """Read an application; return it and the parameters that it was found with. Raises PollFailed.
 
         `known` is asked with after a 403 only: `project`, `appNamespace`.
         """
@@ -112,14 +112,14 @@ class Client:
         try:
             content = await self._get(path, used)
         except PollFailed as error:
-            if error.outcome is not Outcome.FORBIDDEN or not known:
+            if error.outcome is not PollOutcome.FORBIDDEN or not known:
                 raise
             used = dict(known)
             content = await self._get(path, used)
         try:
             return documents.application(content, name), used
         except WrongShape as error:
-            raise PollFailed(Outcome.SHAPE, f"argocd: {path}: decode error: {error}") from None
+            raise PollFailed(PollOutcome.SHAPE, f"argocd: {path}: decode error: {error}") from None
 
     async def resources(self, name: str, used: Mapping[str, str]) -> list[Resource]:
         """Read an application's resource tree. Raises PollFailed."""
@@ -128,7 +128,7 @@ class Client:
         try:
             return documents.resources(content)
         except WrongShape as error:
-            raise PollFailed(Outcome.SHAPE, f"argocd: {path}: decode error: {error}") from None
+            raise PollFailed(PollOutcome.SHAPE, f"argocd: {path}: decode error: {error}") from None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -148,45 +148,50 @@ class Client:
                     await response.aclose()
         except TimeoutError:
             text = f"argocd: {path}: no answer within {self._deadline:g}s"
-            raise PollFailed(Outcome.TIMEOUT, text) from None
+            raise PollFailed(PollOutcome.TIMEOUT, text) from None
         except httpx.HTTPError as error:
-            outcome = Outcome.UNREACHABLE if isinstance(error, httpx.ConnectError) else Outcome.BROKEN
+            outcome = PollOutcome.UNREACHABLE if isinstance(error, httpx.ConnectError) else PollOutcome.BROKEN
             raise PollFailed(outcome, f"argocd: {path}: cannot be reached ({http.fault(error)})") from None
         return _content(path, response, body)
 
 
+_MEANINGS: dict[int, tuple[PollOutcome, str]] = {
+    HTTPStatus.UNAUTHORIZED: (PollOutcome.UNAUTHORIZED, "unauthorized"),
+    HTTPStatus.FORBIDDEN: (PollOutcome.FORBIDDEN, "forbidden"),
+    HTTPStatus.NOT_FOUND: (PollOutcome.NOT_FOUND, "not found"),
+}
+_BUSY = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
 def _content(path: str, response: httpx.Response, body: bytearray) -> Any:
     status = response.status_code
-    if status != _OK:
-        meanings = {
-            _UNAUTHORIZED: (Outcome.UNAUTHORIZED, "unauthorized"),
-            _FORBIDDEN: (Outcome.FORBIDDEN, "forbidden"),
-            _NOT_FOUND: (Outcome.NOT_FOUND, "not found"),
-            _TOO_MANY: (Outcome.BUSY, f"HTTP {status}"),
-            _UNAVAILABLE: (Outcome.BUSY, f"HTTP {status}"),
-        }
-        outcome, text = meanings.get(status, (Outcome.HTTP_ERROR, f"HTTP {status}"))
+    if status in _BUSY:
         wish = retry_after(response.headers.get("retry-after", ""), datetime.now(UTC))
-        raise PollFailed(outcome, f"argocd: {path}: {text}", retry_after=wish if outcome is Outcome.BUSY else None)
+        raise PollFailed(PollOutcome.BUSY, f"argocd: {path}: HTTP {status}", retry_after=wish)
+    if status != HTTPStatus.OK:
+        outcome, text = _MEANINGS.get(status, (PollOutcome.HTTP_ERROR, f"HTTP {status}"))
+        raise PollFailed(outcome, f"argocd: {path}: {text}")
     if "json" not in response.headers.get("content-type", "json").lower():
-        raise PollFailed(Outcome.CONTENT, f"argocd: {path}: decode error: not JSON; is the base URL ArgoCD's?")
+        raise PollFailed(PollOutcome.CONTENT, f"argocd: {path}: decode error: not JSON; is the base URL ArgoCD's?")
     if len(body) > MOST_BODY:
-        raise PollFailed(Outcome.SHAPE, f"argocd: {path}: the answer is longer than {MOST_BODY // 1024 // 1024} MiB")
+        raise PollFailed(
+            PollOutcome.SHAPE, f"argocd: {path}: the answer is longer than {MOST_BODY // 1024 // 1024} MiB"
+        )
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise PollFailed(Outcome.SHAPE, f"argocd: {path}: decode error: not JSON") from None
+        raise PollFailed(PollOutcome.SHAPE, f"argocd: {path}: decode error: not JSON") from None
 
 
 def _path(name: str) -> str:
-    """Give the application's path, escaped as Go does. Raises PollFailed for a name that would be another path."""
+    """Return the application's path, escaped as Go does. Raises PollFailed for a name that would be another path."""
     if name in ("", ".", ".."):
-        raise PollFailed(Outcome.CLIENT, "argocd: not an application's name")
+        raise PollFailed(PollOutcome.CLIENT, "argocd: not an application's name")
     return "/api/v1/applications/" + quote(name, safe="$&+=:@")
 
 
 def _prefix(base: str) -> str:
-    """Give the path of a base URL, as it is sent. Raises ValueError unless it is one that can be asked."""
+    """Return the path of a base URL, as it is sent. Raises ValueError unless it is one that can be asked."""
     try:
         parts = urlsplit(base)
         fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

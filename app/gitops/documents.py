@@ -35,7 +35,7 @@ class Application:
     requested: bool
 
     def snapshot(self) -> dict[str, Any]:
-        """Give this part of `observed_state`."""
+        """Return this part of `observed_state`."""
         return {
             "health_status": self.health,
             "health_message": self.health_message,
@@ -85,13 +85,12 @@ def resources(content: object) -> list[Resource]:
     return [_resource(_object(node, "nodes[]")) for node in nodes]
 
 
-def snapshot(found: list[Resource]) -> dict[str, Any]:
-    """Give the other part of `observed_state`; of very many resources the unhealthy ones are listed first."""
-    if len(found) > MOST_RESOURCES:
-        listed = sorted(found, key=lambda one: one.health in ("", "Healthy"))[:MOST_RESOURCES]
-    else:
-        listed = found
-    return {"resources": [one._asdict() for one in listed], "resource_count": len(found)}
+def snapshot(nodes: list[Resource]) -> dict[str, Any]:
+    """Return the other part of `observed_state`; of very many resources the unhealthy ones are listed first."""
+    listed = nodes
+    if len(nodes) > MOST_RESOURCES:
+        listed = sorted(nodes, key=lambda node: node.health in ("", "Healthy"))[:MOST_RESOURCES]
+    return {"resources": [node._asdict() for node in listed], "resource_count": len(nodes)}
 
 
 def _resource(node: Mapping[str, Any]) -> Resource:
@@ -122,13 +121,13 @@ def _text(document: Mapping[str, Any], name: str, most: int = MOST_TEXT) -> str:
 
 
 def _revisions(sync: Mapping[str, Any]) -> str:
-    """Give the revisions of an application with several sources, which has no single one."""
+    """Return the revisions of an application with several sources, which has no single one."""
     value = sync.get("revisions")
     if value is None:
         return ""
     if not isinstance(value, list):
         raise WrongShape("revisions is not a list")
-    return ", ".join(_text({"revisions[]": one}, "revisions[]") for one in value)[:MOST_TEXT]
+    return ", ".join(_text({"revisions[]": revision}, "revisions[]") for revision in value)[:MOST_TEXT]
 
 
 def _time(document: Mapping[str, Any], name: str) -> datetime | None:

@@ -1,4 +1,4 @@
-"""What passes between a sweep and its polls. Light: a process that polls nothing imports no HTTP for it."""
+"""What passes between the sweep and its poller. Light: a process that polls nothing imports no HTTP for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.gitops.verdict import Verdict
 from app.kms.envelope import Envelope
 
 
-class Outcome(StrEnum):
+class PollOutcome(StrEnum):
     """How a poll ended: a closed set, fit for a label."""
 
     OK = "ok"
@@ -52,6 +52,7 @@ class Observation:
     id: str
     endpoint: str
     application: str = field(repr=False)
+    #: Parameters to ask again with, after a 403: `project`, `appNamespace`.
     known: Mapping[str, str] = field(repr=False)
     polls_count: int
     polled_at: datetime
@@ -62,14 +63,14 @@ class Result(NamedTuple):
     """What a poll brought: `state` is the new part of the snapshot, None to keep the old one whole."""
 
     observation: Observation
-    outcome: Outcome
+    outcome: PollOutcome
     verdict: Verdict
     error: str | None
     state: Mapping[str, Any] | None
 
 
-class News(NamedTuple):
-    """What was learned of an endpoint: its error, None when it is well, and how long it wants to rest, seconds."""
+class EndpointHealth(NamedTuple):
+    """How an endpoint was found: its error, None when it is well, and how long it wants to rest, seconds."""
 
     endpoint: str
     error: str | None

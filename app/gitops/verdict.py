@@ -26,7 +26,7 @@ class Verdict(StrEnum):
 
 
 def decide(application: Application, created_at: datetime, *, fresh: bool) -> Verdict:
-    """Judge an application for an observation of `created_at`. Without `fresh`, times are not looked at."""
+    """Return what an observation of `created_at` becomes by this application; not `fresh`: whatever its times."""
     since = created_at.replace(microsecond=0) - SKEW
     phase = application.phase
     if phase in _BROKEN:

@@ -1,22 +1,22 @@
-"""The backend `aws-kms`: Decrypt of AWS's key management service, signed by our own hand."""
+"""The backend `aws-kms`: the action Decrypt of AWS's key management service, signed without an SDK."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import NamedTuple
 
 from app.core.errors import UnwrapFailed
 from app.kms.aws_credentials import Credentials, find, suffix
 from app.kms.aws_sigv4 import sign
-from app.kms.transport import KeyServiceTransport, Reply
+from app.kms.transport import KeyServiceTransport, Reply, plaintext
 
-_OK = 200
-#: Errors of the service that are told by name; anything else is told by its HTTP status.
+_SERVICE = "aws kms"
+#: Errors of the service that are reported by name; any other is reported by its HTTP status.
 _KNOWN = frozenset(
     {
         "AccessDeniedException", "DisabledException", "ExpiredTokenException", "IncompleteSignature",
@@ -25,12 +25,12 @@ _KNOWN = frozenset(
         "NotFoundException", "ThrottlingException", "UnrecognizedClientException", "ValidationException",
     }
 )  # fmt: skip
-#: Errors that other credentials may not meet.
-_STALE = frozenset({"ExpiredTokenException", "UnrecognizedClientException"})
+#: Errors that other credentials may not get.
+_STALE_CREDENTIALS = frozenset({"ExpiredTokenException", "UnrecognizedClientException"})
 
 
 class Place(NamedTuple):
-    """Which key, in which region, asked at which endpoint (empty: the region's own)."""
+    """Which key, in which region, at which endpoint (empty: the region's own)."""
 
     region: str
     key: str
@@ -42,7 +42,7 @@ def _utc() -> datetime:
 
 
 class AwsKeys:
-    """Unwraps by Decrypt under the configured key. Credentials are kept until shortly before they expire."""
+    """Unwraps by Decrypt with the configured key. Credentials are kept until shortly before they expire."""
 
     def __init__(
         self, place: Place, environ: Mapping[str, str] = os.environ, clock: Callable[[], datetime] = _utc
@@ -54,28 +54,23 @@ class AwsKeys:
         self._credentials: Credentials | None = None
 
     async def unwrap(self, wrapped: bytes, key_id: str, transport: KeyServiceTransport) -> bytearray:
-        """Give the data key. The stored id is not looked at: the configured key is asked for."""
+        """Return the data key. The stored id is not used: the configured key must have wrapped it."""
         del key_id
         if not wrapped:
             raise UnwrapFailed("the wrapped data key is empty")
         body = json.dumps({"CiphertextBlob": base64.b64encode(wrapped).decode(), "KeyId": self._place.key}).encode()
         credentials = await self._current(transport)
         reply = await self._decrypt(transport, body, credentials)
-        if reply.status != _OK and _name(reply) in _STALE:
+        error = _error(reply)
+        if error in _STALE_CREDENTIALS:
             reply = await self._decrypt(transport, body, await self._current(transport, refused=credentials))
-        if reply.status != _OK:
-            raise UnwrapFailed(f"aws kms: {_name(reply) or f'HTTP {reply.status}'}")
-        text = reply.content().get("Plaintext")
-        try:
-            plain = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
-        except (binascii.Error, ValueError):
-            plain = b""
-        if not plain:
-            raise UnwrapFailed("aws kms: the answer has no plaintext")
-        return bytearray(plain)
+            error = _error(reply)
+        if error:
+            raise UnwrapFailed(f"{_SERVICE}: {error}")
+        return plaintext(_SERVICE, reply.content().get("Plaintext"))
 
     async def _current(self, transport: KeyServiceTransport, *, refused: Credentials | None = None) -> Credentials:
-        """Give fresh credentials that are not the `refused` ones; many that ask at once cause one search."""
+        """Return fresh credentials that are not the `refused` ones; concurrent calls share one search."""
         async with transport.login:
             kept = self._credentials
             if kept is None or kept is refused or not kept.fresh(self._clock()):
@@ -93,14 +88,12 @@ class AwsKeys:
             service="kms",
             now=self._clock(),
         )
-        return await transport.send("aws kms", "POST", self._url, headers, body)
+        return await transport.send(_SERVICE, "POST", self._url, headers, body)
 
 
-def _name(reply: Reply) -> str:
-    """Give the error's name if it is a known one; the body may still be read afterwards."""
-    try:
-        said = json.loads(reply.body)
-        name = str(said.get("__type", "")).rpartition("#")[2] if isinstance(said, dict) else ""
-    except (ValueError, RecursionError):
+def _error(reply: Reply) -> str:
+    """Return the error's name if it is a known one, else the HTTP status; empty for an answer without an error."""
+    if reply.status == HTTPStatus.OK:
         return ""
-    return name if name in _KNOWN else ""
+    name = str(reply.content().get("__type", "")).rpartition("#")[2]
+    return name if name in _KNOWN else f"HTTP {reply.status}"

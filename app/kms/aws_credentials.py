@@ -1,8 +1,8 @@
-"""Where AWS credentials come from: environment, web identity (IRSA), container, instance; the first that is there.
+"""Where AWS credentials come from: environment, web identity (IRSA), container, instance; the first one configured.
 
 The variables are AWS's own, documented at https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html.
-They are looked at each time, because files that they name are rotated under a running process. Shared profiles are not
-read: a worker has no home.
+They are read each time, because the files that they name are rotated under a running process. Shared profiles are not
+read: a worker has no home directory.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urlsplit
@@ -20,12 +21,11 @@ from app.core.errors import UnwrapFailed
 if TYPE_CHECKING:
     from app.kms.transport import KeyServiceTransport, Reply
 
-#: Temporary credentials are renewed so long before they expire.
+#: How long before they expire temporary credentials are renewed.
 MARGIN = timedelta(minutes=5)
-_OK = 200
 _CONTAINER, _INSTANCE = "http://169.254.170.2", "http://169.254.169.254"
-#: Hosts that a container's credentials may come from without TLS: its own, ECS's and EKS's agents.
-_PLAIN = ("127.0.0.1", "::1", "localhost", "169.254.170.2", "169.254.170.23", "fd00:ec2::23")
+#: Hosts that may serve a container's credentials without TLS: itself, the agents of ECS and EKS.
+_CLEARTEXT_HOSTS = ("127.0.0.1", "::1", "localhost", "169.254.170.2", "169.254.170.23", "fd00:ec2::23")
 _SOURCES = "environment, web identity, container, instance metadata"
 
 
@@ -39,12 +39,12 @@ class Credentials:
     expires: datetime | None = None
 
     def fresh(self, now: datetime) -> bool:
-        """Say whether they will be good for a while."""
+        """Return whether they will not expire soon."""
         return self.expires is None or now < self.expires - MARGIN
 
 
 async def find(environ: Mapping[str, str], region: str, transport: KeyServiceTransport) -> Credentials:
-    """Give credentials from the first source that is configured. Raises UnwrapFailed that names the source."""
+    """Return credentials from the first source that is configured. Raises UnwrapFailed, which names the source."""
     if environ.get("AWS_ACCESS_KEY_ID") or environ.get("AWS_SECRET_ACCESS_KEY"):
         return _from_environment(environ)
     if environ.get("AWS_WEB_IDENTITY_TOKEN_FILE"):
@@ -73,18 +73,18 @@ async def _from_web_identity(environ: Mapping[str, str], region: str, transport:
         "Version": "2011-06-15",
         "RoleArn": role,
         "RoleSessionName": environ.get("AWS_ROLE_SESSION_NAME") or "secrets-bridge-worker",
-        "WebIdentityToken": _read(environ["AWS_WEB_IDENTITY_TOKEN_FILE"], source),
+        "WebIdentityToken": _read_token(environ["AWS_WEB_IDENTITY_TOKEN_FILE"], source),
     }
     url = environ.get("AWS_ENDPOINT_URL_STS") or f"https://sts.{region}.{suffix(region)}"
     headers = {"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}
     reply = await transport.send(source, "POST", url.rstrip("/") + "/", headers, urlencode(form).encode())
-    if reply.status != _OK:
+    if reply.status != HTTPStatus.OK:
         raise UnwrapFailed(f"{source}: refused (HTTP {reply.status}); check AWS_ROLE_ARN and its trust policy")
     # STS answers in XML; each of these four names occurs in it once.
     names = ("AccessKeyId", "SecretAccessKey", "SessionToken", "Expiration")
     text = reply.text()
-    found = {name: match[1] for name in names if (match := re.search(rf"<{name}>\s*([^<\s]+)\s*</{name}>", text))}
-    return _temporary(found, source, token="SessionToken")  # noqa: S106 - a name
+    values = {name: match[1] for name in names if (match := re.search(rf"<{name}>\s*([^<\s]+)\s*</{name}>", text))}
+    return _temporary(values, source, token="SessionToken")  # noqa: S106 - a name
 
 
 async def _from_container(environ: Mapping[str, str], transport: KeyServiceTransport) -> Credentials:
@@ -92,13 +92,13 @@ async def _from_container(environ: Mapping[str, str], transport: KeyServiceTrans
     relative = environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "")
     url = _CONTAINER + relative if relative else environ["AWS_CONTAINER_CREDENTIALS_FULL_URI"]
     parts = urlsplit(url)
-    if parts.scheme != "https" and parts.hostname not in _PLAIN:
+    if parts.scheme != "https" and parts.hostname not in _CLEARTEXT_HOSTS:
         raise UnwrapFailed(
             f"{source}: AWS_CONTAINER_CREDENTIALS_FULL_URI must be https://, or the container's own agent"
         )
     token = environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", "")
     if environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
-        token = _read(environ["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"], source)
+        token = _read_token(environ["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"], source)
     reply = await transport.send(source, "GET", url, {"Authorization": token} if token else {})
     return _temporary(_json(reply, source), source)
 
@@ -113,37 +113,37 @@ async def _from_instance(environ: Mapping[str, str], transport: KeyServiceTransp
         )
     except UnwrapFailed:
         raise UnwrapFailed(f"aws credentials: none found; looked at: {_SOURCES}") from None
-    if session.status != _OK:
+    if session.status != HTTPStatus.OK:
         raise UnwrapFailed(f"{source}: no session (HTTP {session.status}); is its hop limit too low for a container?")
     headers = {"X-aws-ec2-metadata-token": session.text().strip()}
     path = f"{base}/meta-data/iam/security-credentials/"
     roles = await transport.send(source, "GET", path, headers)
     role = roles.text().partition("\n")[0].strip()
-    if roles.status != _OK or not re.fullmatch(r"[\w+=,.@-]{1,128}", role):
+    if roles.status != HTTPStatus.OK or not re.fullmatch(r"[\w+=,.@-]{1,128}", role):
         raise UnwrapFailed(f"{source}: the instance has no role (HTTP {roles.status})")
     return _temporary(_json(await transport.send(source, "GET", path + role, headers), source), source)
 
 
 def suffix(region: str) -> str:
-    """Give the domain of a region's endpoints."""
+    """Return the domain of a region's endpoints."""
     return "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
 
 
 def _json(reply: Reply, source: str) -> Mapping[str, str]:
-    if reply.status != _OK:
+    if reply.status != HTTPStatus.OK:
         raise UnwrapFailed(f"{source}: refused (HTTP {reply.status})")
     return {name: value for name, value in reply.content().items() if isinstance(value, str)}
 
 
-def _temporary(found: Mapping[str, str], source: str, *, token: str = "Token") -> Credentials:  # noqa: S107 - a key
+def _temporary(values: Mapping[str, str], source: str, *, token: str = "Token") -> Credentials:  # noqa: S107 - a key
     try:
-        expires = datetime.fromisoformat(found["Expiration"]).astimezone(UTC) if "Expiration" in found else None
-        return Credentials(found["AccessKeyId"], found["SecretAccessKey"], found.get(token, ""), expires)
+        expires = datetime.fromisoformat(values["Expiration"]).astimezone(UTC) if "Expiration" in values else None
+        return Credentials(values["AccessKeyId"], values["SecretAccessKey"], values.get(token, ""), expires)
     except (KeyError, ValueError):
         raise UnwrapFailed(f"{source}: the answer has no credentials") from None
 
 
-def _read(path: str, source: str) -> str:
+def _read_token(path: str, source: str) -> str:
     try:
         return Path(path).read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):

@@ -30,7 +30,7 @@ def sign(  # noqa: PLR0913 - what a signature is made of
     service: str,
     now: datetime,
 ) -> dict[str, str]:
-    """Give the headers to send: those given, host, date, session token and the signature over all of them."""
+    """Return the headers to send: those given, host, date, session token and the signature of all of them."""
     stamp = now.strftime("%Y%m%dT%H%M%SZ")
     scope = f"{stamp[:8]}/{region}/{service}/aws4_request"
     parts = urlsplit(url)

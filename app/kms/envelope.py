@@ -1,22 +1,21 @@
 """The one interface to a key service, and the envelope that it helps to open.
 
-A token is sealed with AES-256-GCM under a data key of its own; the data key is wrapped by the key service. Both live
-in buffers that are overwritten after use. What Python copies on the way (a header, a parsed answer) cannot be.
+A token is sealed with AES-256-GCM under a data key of its own; the data key is wrapped by the key service.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from app.core.errors import UnwrapFailed
+from app.kms.buffers import wipe, wiping
 
 if TYPE_CHECKING:
     from app.kms.transport import KeyServiceTransport
 
-#: The api's sizes, bytes: AES-256 keys, GCM's usual nonce and tag.
+
+#: Lengths of the api's AES-256 keys, GCM nonces and GCM tags, bytes.
 KEY, NONCE, TAG = 32, 12, 16
 
 
@@ -34,12 +33,12 @@ class KeyManager(Protocol):
     """A key service."""
 
     async def unwrap(self, wrapped: bytes, key_id: str, transport: KeyServiceTransport) -> bytearray:
-        """Give the data key, 32 bytes for the caller to wipe. Raises UnwrapFailed, whose text holds no value."""
+        """Return the data key, 32 bytes, for the caller to wipe. Raises UnwrapFailed, whose text holds no value."""
         ...
 
 
 async def open_token(envelope: Envelope, keys: KeyManager, transport: KeyServiceTransport) -> bytearray:
-    """Give the token, for the caller to wipe. Raises UnwrapFailed, whose text holds no value."""
+    """Return the token, for the caller to wipe. Raises UnwrapFailed, whose text holds no value."""
     if len(envelope.token_nonce) != NONCE:
         raise UnwrapFailed("the token's nonce is not 12 bytes long")
     if len(envelope.token_ciphertext) < TAG:
@@ -53,8 +52,8 @@ async def open_token(envelope: Envelope, keys: KeyManager, transport: KeyService
         )
 
 
-def open_sealed(key: bytearray | bytes, nonce: bytes, sealed: bytes, wrong: str) -> bytearray:
-    """Decrypt AES-256-GCM without associated data into a buffer of its own. Raises UnwrapFailed with `wrong`."""
+def open_sealed(key: bytearray, nonce: bytes, sealed: bytes, reason: str) -> bytearray:
+    """Decrypt AES-256-GCM without associated data into a new buffer. Raises UnwrapFailed(reason) when it does not."""
     from cryptography.exceptions import InvalidTag  # noqa: PLC0415 - only where tokens are opened
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: PLC0415
 
@@ -63,19 +62,5 @@ def open_sealed(key: bytearray | bytes, nonce: bytes, sealed: bytes, wrong: str)
         AESGCM(key).decrypt_into(nonce, sealed, None, plain)
     except InvalidTag:
         wipe(plain)
-        raise UnwrapFailed(wrong) from None
+        raise UnwrapFailed(reason) from None
     return plain
-
-
-def wipe(buffer: bytearray) -> None:
-    """Overwrite a buffer with zeros."""
-    buffer[:] = bytes(len(buffer))
-
-
-@contextmanager
-def wiping(buffer: bytearray) -> Iterator[bytearray]:
-    """Overwrite the buffer when the body is over, however it ends."""
-    try:
-        yield buffer
-    finally:
-        wipe(buffer)

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from app.kms.transport import KeyServiceTransport
 
 _ACCEPTED = "not a key; accepted: standard base64, padded, of 32 bytes"
-_SHOWN = 80
+#: Characters of a stored key id that an error shows: it is a row's content, of any length.
+_MOST_SHOWN = 80
 
 
 def parse_master(text: str) -> bytearray:
-    """Read a master key as Go's base64 does: line breaks are ignored, all else that is not base64 is refused."""
+    """Parse a master key as Go's base64 does: line breaks are ignored, anything else that is not base64 is refused.
+
+    Raises ValueError when it is not the base64 of 32 bytes.
+    """
     try:
         key = bytearray(base64.b64decode(text.replace("\r", "").replace("\n", ""), validate=True))
     except (binascii.Error, ValueError):
@@ -29,7 +33,7 @@ def parse_master(text: str) -> bytearray:
 
 
 def key_id(master: bytes | bytearray) -> str:
-    """Name a master key by its hash, as the api stores it beside what it wrapped."""
+    """Return the id of a master key, a hash of it, as the api stores it beside each data key that it wrapped."""
     return "local:" + base64.urlsafe_b64encode(hashlib.sha256(master).digest()).rstrip(b"=").decode()
 
 
@@ -41,10 +45,10 @@ class LocalKeys:
         self._id = key_id(master)
 
     async def unwrap(self, wrapped: bytes, key_id: str, transport: KeyServiceTransport) -> bytearray:
-        """Give the data key. The stored id must be this master key's."""
+        """Return the data key. Raises UnwrapFailed, also when the stored id is not this master key's."""
         del transport
         if key_id != self._id:
-            stored = "".join(sign if sign.isprintable() else "?" for sign in key_id[:_SHOWN])
+            stored = "".join(character if character.isprintable() else "?" for character in key_id[:_MOST_SHOWN])
             raise UnwrapFailed(f"wrapped by key {stored}, this worker has {self._id}")
         if len(wrapped) < NONCE:
             raise UnwrapFailed("the wrapped data key is shorter than its nonce")

@@ -1,4 +1,4 @@
-"""The variables of key management, and the key manager that they ask for. Judged only where tokens are to be opened."""
+"""The variables of key management, and the key manager that they describe. Checked only where tokens are opened."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from app.core.config import Settings, variable
+from app.core.values import TRUE
 from app.kms.envelope import KeyManager
 from app.kms.local import LocalKeys, parse_master
 
 LOCAL, VAULT, AWS = "local", "vault-transit", "aws-kms"
 _JWT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
-_TRUE = ("1", "t", "T", "true", "TRUE", "True")
 
 
 def _text(*names: str, meaning: str, default: str = "", secret: bool = False) -> Any:
@@ -64,7 +64,7 @@ class KmsSettings(Settings):
     aws_ca: str | None = _text("AWS_CA_BUNDLE", meaning="aws-kms: a PEM file that replaces the system's authorities")
 
     def key_problems(self, *, dev: bool) -> Iterator[str]:
-        """Say what would keep tokens closed, one line each, without a value."""
+        """Yield what would keep tokens closed, one line each, without a value. `dev` is whether SB_ENV is dev."""
         if self.kms_backend == LOCAL:
             yield from self._local_problems(dev=dev)
         elif self.kms_backend == VAULT:
@@ -97,7 +97,7 @@ class KmsSettings(Settings):
         yield from _ca_problem("SB_KMS_VAULT_CACERT", self.vault_ca)
         if self.vault_namespace and not _fits_header(self.vault_namespace):
             yield "SB_KMS_VAULT_NAMESPACE: not a namespace; accepted: printable ASCII without spaces"
-        if self.vault_unverified in _TRUE:
+        if self.vault_unverified in TRUE:
             yield "VAULT_SKIP_VERIFY: not supported; name Vault's authority in SB_KMS_VAULT_CACERT"
 
     def _aws_problems(self, *, dev: bool) -> Iterator[str]:
@@ -109,9 +109,8 @@ class KmsSettings(Settings):
 
     @cached_property
     def keys(self) -> KeyManager:
-        """The key manager, of settings without problems: one, as it keeps logins. Nothing is contacted by it yet."""
-        # An HTTP client is 17 MiB, which only who opens tokens shall have.
-        from app.kms import aws, vault  # noqa: PLC0415
+        """The key manager of settings without problems. Made once, because it keeps logins; this contacts nothing."""
+        from app.kms import aws, vault  # noqa: PLC0415 - an HTTP client of 17 MiB, only where tokens are opened
 
         if self.kms_backend == VAULT:
             namespace = self.vault_namespace or ""
@@ -128,7 +127,7 @@ class KmsSettings(Settings):
 
     @property
     def key_context(self) -> ssl.SSLContext:
-        """How the key service is verified."""
+        """The TLS context that verifies the key service. Raises OSError or ValueError for a bad file."""
         from app.core.http import tls_context  # noqa: PLC0415 - the same
 
         path = {VAULT: self.vault_ca, AWS: self.aws_ca}.get(self.kms_backend)

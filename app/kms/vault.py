@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import time
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 from app.core.errors import UnwrapFailed
-from app.kms.transport import KeyServiceTransport, Reply
+from app.kms.transport import KeyServiceTransport, Reply, plaintext
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
 _SERVICE = "vault"
-_PREFIX, _LEAST = b"vault:", 9
-_OK, _FORBIDDEN = 200, 403
-#: Share of a login's lifetime after which another one is made.
-_FRESH = 0.9
-_MEANING = {
-    400: "vault refuses the data key (HTTP 400): wrapped by another key, or tampered",
-    403: "vault refuses the credentials or their policy (HTTP 403); it must allow update on decrypt",
-    404: "vault knows no such mount or key (HTTP 404)",
-    429: "vault is a standby that does not forward (HTTP 429)",
-    503: "vault is sealed or under maintenance (HTTP 503)",
+#: How a wrapped data key begins, and the shortest one, bytes.
+_PREFIX, _SHORTEST = b"vault:", 9
+#: Share of a login's lifetime that is used; then there is a new login.
+_LIFETIME_SHARE = 0.9
+_MEANING: dict[int, str] = {
+    HTTPStatus.BAD_REQUEST: "vault refuses the data key (HTTP 400): wrapped by another key, or tampered",
+    HTTPStatus.FORBIDDEN: "vault refuses the credentials or their policy (HTTP 403); it must allow update on decrypt",
+    HTTPStatus.NOT_FOUND: "vault knows no such mount or key (HTTP 404)",
+    HTTPStatus.TOO_MANY_REQUESTS: "vault is a standby that does not forward (HTTP 429)",
+    HTTPStatus.SERVICE_UNAVAILABLE: "vault is sealed or under maintenance (HTTP 503)",
 }
 
 
@@ -40,7 +39,7 @@ class Place(NamedTuple):
 
 
 class Kubernetes(NamedTuple):
-    """How a pod proves who it is: its role, the auth method's mount, the file with its service account's token."""
+    """How a pod logs in: its role, the auth method's mount, the file with its service account's token."""
 
     role: str
     mount: str
@@ -58,26 +57,26 @@ class VaultKeys:
         self._fresh_until = 0.0
 
     async def unwrap(self, wrapped: bytes, key_id: str, transport: KeyServiceTransport) -> bytearray:
-        """Give the data key. The stored id is not looked at: Vault's text says which version of the key it was."""
+        """Return the data key. The stored id is not used: Vault's own prefix names the version of the key."""
         del key_id
-        if len(wrapped) < _LEAST or not wrapped.startswith(_PREFIX):
+        if len(wrapped) < _SHORTEST or not wrapped.startswith(_PREFIX):
             raise UnwrapFailed("the wrapped data key is not in Vault's form")
         try:
             body = json.dumps({"ciphertext": wrapped.decode("ascii")}).encode()
         except UnicodeDecodeError:
             raise UnwrapFailed("the wrapped data key is not in Vault's form") from None
-        path = f"{_escaped(self._place.mount)}/decrypt/{quote(self._place.key, safe='')}"
+        path = f"{_quoted(self._place.mount)}/decrypt/{quote(self._place.key, safe='')}"
         token = await self._credentials(transport)
         reply = await self._send(transport, path, body, token)
-        if reply.status == _FORBIDDEN and self._login is not None:  # the login may have been revoked
+        if reply.status == HTTPStatus.FORBIDDEN and self._login is not None:  # the login may have been revoked
             reply = await self._send(transport, path, body, await self._credentials(transport, refused=token))
-        if reply.status != _OK:
+        if reply.status != HTTPStatus.OK:
             raise UnwrapFailed(_MEANING.get(reply.status, f"vault answers HTTP {reply.status}"))
         data = reply.content().get("data")
-        return _decoded(data.get("plaintext") if isinstance(data, dict) else None)
+        return plaintext(_SERVICE, data.get("plaintext") if isinstance(data, dict) else None)
 
     async def _credentials(self, transport: KeyServiceTransport, *, refused: str = "") -> str:
-        """Give a token that is not the `refused` one; many that ask at once cause one login."""
+        """Return a token that is not the `refused` one; concurrent calls share one login."""
         if self._token is not None:
             return self._token.get_secret_value()
         async with transport.login:
@@ -92,17 +91,17 @@ class VaultKeys:
         except (OSError, UnicodeDecodeError):
             raise UnwrapFailed("vault login: the service account's token cannot be read") from None
         body = json.dumps({"role": self._login.role, "jwt": jwt}).encode()
-        reply = await self._send(transport, f"auth/{_escaped(self._login.mount)}/login", body, "")
-        if reply.status != _OK:
+        reply = await self._send(transport, f"auth/{_quoted(self._login.mount)}/login", body, "")
+        if reply.status != HTTPStatus.OK:
             raise UnwrapFailed(f"vault login: refused (HTTP {reply.status}); check the role and its bound accounts")
         auth = reply.content().get("auth")
         token = auth.get("client_token") if isinstance(auth, dict) else None
         if not isinstance(auth, dict) or not isinstance(token, str) or not token:
             raise UnwrapFailed("vault login: the answer has no token")
-        lifetime = auth.get("lease_duration")
+        duration = auth.get("lease_duration")
+        lifetime = duration if isinstance(duration, int) and duration > 0 else 0
         self._session = token
-        lasts = lifetime if isinstance(lifetime, int) and lifetime > 0 else 0
-        self._fresh_until = time.monotonic() + lasts * _FRESH
+        self._fresh_until = time.monotonic() + lifetime * _LIFETIME_SHARE
 
     async def _send(self, transport: KeyServiceTransport, path: str, body: bytes, token: str) -> Reply:
         headers = {"Content-Type": "application/json", "X-Vault-Request": "true"}
@@ -113,16 +112,5 @@ class VaultKeys:
         return await transport.send(_SERVICE, "POST", f"{self._place.address.rstrip('/')}/v1/{path}", headers, body)
 
 
-def _escaped(mount: str) -> str:
+def _quoted(mount: str) -> str:
     return quote(mount.strip("/"), safe="/")
-
-
-def _decoded(text: object) -> bytearray:
-    try:
-        return bytearray(base64.b64decode(text, validate=True)) if isinstance(text, str) and text else _nothing()
-    except (binascii.Error, ValueError):
-        return _nothing()
-
-
-def _nothing() -> bytearray:
-    raise UnwrapFailed("vault: the answer has no plaintext")

@@ -1,4 +1,4 @@
-"""What an operator asks of the outbox: the log of deliveries, and what to do with dead ones."""
+"""What an operator asks of the outbox: the log of deliveries, and replaying or purging dead letters."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 from psycopg.rows import dict_row
 
+from app.notify.policy import BREAKER_FAILURES
+
 if TYPE_CHECKING:
     from psycopg import Connection
 
 
 @dataclass(frozen=True)
 class DeliveryFilter:
-    """Which deliveries are meant; whatever is None does not matter. `older` and `newer` are ages."""
+    """Which deliveries are meant; None means any. `older` and `newer` are ages, `limit` the most that are meant."""
 
     ids: tuple[int, ...] = ()
     target: str | None = None
@@ -27,7 +29,7 @@ class DeliveryFilter:
     limit: int = 100
 
 
-_CHOSEN: LiteralString = """
+_FILTERED: LiteralString = """
   FROM secrets_bridge_worker.notification_delivery AS delivery
   JOIN secrets_bridge_worker.notification_event AS event ON event.id = delivery.event_id
  WHERE (%(ids)s::bigint[] = '{}' OR delivery.id = ANY (%(ids)s))
@@ -44,37 +46,37 @@ LIST: LiteralString = (
 SELECT delivery.id, target, state, reason, code, attempts, created_at, queued_at, due_at, finished_at, digest,
        event_id::text AS event, component, severity, title, detail, metadata
 """
-    + _CHOSEN
+    + _FILTERED
     + " ORDER BY delivery.id DESC LIMIT %(limit)s"
 )
 
-# The receivers' rows are taken first, as everywhere: whoever changes a receiver's deliveries holds its row.
-LOCK: LiteralString = """
+# Deadlocks: the receivers' rows are locked first, here as everywhere where a receiver's deliveries are changed.
+LOCK_TARGETS: LiteralString = """
 SELECT FROM secrets_bridge_worker.notification_target ORDER BY name FOR UPDATE
 """
 
-# An age counts from now again. A letter that was attempted keeps to itself: what its receiver may have seen must come
-# with the id that it had.
+# Its age counts from now again. At least one attempt is counted, so that it is sent by itself: its receiver may have
+# seen it already, and knows it by the id that it had.
 REPLAY: LiteralString = (
     """
-UPDATE secrets_bridge_worker.notification_delivery AS again
+UPDATE secrets_bridge_worker.notification_delivery AS dead_letter
    SET state = 'pending', reason = '', code = '', finished_at = NULL, queued_at = now(),
-       attempts = greatest(attempts, 1), due_at = now() + chosen.turn * %(apart)s
+       attempts = greatest(attempts, 1), due_at = now() + chosen.turn * %(spacing)s
   FROM (SELECT delivery.id, row_number() OVER (ORDER BY delivery.id) - 1 AS turn
 """
-    + _CHOSEN
+    + _FILTERED
     + """ ORDER BY delivery.id LIMIT %(limit)s) AS chosen
- WHERE again.id = chosen.id AND again.state = 'dead'
+ WHERE dead_letter.id = chosen.id AND dead_letter.state = 'dead'
 """
 )
 
 PURGE: LiteralString = (
     """
-UPDATE secrets_bridge_worker.notification_delivery AS gone
+UPDATE secrets_bridge_worker.notification_delivery AS dead_letter
    SET state = 'suppressed', reason = 'purged'
- WHERE gone.state = 'dead' AND gone.id IN (SELECT delivery.id
+ WHERE dead_letter.state = 'dead' AND dead_letter.id IN (SELECT delivery.id
 """
-    + _CHOSEN
+    + _FILTERED
     + " ORDER BY delivery.id LIMIT %(limit)s)"
 )
 
@@ -84,39 +86,40 @@ SELECT target, state, reason, count(*) AS number FROM secrets_bridge_worker.noti
 """
 
 TARGETS: LiteralString = """
-SELECT name, failures >= 5 AS broken, rests_until, off_fingerprint, off_reason, off_at, now() AS now
+SELECT name, failures >= %(breaker_failures)s AS broken, rests_until, off_fingerprint, off_reason, off_at, now() AS now
   FROM secrets_bridge_worker.notification_target
 """
 
 
 def find(connection: Connection[Any], filters: DeliveryFilter) -> Iterator[dict[str, Any]]:
-    """Give the deliveries, newest first."""
+    """Yield the deliveries, newest first."""
     yield from connection.cursor(row_factory=dict_row).execute(LIST, _parameters(filters))
 
 
 def replay(connection: Connection[Any], filters: DeliveryFilter, *, per_second: float) -> int:
-    """Give dead letters another life, at most so many a second, and give how many; the relay sends them."""
-    apart = timedelta(seconds=1 / per_second)
+    """Make dead letters due again, at most `per_second` of them a second; return how many. The relay sends them."""
+    spacing = timedelta(seconds=1 / per_second)
     with connection.transaction():
-        connection.execute(LOCK)
-        return connection.execute(REPLAY, {**_parameters(filters), "apart": apart, "state": "dead"}).rowcount
+        connection.execute(LOCK_TARGETS)
+        return connection.execute(REPLAY, {**_parameters(filters), "spacing": spacing, "state": "dead"}).rowcount
 
 
 def purge(connection: Connection[Any], filters: DeliveryFilter) -> int:
-    """Close dead letters for good; they stay in the sums, as suppressed."""
+    """Close dead letters for good and return how many; they stay in the sums, as suppressed."""
     with connection.transaction():
-        connection.execute(LOCK)
+        connection.execute(LOCK_TARGETS)
         return connection.execute(PURGE, {**_parameters(filters), "state": "dead"}).rowcount
 
 
 def sums(connection: Connection[Any]) -> list[dict[str, Any]]:
-    """Count deliveries by receiver, state and reason."""
+    """Return how many deliveries there are, by receiver, state and reason."""
     return connection.cursor(row_factory=dict_row).execute(SUMS).fetchall()
 
 
 def targets(connection: Connection[Any]) -> dict[str, dict[str, Any]]:
-    """Give what is known of each receiver, by name."""
-    return {row["name"]: row for row in connection.cursor(row_factory=dict_row).execute(TARGETS)}
+    """Return what is known of each receiver, by name."""
+    cursor = connection.cursor(row_factory=dict_row).execute(TARGETS, {"breaker_failures": BREAKER_FAILURES})
+    return {row["name"]: row for row in cursor}
 
 
 def _parameters(filters: DeliveryFilter) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Deliveries in PostgreSQL: taken under a lease, settled by how the attempt ended.
+"""Deliveries in PostgreSQL: claimed under a lease, settled by how the attempt ended.
 
 What is decided about a receiver (what goes together, what waits, its breaker) is decided under its row in
-`notification_target`, by one process at a time; two receivers never wait for each other, and nobody holds the row
-during an attempt. Where there is nothing to decide, for a receiver that is well and takes every event by itself, one
-statement on the delivery's own row does.
+`notification_target`, by one process at a time; two receivers never wait for each other, and no process locks the row
+during an attempt. Where there is nothing to decide, for a healthy receiver that is sent every event by itself, one
+statement on the delivery's own row is enough.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from app.core.events import Notification
 from app.notify.digest import digest
 from app.notify.outbox import read_notification, write_event
 from app.notify.policy import BREAKER_FAILURES, Decision, Health, Policy, Waiting, backoff, cooldown, decide
-from app.notify.sink import everything
+from app.storage.postgres import only_row
 
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from app.notify.routing import Target
     from app.notify.settings import NotificationSettings
 
-#: Deliveries of one receiver that are looked at together, and so the most that one digest takes.
-MOST_TOGETHER = 20_000
+#: Unfinished deliveries of one receiver that are read at once, and so the most events in one digest.
+MOST_WAITING = 20_000
 
 PEEK = """
 SELECT target FROM secrets_bridge_worker.notification_delivery
@@ -44,7 +44,8 @@ UPDATE secrets_bridge_worker.notification_delivery AS delivery
  WHERE delivery.id = %(id)s AND event.id = event_id
    AND (state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now())
    AND NOT EXISTS (SELECT FROM secrets_bridge_worker.notification_target
-                    WHERE name = target AND (failures >= 5 OR rests_until > now() OR off_fingerprint IS NOT NULL))
+                    WHERE name = target AND (failures >= %(breaker_failures)s OR rests_until > now()
+                                             OR off_fingerprint IS NOT NULL))
 RETURNING attempts, queued_at, event_id, created_at, kind, component, severity, title, detail, metadata, tallies
 """
 
@@ -105,7 +106,7 @@ UPDATE secrets_bridge_worker.notification_target
  WHERE name = %(target)s
 """
 
-# The usual end, in one statement: delivered, to a receiver that was well before.
+# The usual end, in one statement: delivered, to a receiver that was healthy before.
 DELIVERED = """
 WITH settled AS (
     UPDATE secrets_bridge_worker.notification_delivery
@@ -115,11 +116,11 @@ WITH settled AS (
 )
 SELECT extract(epoch FROM clock_timestamp() - queued_at)::float8 AS age,
        EXISTS (SELECT FROM secrets_bridge_worker.notification_delivery AS sibling
-                WHERE sibling.event_id = settled.event_id AND state = 'dead') AS partly,
+                WHERE sibling.event_id = settled.event_id AND state = 'dead') AS any_dead,
        NOT EXISTS (SELECT FROM secrets_bridge_worker.notification_target
-                    WHERE name = %(target)s AND (failures > 0 OR trips > 0 OR rests_until IS NOT NULL)) AS well,
+                    WHERE name = %(target)s AND (failures > 0 OR trips > 0 OR rests_until IS NOT NULL)) AS healthy,
        EXISTS (SELECT FROM secrets_bridge_worker.notification_target
-                WHERE name = %(target)s AND (failures >= 5 OR rests_until IS NOT NULL)) AS recovered,
+                WHERE name = %(target)s AND (failures >= %(breaker_failures)s OR rests_until IS NOT NULL)) AS recovered,
        event_id
   FROM settled
 """
@@ -171,15 +172,18 @@ SELECT target, state, reason, code FROM secrets_bridge_worker.notification_deliv
 
 
 class ClaimedDelivery(NamedTuple):
-    """A delivery that is ours to attempt, until its lease is over."""
+    """A delivery that only this process may attempt until its lease ends."""
 
     id: int
     target: Target
     notification: Notification
     attempt: int
     queued_at: datetime
-    #: How many events it tells of.
-    events: int
+
+    @property
+    def events(self) -> int:
+        """How many events it carries: one, or those of a digest."""
+        return sum(tally.events for tally in self.notification.event.tallies) or 1
 
 
 class DeliveryOutcome(NamedTuple):
@@ -188,37 +192,38 @@ class DeliveryOutcome(NamedTuple):
     state: str
     reason: str = ""
     wait: timedelta = timedelta(0)
-    #: The receiver's other deliveries that may go now.
+    #: The receiver's other deliveries that are due now.
     follow: tuple[int, ...] = ()
-    #: The breaker opened by this.
+    #: How long the receiver rests, when this opened its breaker.
     opened: timedelta | None = None
     recovered: bool = False
     switched_off: bool = False
-    #: The whole event's end, when this was the last of its deliveries and not all of them arrived.
-    partly: tuple[str, ...] = ()
+    #: How the event ended in every sink, when this was the last of its deliveries and one of them is dead.
+    final_states: tuple[str, ...] = ()
+    #: Seconds since the delivery was queued.
     age: float = 0.0
 
 
 @dataclass(frozen=True)
 class Deliveries:
-    """Takes and settles deliveries for the receivers that this process is configured for."""
+    """Claims and settles deliveries for the receivers that this process is configured for."""
 
     targets: Mapping[str, Target]
     settings: NotificationSettings
 
     def claim(self, connection: Connection[Any], delivery: int) -> ClaimedDelivery | None:
-        """Take what the receiver of this delivery is to be sent now; None when it is nothing."""
+        """Claim what the receiver of this delivery is to be sent now; None when that is nothing."""
         cursor = connection.cursor(row_factory=dict_row)
-        seen = cursor.execute(PEEK, {"id": delivery}).fetchone()
-        target = self.targets.get(seen["target"]) if seen else None
+        row = cursor.execute(PEEK, {"id": delivery}).fetchone()
+        target = self.targets.get(row["target"]) if row else None
         if target is None:
             return None
         policy = self.policy(target)
         if not (policy.digests or policy.pace or policy.grouped):
-            row = cursor.execute(CLAIM_ALONE, {"id": delivery, "lease": self.settings.lease}).fetchone()
+            query = {"id": delivery, "lease": self.settings.lease, "breaker_failures": BREAKER_FAILURES}
+            row = cursor.execute(CLAIM_ALONE, query).fetchone()
             if row is not None:
-                one = read_notification(row)
-                return ClaimedDelivery(delivery, target, one, row["attempts"], row["queued_at"], _events(one))
+                return ClaimedDelivery(delivery, target, read_notification(row), row["attempts"], row["queued_at"])
         with connection.transaction():
             row = _lock(cursor, target.name)
             if row["off_fingerprint"] is not None:
@@ -236,10 +241,9 @@ class Deliveries:
     ) -> ClaimedDelivery | None:
         policy = self.policy(target)
         alone = not (policy.digests or policy.grouped or health.broken)
-        only = delivery if alone else None
-        query = {"target": target.name, "id": only, "most": MOST_TOGETHER}
-        found = cursor.execute(WAITING, query).fetchall()
-        waiting = [_waiting(row, target) for row in found]
+        query = {"target": target.name, "id": delivery if alone else None, "most": MOST_WAITING}
+        rows = cursor.execute(WAITING, query).fetchall()
+        waiting = [_waiting(row, target) for row in rows]
         windows = {}
         if policy.repeat:
             windows = {row["key"]: row["until"] for row in cursor.execute(DEDUP_WINDOWS, {"target": target.name})}
@@ -248,8 +252,8 @@ class Deliveries:
             cursor.execute(POSTPONE, {"ids": ids, "until": until})
         if not decision.send:
             return None
-        claimed = self._send(cursor, target, decision, {row["id"]: row["queued_at"] for row in found})
-        caught_up = len(decision.send) > 1 or not any(one.due and not one.attempts for one in waiting)
+        claimed = self._claim_decided(cursor, target, decision, {row["id"]: row["queued_at"] for row in rows})
+        caught_up = len(decision.send) > 1 or not any(other.due and not other.attempts for other in waiting)
         cursor.execute(
             RESERVE_SLOT,
             {
@@ -265,69 +269,64 @@ class Deliveries:
             cursor.execute(OPEN_DEDUP_WINDOWS, {"target": target.name, "keys": keys, "repeat": policy.repeat})
         return claimed
 
-    def _send(
+    def _claim_decided(
         self, cursor: Cursor[dict[str, Any]], target: Target, decision: Decision, queued: Mapping[int, datetime]
     ) -> ClaimedDelivery | None:
         lease = self.settings.lease
         if len(decision.send) == 1:
-            (one,) = decision.send
-            row = cursor.execute(CLAIM, {"id": one.id, "lease": lease}).fetchone()
-            if row is None:  # somebody took it alone, meanwhile
+            (delivery,) = decision.send
+            row = cursor.execute(CLAIM, {"id": delivery.id, "lease": lease}).fetchone()
+            if row is None:  # another process has claimed it by CLAIM_ALONE meanwhile
                 return None
-            return ClaimedDelivery(
-                one.id, target, one.notification, row["attempts"], row["queued_at"], _events(one.notification)
-            )
-        oldest = min(queued[one.id] for one in decision.send)
-        event = digest([one.notification for one in decision.send])
-        whole = write_event(cursor, event)
-        added = {"event": whole.id, "target": target.name, "queued_at": oldest, "lease": lease}
-        row = _one(cursor.execute(ADD_DIGEST, added).fetchone())
-        cursor.execute(DIGESTED, {"digest": row["id"], "ids": [one.id for one in decision.send]})
-        return ClaimedDelivery(row["id"], target, whole, 1, oldest, _events(whole))
+            return ClaimedDelivery(delivery.id, target, delivery.notification, row["attempts"], row["queued_at"])
+        oldest = min(queued[delivery.id] for delivery in decision.send)
+        notification = write_event(cursor, digest([delivery.notification for delivery in decision.send]))
+        added = {"event": notification.id, "target": target.name, "queued_at": oldest, "lease": lease}
+        row = only_row(cursor.execute(ADD_DIGEST, added))
+        cursor.execute(DIGESTED, {"digest": row["id"], "ids": [delivery.id for delivery in decision.send]})
+        return ClaimedDelivery(row["id"], target, notification, 1, oldest)
 
     def policy(self, target: Target) -> Policy:
-        """Say how a receiver is treated."""
-        own = self.settings
-        grouped = target.sink.group is not everything
-        if not target.sink.paced:
-            return Policy(timedelta(0), timedelta(0), 1, 0, grouped)
-        return Policy(own.repeat, own.pace, own.burst, own.digest_over, grouped)
+        """Return how a receiver is treated."""
+        settings, sink = self.settings, target.sink
+        if not sink.paced:
+            return Policy(timedelta(0), timedelta(0), 1, 0, sink.grouped)
+        return Policy(settings.repeat, settings.pace, settings.burst, settings.digest_over, sink.grouped)
 
     def settle(
         self, connection: Connection[Any], claimed: ClaimedDelivery, error: SinkRejected | SinkUnavailable | None
     ) -> DeliveryOutcome | None:
-        """Write down how the attempt ended; None when it was not ours any more."""
+        """Record how the attempt ended; None when its lease had ended and another process decides."""
         if error is None:
-            return self._delivered(connection, claimed)
-        return self._settle(connection, claimed, error)
+            return self._settle_delivered(connection, claimed)
+        return self._settle_failed(connection, claimed, error)
 
-    def _delivered(self, connection: Connection[Any], claimed: ClaimedDelivery) -> DeliveryOutcome | None:
+    def _settle_delivered(self, connection: Connection[Any], claimed: ClaimedDelivery) -> DeliveryOutcome | None:
         cursor, name = connection.cursor(row_factory=dict_row), claimed.target.name
-        row = cursor.execute(DELIVERED, {"id": claimed.id, "attempt": claimed.attempt, "target": name}).fetchone()
+        query = {"id": claimed.id, "attempt": claimed.attempt, "target": name, "breaker_failures": BREAKER_FAILURES}
+        row = cursor.execute(DELIVERED, query).fetchone()
         if row is None:
             return None
-        partly = _partly(cursor, row["event_id"]) if row["partly"] else ()
-        outcome = DeliveryOutcome("delivered", age=row["age"], partly=partly)
-        grouped = claimed.target.sink.group is not everything
-        if row["well"] and not grouped:
+        final_states = _final_states(cursor, row["event_id"]) if row["any_dead"] else ()
+        outcome = DeliveryOutcome("delivered", age=row["age"], final_states=final_states)
+        if row["healthy"] and not claimed.target.sink.grouped:
             return outcome
         with connection.transaction():
             _lock(cursor, name)
             cursor.execute(RESET_BREAKER, {"target": name})
             if row["recovered"]:
                 cursor.execute(EXPEDITE_RETRIES, {"target": name})
-            follow = tuple(found["id"] for found in cursor.execute(NEXT_DUE, {"target": name}))
+            follow = _next_due(cursor, name)
         return outcome._replace(recovered=row["recovered"], follow=follow)
 
-    def _settle(
+    def _settle_failed(
         self, connection: Connection[Any], claimed: ClaimedDelivery, error: SinkRejected | SinkUnavailable
     ) -> DeliveryOutcome | None:
         cursor, name = connection.cursor(row_factory=dict_row), claimed.target.name
         with connection.transaction():
             row = _lock(cursor, name)
-            health, age = _health(row), row["now"] - claimed.queued_at
-            resting = health.rests_until is not None and row["now"] < health.rests_until
-            outcome = self._outcome(claimed, error, health, age, resting=resting)
+            health = _health(row)
+            outcome = self._outcome(claimed, error, health, row["now"])
             settled = cursor.execute(
                 SETTLE,
                 {
@@ -341,26 +340,19 @@ class Deliveries:
             ).fetchone()
             if settled is None:
                 return None
-            self._remember(cursor, claimed, error, health, outcome)
+            self._update_health(cursor, claimed, error, health, outcome)
             if outcome.recovered:
                 cursor.execute(EXPEDITE_RETRIES, {"target": name})
-            grouped = claimed.target.sink.group is not everything
-            if outcome.recovered or (grouped and outcome.state != "pending"):
-                follow = tuple(row["id"] for row in cursor.execute(NEXT_DUE, {"target": name}))
-                outcome = outcome._replace(follow=follow)
+            if outcome.recovered or (claimed.target.sink.grouped and outcome.state != "pending"):
+                outcome = outcome._replace(follow=_next_due(cursor, name))
             if outcome.state != "pending":
-                outcome = outcome._replace(partly=_partly(cursor, settled["event_id"]))
+                outcome = outcome._replace(final_states=_final_states(cursor, settled["event_id"]))
         return outcome
 
     def _outcome(
-        self,
-        claimed: ClaimedDelivery,
-        error: SinkRejected | SinkUnavailable,
-        health: Health,
-        age: timedelta,
-        *,
-        resting: bool,
+        self, claimed: ClaimedDelivery, error: SinkRejected | SinkUnavailable, health: Health, now: datetime
     ) -> DeliveryOutcome:
+        age = now - claimed.queued_at
         seconds = age.total_seconds()
         if isinstance(error, SinkRejected):
             return DeliveryOutcome("dead", error.fault, switched_off=error.off, recovered=health.broken, age=seconds)
@@ -369,13 +361,13 @@ class Deliveries:
             wait = max(wait, timedelta(seconds=error.retry_after))
         limited = error.fault is Fault.RATE_LIMITED
         # Attempts that were under way when the breaker opened do not open it further.
-        broken = not limited and not resting and health.failures + 1 >= BREAKER_FAILURES
+        broken = not limited and not health.resting(now) and health.failures + 1 >= BREAKER_FAILURES
         opened = cooldown(health.trips + 1, self.settings.cooldown) if broken else None
         if age >= self.settings.give_up:
             return DeliveryOutcome("dead", "gave_up", opened=opened, age=seconds)
         return DeliveryOutcome("pending", error.fault, wait, opened=opened, age=seconds)
 
-    def _remember(
+    def _update_health(
         self,
         cursor: Cursor[dict[str, Any]],
         claimed: ClaimedDelivery,
@@ -407,8 +399,8 @@ def _lock(cursor: Cursor[dict[str, Any]], name: str) -> dict[str, Any]:
     row = cursor.execute(LOCK_TARGET, {"name": name}).fetchone()
     if row is None:
         cursor.execute(ADD_TARGET, {"name": name})
-        row = cursor.execute(LOCK_TARGET, {"name": name}).fetchone()
-    return _one(row)
+        row = only_row(cursor.execute(LOCK_TARGET, {"name": name}))
+    return row
 
 
 def _health(row: Mapping[str, Any]) -> Health:
@@ -418,24 +410,19 @@ def _health(row: Mapping[str, Any]) -> Health:
 
 
 def _waiting(row: Mapping[str, Any], target: Target) -> Waiting:
-    one = read_notification(row)
-    return Waiting(row["id"], one, row["attempts"], row["due"], row["busy"], target.sink.group(one.event))
+    notification = read_notification(row)
+    group = target.sink.group(notification.event)
+    return Waiting(row["id"], notification, row["attempts"], row["due"], row["busy"], group)
 
 
-def _events(one: Notification) -> int:
-    return sum(tally.events for tally in one.event.tallies) or 1
+def _next_due(cursor: Cursor[dict[str, Any]], name: str) -> tuple[int, ...]:
+    return tuple(row["id"] for row in cursor.execute(NEXT_DUE, {"target": name}))
 
 
-def _partly(cursor: Cursor[dict[str, Any]], event: object) -> tuple[str, ...]:
-    """Join how an event ended in all its sinks, once it has in each, if it is dead in any."""
+def _final_states(cursor: Cursor[dict[str, Any]], event: object) -> tuple[str, ...]:
+    """Return how an event ended in every sink, if it is dead in one of them; empty while it has not ended in all."""
     rows = cursor.execute(SIBLINGS, {"event": event}).fetchall()
     states = {row["state"] for row in rows}
     if "dead" not in states or states & {"pending", "sending"}:
         return ()
     return tuple(f"{row['target']}: {row['state']} {row['reason']} {row['code']}".rstrip() for row in rows)
-
-
-def _one(row: dict[str, Any] | None) -> dict[str, Any]:
-    if row is None:
-        raise RuntimeError("no row")
-    return row

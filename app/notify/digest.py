@@ -1,22 +1,18 @@
-"""Many events told as one: nothing is dropped, everything is counted."""
+"""Many events in one: none is dropped, all are counted."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
 
-from app.core.events import Event, Kind, Notification, Severity, Tally
-
-#: The component of events that are about more than one sweeper, or about the delivery itself.
-OWN = "notifications"
+from app.core.events import NOTIFICATIONS, Event, Kind, Notification, Severity, Tally
 
 
 def digest(notifications: Sequence[Notification]) -> Event:
-    """Combine events, oldest first. Equal ones keep their component and title; their numbers are summed.
+    """Return one event for many, which are given oldest first. Equal ones keep component and title, numbers are summed.
 
-    Incidents (failures and recoveries of one component) end as the newest of them: that is how things stand.
+    Incidents (failures and recoveries of one component) become the newest of them: that is how things stand.
     """
     tallies = _tally(notifications)
     total = sum(tally.events for tally in tallies)
@@ -30,7 +26,7 @@ def digest(notifications: Sequence[Notification]) -> Event:
     if len(components) == 1 and newest.kind in (Kind.FAILED, Kind.RECOVERED):
         return replace(newest, detail=detail, metadata={"events": total}, tallies=tallies)
     loudest = max((tally.severity for tally in tallies), key=lambda severity: severity.rank)
-    component = components.pop() if len(components) == 1 else OWN
+    component = components.pop() if len(components) == 1 else NOTIFICATIONS
     return Event(component, loudest, f"{total} notifications", detail, _sums(tallies), Kind.DIGEST, tallies)
 
 
@@ -46,9 +42,9 @@ def _sums(tallies: Iterable[Tally]) -> dict[str, int]:
 
 def _tally(notifications: Iterable[Notification]) -> tuple[Tally, ...]:
     sums: dict[tuple[str, Severity, str], Tally] = {}
-    for one in (tally for notification in notifications for tally in _tallies_of(notification)):
-        key = (one.component, one.severity, one.title)
-        sums[key] = _plus(sums[key], one) if key in sums else one
+    for tally in (tally for notification in notifications for tally in _tallies_of(notification)):
+        key = (tally.component, tally.severity, tally.title)
+        sums[key] = _plus(sums[key], tally) if key in sums else tally
     return tuple(sorted(sums.values(), key=lambda tally: (-tally.severity.rank, tally.component, tally.title)))
 
 
@@ -62,8 +58,8 @@ def _tallies_of(notification: Notification) -> Iterator[Tally]:
         )
 
 
-def _plus(one: Tally, other: Tally) -> Tally:
-    names = dict.fromkeys((*one.counts, *other.counts))
-    counts = {name: one.counts.get(name, 0) + other.counts.get(name, 0) for name in names}
-    first: datetime = min(one.first, other.first)
-    return replace(one, events=one.events + other.events, first=first, last=max(one.last, other.last), counts=counts)
+def _plus(tally: Tally, other: Tally) -> Tally:
+    names = dict.fromkeys((*tally.counts, *other.counts))
+    counts = {name: tally.counts.get(name, 0) + other.counts.get(name, 0) for name in names}
+    first, last = min(tally.first, other.first), max(tally.last, other.last)
+    return replace(tally, events=tally.events + other.events, first=first, last=last, counts=counts)

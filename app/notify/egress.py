@@ -1,6 +1,6 @@
-"""Which addresses may be dialled.
+"""The egress policy: which addresses may be dialled.
 
-A receiver's name can be made to point anywhere, so the address that is dialled is what is judged, each time. Never:
+A receiver's name can be made to point anywhere, so what is checked is the address that is dialled, each time. Never:
 multicast, reserved, unspecified, link-local and the clouds' metadata services. Only in networks that the operator
 allows: loopback and private ranges, and those that carry or hide an IPv4 address (carrier NAT, NAT64, 6to4, ...).
 """
@@ -17,7 +17,7 @@ from app.notify.settings import IPNetwork
 
 Address = IPv4Address | IPv6Address
 
-# Metadata services that are not link-local: AWS over IPv6, Alibaba, Azure's wire server.
+# Metadata services that are not link-local: AWS over IPv6, Alibaba, Azure; then "this network".
 _NEVER = tuple(map(ip_network, ("fd00:ec2::254/128", "100.100.100.200/32", "168.63.129.16/32", "0.0.0.0/8")))
 _CLOSED = tuple(
     map(
@@ -33,13 +33,13 @@ _CLOSED = tuple(
 
 
 class EgressPolicy:
-    """The operator's allowance: networks that receivers may be in although they are closed to the world."""
+    """Public addresses, and the networks that the operator allows although they are closed otherwise."""
 
     def __init__(self, allowed: Sequence[IPNetwork]) -> None:
         self._allowed = tuple(allowed)
 
     def allows(self, address: str, *, cleartext: bool = False) -> bool:
-        """Say whether an address may be dialled; `plain` without TLS, which is for allowed networks only."""
+        """Return whether an address may be dialled; without TLS (`cleartext`) only in allowed networks."""
         bare = _unwrap(ip_address(address.partition("%")[0]))
         if _forbidden(bare):
             return False
@@ -47,18 +47,18 @@ class EgressPolicy:
         return allowed or (not cleartext and not any(bare in network for network in _CLOSED))
 
     async def resolve(self, host: str, port: int, *, cleartext: bool = False) -> list[str]:
-        """Give the addresses of a host that may be dialled, in the resolver's order.
+        """Return the addresses of a host that may be dialled, in the resolver's order.
 
         Raises SinkUnavailable when the name is not known, SinkRejected when all its addresses are closed.
         """
         addresses = [host] if _is_address(host) else await _look_up(host, port)
-        open_ones = [address for address in addresses if self.allows(address, cleartext=cleartext)]
-        if not open_ones:
+        allowed = [address for address in addresses if self.allows(address, cleartext=cleartext)]
+        if not allowed:
             raise SinkRejected(Fault.BLOCKED_ADDRESS)
-        return open_ones
+        return allowed
 
     def denies_literal(self, host: str, *, cleartext: bool) -> bool:
-        """Say whether a URL's host is an address that will never be dialled; a name is judged by its addresses."""
+        """Return whether a URL's host is an address that is never dialled; a name is checked when it is resolved."""
         if cleartext and not self._allowed:
             return True
         return _is_address(host) and not self.allows(host, cleartext=cleartext)
@@ -66,10 +66,10 @@ class EgressPolicy:
 
 async def _look_up(host: str, port: int) -> list[str]:
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise SinkUnavailable(Fault.DNS) from None
-    return list(dict.fromkeys(str(info[4][0]) for info in found))
+    return list(dict.fromkeys(str(info[4][0]) for info in infos))
 
 
 def _is_address(host: str) -> bool:
@@ -86,11 +86,11 @@ def _unwrap(address: Address) -> Address:
 
 
 def _forbidden(address: Address) -> bool:
-    """Say what no allowance opens."""
+    """Return whether no allowance opens the address."""
     if any(address in network for network in _NEVER):
         return True
     if address.is_multicast or address.is_unspecified or address.is_link_local:
         return True
     # Python counts ::/8 as reserved; the loopback and embedded IPv4 addresses in it are closed, not reserved.
-    inside = isinstance(address, IPv6Address) and any(address in network for network in _CLOSED)
-    return address.is_reserved and not inside
+    closed = isinstance(address, IPv6Address) and any(address in network for network in _CLOSED)
+    return address.is_reserved and not closed

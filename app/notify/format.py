@@ -1,4 +1,4 @@
-"""The words that sinks share: lines for people, the body for machines, cut to fit and escaped."""
+"""Rendering that sinks share: lines for people, the JSON body for machines, cut to fit and escaped."""
 
 from __future__ import annotations
 
@@ -9,38 +9,42 @@ from typing import Any
 
 from app.core.events import Event, Kind, Notification
 
-#: More lines than this in one message help nobody.
+#: Tallies of a digest that are listed at most; the rest is counted.
 MOST_LINES = 20
 
 
 def headline(event: Event) -> str:
-    """Give one line: severity, what happened, to how many."""
+    """Return one line: severity, what happened, to how many."""
     mark = "[test] " if event.kind is Kind.TEST else ""
-    told = counts(event.metadata) if len(event.tallies) <= 1 else ""  # the numbers of many are told line by line
-    return f"{mark}[{event.severity}] {event.title}" + (f" ({told})" if told else "")
+    numbers = event.metadata if len(event.tallies) <= 1 else {}  # those of several tallies are in the body
+    return f"{mark}[{event.severity}] {event.title}{in_brackets(numbers)}"
 
 
 def counts(metadata: Mapping[str, int]) -> str:
-    """Give numbers as `deleted=3, failed=1`."""
+    """Return numbers as `deleted=3, failed=1`."""
     return ", ".join(f"{name}={number}" for name, number in metadata.items())
 
 
 def body_lines(notification: Notification) -> Iterator[str]:
-    """Give what there is to say beyond the title, line by line: the tallies of a digest, else detail and numbers."""
+    """Yield the lines below the title: the detail, and the tallies of a digest or else the numbers."""
     event = notification.event
     if event.detail:
         yield event.detail
     for tally in event.tallies[:MOST_LINES]:
-        told = counts(tally.counts)
-        yield f"{tally.events} x [{tally.severity}] {tally.component}: {tally.title}" + (f" ({told})" if told else "")
+        yield f"{tally.events} x [{tally.severity}] {tally.component}: {tally.title}{in_brackets(tally.counts)}"
     if (more := len(event.tallies) - MOST_LINES) > 0:
         yield f"+{more} more"
     if event.metadata and not event.tallies:
         yield counts(event.metadata)
 
 
+def in_brackets(numbers: Mapping[str, int]) -> str:
+    """Return numbers as ` (deleted=3, failed=1)`, or nothing when there are none."""
+    return f" ({counts(numbers)})" if numbers else ""
+
+
 def body(notification: Notification) -> dict[str, Any]:
-    """Give the control plane's JSON body of an event; keys in its order, empty ones left out."""
+    """Return the control plane's JSON body of an event: its order of keys, empty texts and mappings left out."""
     event = notification.event
     full: dict[str, Any] = {
         "time": timestamp(notification.time),
@@ -54,7 +58,7 @@ def body(notification: Notification) -> dict[str, Any]:
 
 
 def to_json(content: Mapping[str, Any]) -> bytes:
-    """Give JSON without blanks, in UTF-8."""
+    """Return JSON without blanks, in UTF-8."""
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -64,17 +68,17 @@ def slack_escape(text: str) -> str:
 
 
 def timestamp(moment: datetime) -> str:
-    """Give RFC 3339 in UTC, fractions without trailing zeros, as Go writes it."""
+    """Return a time in UTC by RFC 3339, its fraction without trailing zeros, as Go writes it."""
     text = moment.strftime("%Y-%m-%dT%H:%M:%S")
     fraction = f".{moment.microsecond:06d}".rstrip("0").rstrip(".")
     return f"{text}{fraction}Z"
 
 
 def truncate(text: str, most: int) -> str:
-    """Cut to so many code points, the last one an ellipsis when something went."""
+    """Cut a text to `most` code points, the last of them an ellipsis when it was longer."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def one_line(text: str) -> str:
-    """Replace what could end a line or a header by spaces."""
+    """Replace whatever could end a line or a header by single spaces."""
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())

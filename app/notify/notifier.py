@@ -1,6 +1,6 @@
 """What the actors of the queue `sinks` do: one attempt for one delivery, and the relay's rounds.
 
-message -> take (PostgreSQL) -> attempt (no lock, one deadline) -> settle (PostgreSQL) -> retry by the middleware
+message -> claim (PostgreSQL) -> attempt (no lock, one deadline) -> settle (PostgreSQL) -> retry by the middleware
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from psycopg_pool import PoolTimeout
 
 from app.core import metrics
 from app.core.errors import Fault, SinkRejected, SinkUnavailable, describe
-from app.core.events import Event, Kind, Notification, Severity
+from app.core.events import NOTIFICATIONS, Event, Kind, Notification, Severity
 from app.notify import relay
 from app.notify.deliveries import ClaimedDelivery, Deliveries, DeliveryOutcome
-from app.notify.digest import OWN
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -36,12 +35,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("notification")
 
-#: Runs an attempt, given the way out, on an event loop, and waits for its end.
+#: Runs an attempt on an event loop, hands it a transport, and returns at its end.
 Run = Callable[[Callable[["Transport"], Coroutine[Any, Any, None]]], None]
 
 
 class RetryLater(Exception):
-    """This delivery is to be tried again after a wait."""
+    """This delivery is to be attempted again after a wait."""
 
     def __init__(self, delivery: int, wait: timedelta) -> None:
         super().__init__(f"delivery {delivery} is tried again")
@@ -49,7 +48,7 @@ class RetryLater(Exception):
 
 
 async def attempt(target: Target, notification: Notification, transport: Transport, seconds: float) -> None:
-    """Try once, within so many seconds in all. Raises SinkRejected or SinkUnavailable, and nothing else."""
+    """Send once, within so many seconds in all. Raises SinkRejected or SinkUnavailable, and nothing else."""
     try:
         async with asyncio.timeout(seconds):
             await target.sink.send(notification, target.settings, target.receiver, transport)
@@ -57,14 +56,14 @@ async def attempt(target: Target, notification: Notification, transport: Transpo
         raise
     except TimeoutError:
         raise SinkUnavailable(Fault.TIMEOUT) from None
-    except Exception as error:  # noqa: BLE001 - a sink's slip must not lose a notification
+    except Exception as error:  # noqa: BLE001 - a bug in a sink must not lose a notification
         log.error("sink failed in a way of its own", sink=target.sink.name, error=describe(error).error)
         raise SinkUnavailable(Fault.PROTOCOL) from None
 
 
 @dataclass
 class Notifier:
-    """Delivers for one process."""
+    """Delivers notifications, for one process."""
 
     pool: ConnectionPool[Connection[Any]]
     deliveries: Deliveries
@@ -72,7 +71,7 @@ class Notifier:
     run: Run
 
     def deliver(self, delivery: int) -> None:
-        """Make the attempt that this delivery's receiver is due. Raises Again when it is to be repeated."""
+        """Attempt what the receiver of this delivery is to be sent now. Raises RetryLater when it is to be repeated."""
         try:
             with self.pool.connection() as connection:
                 claimed = self.deliveries.claim(connection, delivery)
@@ -84,13 +83,13 @@ class Notifier:
         outcome = self._settle(claimed, self._attempt(claimed))
         if outcome is None:
             return
-        self._tell(claimed, outcome)
+        self._report(claimed, outcome)
         self.outbox.trigger(outcome.follow)
         if outcome.state == "pending":
             raise RetryLater(claimed.id, outcome.wait)
 
     def _settle(self, claimed: ClaimedDelivery, error: SinkRejected | SinkUnavailable | None) -> DeliveryOutcome | None:
-        """Write down how the attempt ended, with patience: what is not written down is sent again."""
+        """Record how the attempt ended, and keep trying for a while: what is not recorded is sent again."""
         for pause in (0.1, 0.5, 1.0, 2.0, None):
             try:
                 with self.pool.connection() as connection:
@@ -107,7 +106,7 @@ class Notifier:
         return None
 
     def relay(self) -> bool:
-        """Do one round: end what is too old, trigger what is due, prune. Says whether PostgreSQL was there."""
+        """Do one round: give up what is too old, trigger what is due, prune. Return whether PostgreSQL was there."""
         settings = self.deliveries.settings
         targets = [(target.name, target.fingerprint) for target in self.deliveries.targets.values()]
         try:
@@ -137,7 +136,7 @@ class Notifier:
         metrics.ATTEMPT_SECONDS.labels(sink).observe(time.perf_counter() - started)
         return error
 
-    def _tell(self, claimed: ClaimedDelivery, outcome: DeliveryOutcome) -> None:
+    def _report(self, claimed: ClaimedDelivery, outcome: DeliveryOutcome) -> None:
         name = claimed.target.name
         facts: dict[str, Any] = {"sink": name, "event_id": claimed.notification.id, "attempt": claimed.attempt}
         sink = claimed.target.sink.name
@@ -154,10 +153,9 @@ class Notifier:
             log.error("sink's certificate is not trusted; no resending will help", **facts)
         else:
             log.info("notification not delivered yet", **facts, reason=outcome.reason, again_in=outcome.wait)
-        if outcome.partly:
-            log.error(
-                "notification did not reach every sink", event_id=claimed.notification.id, sinks=list(outcome.partly)
-            )
+        if outcome.final_states:
+            sinks = list(outcome.final_states)
+            log.error("notification did not reach every sink", event_id=claimed.notification.id, sinks=sinks)
         if outcome.opened:
             log.warning("sink is left alone for a while", sink=name, reason=outcome.reason, rest=outcome.opened)
         elif outcome.recovered:
@@ -166,10 +164,10 @@ class Notifier:
             self._switched_off(name, outcome.reason)
 
     def _switched_off(self, name: str, reason: str) -> None:
-        """Say so loudly: in the log, and to everybody else."""
+        """Log it as an error, and notify all other receivers."""
         log.error("sink switched off until its configuration changes", sink=name, reason=reason)
         event = Event(
-            OWN,
+            NOTIFICATIONS,
             Severity.ERROR,
             f"notification sink switched off: {name}",
             f"reason={reason}; it stays off until its configuration changes",

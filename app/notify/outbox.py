@@ -1,6 +1,6 @@
-"""The outbox: events written in the transaction that they tell of, and a message in Redis for each delivery.
+"""The outbox: events written in the transaction that they are about, and a message in Redis for each delivery.
 
-What is committed is never lost: the message is only a trigger, and the relay finds what no message stands for.
+What is committed is never lost: the message is only a trigger, and the relay finds deliveries that have none.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from psycopg.types.json import Json
 from app.core import metrics
 from app.core.errors import describe
 from app.core.events import Event, Kind, Notification, Severity, Tally
+from app.storage.postgres import only_row
 
 if TYPE_CHECKING:
     from psycopg import Cursor
@@ -44,37 +45,40 @@ class Outbox:
     """Writes events with one delivery for each receiver, and triggers those deliveries."""
 
     def __init__(self, router: Router, trigger: Trigger) -> None:
-        self._fanout = router
+        self._router = router
         self._trigger = trigger
 
     def write(self, cursor: Cursor[dict[str, Any]], events: Iterable[Event], *, without: str = "") -> list[int]:
-        """Write events in the transaction under way; give the ids to `trigger` once it is committed."""
-        return [number for event in events for number in self._write(cursor, event, without)]
+        """Write events in the open transaction; return the deliveries to `trigger` once it is committed.
+
+        `without` is the name of a receiver that gets no delivery.
+        """
+        return [delivery for event in events for delivery in self._write(cursor, event, without)]
 
     def _write(self, cursor: Cursor[dict[str, Any]], event: Event, without: str) -> list[int]:
-        routed = [one for one in self._fanout.route(event) if one.target.name != without]
-        for one in routed:
-            if one.filtered_by:
-                metrics.NOTIFIED.labels(one.target.sink.name, "suppressed").inc()
-        written = write_event(cursor, event)
-        targets, reasons = [one.target.name for one in routed], [one.filtered_by for one in routed]
-        rows = cursor.execute(
-            WRITE_DELIVERIES, {"event": written.id, "targets": targets, "reasons": reasons}
-        ).fetchall()
-        return [row["id"] for row in rows if row["state"] == "pending"]
+        routes = [route for route in self._router.route(event) if route.target.name != without]
+        for route in routes:
+            if route.filtered_by:
+                metrics.NOTIFIED.labels(route.target.sink.name, "suppressed").inc()
+        query = {
+            "event": write_event(cursor, event).id,
+            "targets": [route.target.name for route in routes],
+            "reasons": [route.filtered_by for route in routes],
+        }
+        return [row["id"] for row in cursor.execute(WRITE_DELIVERIES, query) if row["state"] == "pending"]
 
     def trigger(self, deliveries: Iterable[int]) -> None:
-        """Send a message for each delivery. Never raises: the relay will send those that could not be."""
+        """Send a message for each delivery. Never raises: the relay sends those that could not be sent."""
         try:
-            for number in deliveries:
-                self._trigger(number)
-        except Exception as error:  # noqa: BLE001 - a sweep is done, whether or not Redis is there to be told
+            for delivery in deliveries:
+                self._trigger(delivery)
+        except Exception as error:  # noqa: BLE001 - a sweep is done whether or not Redis can be reached
             log.warning("delivery not triggered; the relay will", error=describe(error).error)
 
 
 def write_event(cursor: Cursor[dict[str, Any]], event: Event) -> Notification:
-    """Write one event and give it with its id and time, the same as it will be read back."""
-    row = cursor.execute(
+    """Write one event and return it with its id and time, the same as it is read back."""
+    written = cursor.execute(
         WRITE_EVENT,
         {
             "kind": event.kind,
@@ -85,13 +89,13 @@ def write_event(cursor: Cursor[dict[str, Any]], event: Event) -> Notification:
             "metadata": Json(dict(event.metadata)),
             "tallies": Json([_packed(tally) for tally in event.tallies]),
         },
-    ).fetchone()
-    assert row is not None
+    )
+    row = only_row(written)
     return Notification(str(row["id"]), row["created_at"].astimezone(UTC), event)
 
 
 def read_notification(row: Mapping[str, Any]) -> Notification:
-    """Read an event's row: `event_id`, `created_at` and the event's own columns."""
+    """Return the notification of a row with `event_id`, `created_at` and the event's own columns."""
     event = Event(
         row["component"],
         Severity(row["severity"]),

@@ -1,13 +1,13 @@
-"""What a receiver is sent next: one delivery, many as one, or nothing yet. No SQL, no clock of its own.
+"""What a receiver is sent next: one delivery, many in one digest, or nothing yet. No SQL, no clock of its own.
 
-off, resting, probed by someone     nothing
-probing                             what was tried before, else everything as one
-tried before                        that one, by itself: an attempt may have arrived although we think it failed, so
-                                    its id must not change
-equal to one that was just sent     held, to be sent with its like
-out of pace                         held until the pace allows
-few                                 the one that was asked for
-many, or after an outage            all as one
+off, resting, probed by another       nothing
+probing                               one that was attempted before, else a digest of all
+attempted before                      that one, by itself: an attempt may have arrived although we think it failed, so
+                                      its id must not change
+equal to one that was just sent       postponed to the end of its dedup window, then sent in one digest
+out of pace                           postponed until the pace allows it
+few                                   the one that was triggered
+many, or after an outage              a digest of all
 """
 
 from __future__ import annotations
@@ -20,14 +20,21 @@ from typing import NamedTuple
 from app.core.backoff import exponential, jittered
 from app.core.events import Notification
 
-#: Failures in a row after which a receiver is left alone for a while.
+#: Failures in a row that open a receiver's breaker.
 BREAKER_FAILURES = 5
+#: The longest rest of a receiver, unless the operator's first one is longer.
 LONGEST_COOLDOWN = timedelta(minutes=10)
+#: The wait after a delivery's first failure, and the longest between two attempts of it.
 FIRST_BACKOFF, LONGEST_BACKOFF = timedelta(seconds=1), timedelta(hours=1)
 
 
 class Policy(NamedTuple):
-    """How one receiver is treated."""
+    """How one receiver is treated.
+
+    `repeat` is the dedup window of equal events; `burst` messages may go at once, then one each `pace` (both durations
+    may be 0, which is no limit); more than `digest_over` waiting events go as a digest, 0 means never; `grouped` is
+    whether its sink keeps events of one group in order.
+    """
 
     repeat: timedelta
     pace: timedelta
@@ -37,12 +44,15 @@ class Policy(NamedTuple):
 
     @property
     def digests(self) -> bool:
-        """Whether events may ever be told together."""
+        """Whether events may ever be sent in one digest."""
         return self.digest_over > 0
 
 
 class Health(NamedTuple):
-    """What is known of a receiver; times aware."""
+    """What is known of a receiver; times aware.
+
+    `failures` in a row, `trips` of the breaker in a row, `catch_up` after an outage: what has piled up is one digest.
+    """
 
     failures: int
     trips: int
@@ -53,18 +63,21 @@ class Health(NamedTuple):
 
     @property
     def broken(self) -> bool:
-        """Whether the breaker is open, or half open once the rest is over."""
+        """Whether the breaker is open, or half open because the rest is over."""
         return self.failures >= BREAKER_FAILURES
 
+    def resting(self, now: datetime) -> bool:
+        """Return whether it is left alone until a later time."""
+        return self.rests_until is not None and now < self.rests_until
+
     def closed_to_all(self, now: datetime) -> bool:
-        """Say whether nothing may be sent now: it rests, or someone else probes."""
-        resting = self.rests_until is not None and now < self.rests_until
+        """Return whether nothing may be sent now: it rests, or another process probes it."""
         probed = self.broken and self.probe_until is not None and now < self.probe_until
-        return resting or probed
+        return self.resting(now) or probed
 
 
 class Waiting(NamedTuple):
-    """An unfinished delivery. `due` says that it may be sent now, `busy` that someone is sending it."""
+    """An unfinished delivery: `due` when it may be sent now, `busy` while a process is sending it."""
 
     id: int
     notification: Notification
@@ -75,89 +88,96 @@ class Waiting(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Equal events have equal keys."""
+        """The key of its dedup window: equal events have equal keys."""
         event = self.notification.event
         return f"{event.component}|{event.severity}|{event.title}"
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to send, what to hold and until when, and what this takes of the receiver's pace."""
+    """What to send, what to postpone and until when, and until when this uses up the receiver's pace."""
 
     send: tuple[Waiting, ...] = ()
     postpone: Mapping[datetime, list[int]] = field(default_factory=dict)
     paced_until: datetime | None = None
-    #: Keys whose like is held from now on.
+    #: Keys whose dedup windows begin now.
     dedup_keys: frozenset[str] = frozenset()
 
 
 def decide(  # noqa: PLR0913, PLR0917 - all that a decision depends on
-    asked: int,
+    triggered: int,
     waiting: Sequence[Waiting],
     health: Health,
     policy: Policy,
     windows: Mapping[str, datetime],
     now: datetime,
 ) -> Decision:
-    """Decide about one receiver; `waiting` are its unfinished deliveries, oldest first."""
-    free = [one for one in _in_order(waiting) if one.due]
-    tried = [one for one in free if one.attempts]
-    by_id = {one.id: one for one in free}
-    if not free:
+    """Decide about one receiver.
+
+    `triggered` is the id of the delivery that a message asks for, `waiting` are the receiver's unfinished deliveries,
+    oldest first, `windows` the ends of its dedup windows by their keys.
+    """
+    due = [delivery for delivery in _in_order(waiting) if delivery.due]
+    if not due:
         return Decision()
-    wanted = by_id.get(asked) or (tried or free)[0]
-    if health.broken and tried:
-        return Decision(send=(tried[0],))
-    if wanted.attempts:
-        return Decision(send=(wanted,))
-    fresh = [one for one in free if not one.attempts]
+    retries = [delivery for delivery in due if delivery.attempts]
+    candidate = {delivery.id: delivery for delivery in due}.get(triggered) or (retries or due)[0]
+    if health.broken and retries:
+        return Decision(send=(retries[0],))
+    if candidate.attempts:
+        return Decision(send=(candidate,))
     if not policy.digests:
-        return _paced(Decision(send=(wanted,)), [wanted], health, policy, now)
-    postponed = {one.id: windows[one.key] for one in fresh if not one.group and windows.get(one.key, now) > now}
-    ready = [one for one in fresh if one.id not in postponed]
+        return _paced(Decision(send=(candidate,)), [candidate], health, policy, now)
+    ready: list[Waiting] = []
     postpone: dict[datetime, list[int]] = {}
-    for number, until in postponed.items():
-        postpone.setdefault(until, []).append(number)
+    for delivery in due:
+        if delivery.attempts:
+            continue
+        until = now if delivery.group else windows.get(delivery.key, now)
+        if until > now:
+            postpone.setdefault(until, []).append(delivery.id)
+        else:
+            ready.append(delivery)
     if not ready:
         return Decision(postpone=postpone)
-    group = wanted.group if wanted.id not in postponed else ready[0].group
-    together = [one for one in ready if one.group == group]
-    if len(together) > policy.digest_over or health.catch_up or health.broken:
-        chosen = together
+    group = candidate.group if candidate in ready else ready[0].group
+    digestible = [delivery for delivery in ready if delivery.group == group]
+    if len(digestible) > policy.digest_over or health.catch_up or health.broken:
+        chosen = digestible
     else:
-        chosen = [wanted] if wanted in together and not group else together[:1]
-    keys = frozenset(one.key for one in chosen if not one.group) if policy.repeat else frozenset()
+        chosen = [candidate] if candidate in digestible and not group else digestible[:1]
+    keys = frozenset(delivery.key for delivery in chosen if not delivery.group) if policy.repeat else frozenset()
     return _paced(Decision(tuple(chosen), postpone, dedup_keys=keys), ready, health, policy, now)
 
 
 def _paced(decision: Decision, ready: Iterable[Waiting], health: Health, policy: Policy, now: datetime) -> Decision:
-    """Let the burst through, then one message a pace (a leaky bucket by its virtual time)."""
+    """Postpone what is out of pace: a burst goes at once, then one message each pace (a leaky bucket)."""
     if not policy.pace:
         return decision
-    free_from = health.paced_until - policy.pace * (policy.burst - 1)
-    if free_from > now:
-        postpone = {**decision.postpone, free_from: [one.id for one in ready]}
-        return Decision(postpone=postpone)
+    next_at = health.paced_until - policy.pace * (policy.burst - 1)
+    if next_at > now:
+        return Decision(postpone={**decision.postpone, next_at: [delivery.id for delivery in ready]})
     return Decision(decision.send, decision.postpone, max(health.paced_until, now) + policy.pace, decision.dedup_keys)
 
 
 def _in_order(waiting: Iterable[Waiting]) -> list[Waiting]:
-    """Leave out what comes after an unfinished one of its group: an end must not overtake its beginning."""
+    """Leave out what follows an unfinished delivery of its group: an end must not overtake its beginning."""
     blocked: set[str] = set()
-    free: list[Waiting] = []
-    for one in waiting:
-        if one.group and (one.group in blocked or one.busy or (one.attempts and not one.due)):
-            blocked.add(one.group)
+    unblocked: list[Waiting] = []
+    for delivery in waiting:
+        waits = delivery.busy or (delivery.attempts and not delivery.due)
+        if delivery.group and (delivery.group in blocked or waits):
+            blocked.add(delivery.group)
             continue
-        free.append(one)
-        if one.group and one.attempts:  # it goes first, and alone
-            blocked.add(one.group)
-    return free
+        unblocked.append(delivery)
+        if delivery.group and delivery.attempts:  # it goes first, and alone
+            blocked.add(delivery.group)
+    return unblocked
 
 
-def backoff(attempts: int, jitter: float) -> timedelta:
-    """Return the wait after so many failed attempts: 1 s, doubled up to 1 h, times 0.8 to 1.2; `jitter` in [0, 1)."""
-    return min(jittered(exponential(FIRST_BACKOFF, attempts, LONGEST_BACKOFF), jitter), LONGEST_BACKOFF)
+def backoff(attempts: int, draw: float) -> timedelta:
+    """Return the wait after so many failed attempts: 1 s, doubled up to 1 h, with jitter; `draw` in [0, 1)."""
+    return min(jittered(exponential(FIRST_BACKOFF, attempts, LONGEST_BACKOFF), draw), LONGEST_BACKOFF)
 
 
 def cooldown(trips: int, first: timedelta) -> timedelta:

@@ -1,6 +1,6 @@
-"""Fan-out: which receivers there are, which of them an event is for, and why not the others.
+"""Routing: which receivers there are, which of them get an event, and why the others do not.
 
-Each receiver gets a delivery of its own, with its own retries, breaker and end: one bad sink cannot block its siblings.
+Each receiver gets a delivery of its own, with its own retries, breaker and end: one bad sink does not block the others.
 A sink with several receivers (mail) has one target for each.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ AnySink = Sink[Any]
 
 @dataclass(frozen=True)
 class Target:
-    """One receiver: `name` is public (`slack`, `email:3f2a9c1b`), `receiver` what the sink knows it by."""
+    """One receiver: `name` is public (`slack`, `email:3f2a9c1b`), `receiver` may be a secret of its sink."""
 
     name: str
     sink: AnySink
@@ -36,55 +36,55 @@ class Target:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tell configurations apart, without telling what they are: 32 bits of a hash that is slow to compute."""
-        cleartext = {
+        """A hash that changes with the configuration: 32 bits, and slow to compute, so that it reveals no secret."""
+        values = {
             name: value.get_secret_value() if isinstance(value, SecretStr) else repr(value)
             for name, value in self.settings
         }
-        text = json.dumps([self.receiver, cleartext], sort_keys=True, default=repr).encode()
+        text = json.dumps([self.receiver, values], sort_keys=True, default=repr).encode()
         return hashlib.scrypt(text, salt=self.name.encode(), n=2**14, r=8, p=1, dklen=4).hex()
 
 
 class Route(NamedTuple):
-    """One receiver's part of an event: a refusal has a reason and is suppressed."""
+    """One receiver of an event, and the reason why it does not get it; empty when it does."""
 
     target: Target
     filtered_by: str
 
 
 class Router:
-    """Every receiver that is configured."""
+    """Routes events to the receivers that are configured."""
 
     def __init__(self, targets: Iterable[Target]) -> None:
         self.targets = {target.name: target for target in targets}
 
     def route(self, event: Event) -> list[Route]:
-        """Say for every receiver whether the event is for it."""
+        """Return a route for every receiver, whether it gets the event or not."""
         return [Route(target, target.settings.filter_reason(event)) for target in self.targets.values()]
 
 
 def targets(sinks: Sequence[AnySink], settings: Sequence[SinkSettings]) -> list[Target]:
-    """Give the receivers of every sink that is configured."""
+    """Return the receivers of every sink that is configured; `settings` are those of each sink, in its place."""
     return [
-        Target(f"{sink.name}:{key}" if key else sink.name, sink, own, receiver)
-        for sink, own in zip(sinks, settings, strict=True)
-        if own.enabled
-        for key, receiver in own.receivers.items()
+        Target(f"{sink.name}:{key}" if key else sink.name, sink, sink_settings, receiver)
+        for sink, sink_settings in zip(sinks, settings, strict=True)
+        if sink_settings.enabled
+        for key, receiver in sink_settings.receivers.items()
     ]
 
 
-def problems(common: NotificationSettings, found: Iterable[Target], sweepers: Iterable[str]) -> Iterable[str]:
-    """Say what is wrong across settings: addresses that will never be dialled, sweepers that do not exist."""
+def problems(common: NotificationSettings, targets: Iterable[Target], sweepers: Iterable[str]) -> Iterator[str]:
+    """Yield what is wrong across settings: addresses that are never dialled, sweepers that do not exist."""
     egress = EgressPolicy(common.allowed_networks)
     known = set(sweepers)
-    for own in {id(target.settings): target.settings for target in found}.values():
-        for name, url in own.urls.items():
+    for settings in {id(target.settings): target.settings for target in targets}.values():
+        for name, url in settings.urls.items():
             parts = urlsplit(url.get_secret_value())
             if egress.denies_literal(parts.hostname or "", cleartext=parts.scheme == "http"):
                 yield f"{name}: {_CLOSED}"
-        for name in own.sweepers:
+        for name in settings.sweepers:
             if name.removeprefix("-") not in known:
-                variable, accepted = name_of(type(own), "sweepers"), ", ".join(sorted(known))
+                variable, accepted = name_of(type(settings), "sweepers"), ", ".join(sorted(known))
                 yield f"{variable}: no sweeper is called {name.removeprefix('-')}; accepted: {accepted}"
 
 

@@ -25,7 +25,7 @@ def _networks(value: object) -> object:
 
 
 def _readable(value: str | None) -> str | None:
-    if value is not None and not os.path.isfile(value):  # noqa: PTH113 - the other one fails on a text of a kilobyte
+    if value is not None and not os.path.isfile(value):  # noqa: PTH113 - Path.is_file raises for a text of a kilobyte
         raise ValueError("not a file; accepted: the path of a PEM file with CA certificates")
     return value
 
@@ -90,5 +90,5 @@ class NotificationSettings(Settings):
 
     @property
     def lease(self) -> timedelta:
-        """How long an attempt is nobody else's: its deadline and time to write down how it ended."""
+        """How long a claimed delivery is reserved for one attempt: its deadline, and time to settle it."""
         return self.timeout + timedelta(seconds=5)

@@ -1,8 +1,8 @@
-"""What a sink is: a name, its settings, and one coroutine that hands one note to one receiver.
+"""What a sink is: a name, its settings, and one coroutine that sends one notification to one receiver.
 
-A module in `sinks/` declares one with the `sink` decorator. It speaks to the world through a `Wire` alone, which
-owns deadline, addresses, TLS and limits. It returns when the receiver has the note, raises SinkRejected when it never
-will, SinkUnavailable when it may later. Everything else (outbox, retries, breaker, digests) is the notifier's.
+A module in `sinks/` declares one with the `sink` decorator. It reaches its receiver by a `Transport` only, which owns
+deadline, addresses, TLS and limits. It returns when the receiver has the notification, raises SinkRejected when it
+never will, SinkUnavailable when it may later. All else (outbox, retries, breaker, digests) is not the sink's business.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from http import HTTPStatus
 from json import loads
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from app.core.config import Settings, name_of, variable
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
-from app.core.events import Event, Notification, Severity
+from app.core.events import NOTIFICATIONS, Event, Notification, Severity
 from app.core.retry_after import retry_after
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
 
 
 def _severity(value: object) -> object:
-    word = str(value).lower()
+    name = str(value).lower()
     try:
-        return Severity("warn" if word == "warning" else word)
+        return Severity("warn" if name == "warning" else name)
     except ValueError:
         raise ValueError("not a severity; accepted: info, warn, error") from None
 
@@ -49,16 +50,16 @@ def _names(value: object) -> object:
 def _url(value: object) -> object:
     if not isinstance(value, str):
         return value
-    wrong = "not a URL; accepted: https://host/path, or http:// to a network in SB_NOTIFICATION_ALLOWED_NETWORKS"
+    problem = "not a URL; accepted: https://host/path, or http:// to a network in SB_NOTIFICATION_ALLOWED_NETWORKS"
     if not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError(wrong)
+        raise ValueError(problem)
     try:
         url = urlsplit(value)
         fine = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         fine = False
     if not fine:
-        raise ValueError(wrong)
+        raise ValueError(problem)
     return SecretStr(value)
 
 
@@ -71,21 +72,21 @@ def _header_safe(value: SecretStr) -> SecretStr:
 
 Filter = Annotated[tuple[str, ...], BeforeValidator(_names)]
 Loudness = Annotated[Severity, BeforeValidator(_severity)]
-#: A URL of a receiver; it is a credential, so it shows itself to nobody.
+#: A URL of a receiver. It is a credential: its repr and str are masked.
 SecretUrl = Annotated[SecretStr, BeforeValidator(_url)]
 #: A credential that travels in a header.
 Token = Annotated[SecretStr, AfterValidator(_header_safe)]
 
 
 def at_least(sink: str, default: str) -> Any:
-    """Declare the setting by which quiet events do not reach a sink."""
+    """Declare a sink's setting of the least severity that it gets."""
     return variable(
         f"SB_NOTIFICATION_{sink}_MIN_SEVERITY", default=default, meaning="events quieter than this do not go there"
     )
 
 
 def only(sink: str) -> Any:
-    """Declare the setting that chooses whose events reach a sink."""
+    """Declare a sink's setting of the sweepers whose events it gets."""
     return variable(
         f"SB_NOTIFICATION_{sink}_SWEEPERS",
         default="",
@@ -94,19 +95,19 @@ def only(sink: str) -> Any:
 
 
 class SinkSettings(Settings):
-    """What every sink's settings have; subclasses declare both with their variable names."""
+    """What every sink's settings have; subclasses declare both again, with their variables' names."""
 
     min_severity: Loudness
     sweepers: Filter
 
     @property
     def enabled(self) -> bool:
-        """Whether there is anybody to tell."""
+        """Whether there is a receiver."""
         return True
 
     @property
     def receivers(self) -> Mapping[str, str]:
-        """The receivers, each with its own deliveries: a short stable key, and what the sink knows it by."""
+        """The receivers, each with its own deliveries: as the sink knows them, by a short, stable and public key."""
         return {"": ""}
 
     @property
@@ -115,18 +116,19 @@ class SinkSettings(Settings):
         return {}
 
     def filter_reason(self, event: Event) -> str:
-        """Say why an event is not for this sink, in a word; empty when it is."""
+        """Return why this sink does not get an event, `severity` or `sweeper`; empty when it does."""
         if event.routing_severity.rank < self.min_severity.rank:
             return "severity"
-        wanted = [name for name in self.sweepers if not name.startswith("-")]
-        own = event.component == "notifications"  # about the delivery itself: nobody can have asked not to hear of it
-        if not own and (f"-{event.component}" in self.sweepers or (wanted and event.component not in wanted)):
+        if event.component == NOTIFICATIONS:  # about the delivery itself: no sweeper's name leaves it out
+            return ""
+        included = [name for name in self.sweepers if not name.startswith("-")]
+        if f"-{event.component}" in self.sweepers or (included and event.component not in included):
             return "sweeper"
         return ""
 
 
 class UrlSettings(SinkSettings):
-    """What the settings of a sink with one secret URL have; subclasses declare it with its variable names."""
+    """What the settings of a sink with one secret URL have; subclasses declare it again, with its variable's names."""
 
     url: SecretUrl | None
 
@@ -137,12 +139,12 @@ class UrlSettings(SinkSettings):
 
     @property
     def urls(self) -> Mapping[str, SecretStr]:
-        """The one URL."""
+        """The URL, by its variable's name."""
         return {name_of(type(self), "url"): self.url} if self.url else {}
 
     @property
     def address(self) -> SecretStr:
-        """The URL, of a sink that is on."""
+        """The URL of a sink that is enabled."""
         assert self.url is not None
         return self.url
 
@@ -157,12 +159,12 @@ class Answer:
 
     @cached_property
     def text(self) -> str:
-        """The body as text, whatever its encoding claims to be; to compare with known words, never to be shown."""
+        """The body as text, decoded as UTF-8; to compare with known texts, never to be shown."""
         return self.body.decode("utf-8", "replace").strip()
 
     @cached_property
     def json(self) -> Mapping[str, Any]:
-        """The body as a JSON object; empty when it is none."""
+        """The body as a JSON object, empty when it is none."""
         try:
             parsed = loads(self.body)
         except (ValueError, RecursionError):
@@ -170,12 +172,12 @@ class Answer:
         return parsed if isinstance(parsed, dict) else {}
 
     def retry_after(self, now: datetime) -> float | None:
-        """Seconds that the receiver wants to be left alone: the header, as a number or a date."""
+        """Return the seconds that the receiver asks to wait, by its `Retry-After`; None when it does not ask."""
         return retry_after(self.headers.get("retry-after", ""), now)
 
 
 class Transport(Protocol):
-    """The way out. Every call is bounded by the attempt's one deadline."""
+    """How a sink reaches its receiver. Every call is bounded by the attempt's one deadline."""
 
     @property
     def now(self) -> datetime:
@@ -183,18 +185,18 @@ class Transport(Protocol):
         ...
 
     async def post(self, url: SecretStr, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """POST once: no redirect is followed, no proxy is asked, no address outside of the allowed ones is dialled.
+        """POST once: no redirect is followed, no proxy is used, no address is dialled that the egress policy denies.
 
         Raises SinkUnavailable or SinkRejected when there is no answer.
         """
         ...
 
     async def mail(self, server: MailServer, message: EmailMessage, recipient: str) -> None:
-        """Hand one message for one recipient to an SMTP server."""
+        """Hand one message for one recipient to an SMTP server. Raises SinkUnavailable or SinkRejected."""
         ...
 
-    async def child(self, module: str, given: bytes) -> int:
-        """Run a module of ours in a process of its own, give it this on stdin, and give its exit status."""
+    async def child(self, module: str, stdin: bytes) -> int:
+        """Run one of the worker's modules in a process of its own; return its exit status."""
         ...
 
 
@@ -215,8 +217,8 @@ S = TypeVar("S", bound=SinkSettings)
 Send = Callable[[Notification, S, str, Transport], Awaitable[None]]
 
 
-def everything(_event: Event) -> str:
-    """Put all events into one group: any of them may be told in one message."""
+def ungrouped(_event: Event) -> str:
+    """Return the name of no group: the event needs no order, and shares a digest with any other such event."""
     return ""
 
 
@@ -224,21 +226,26 @@ def everything(_event: Event) -> str:
 class Sink(Generic[S]):
     """A registered sink.
 
-    `group` names what an event belongs to: events of one named group stay in order, and are told in one message only
-    with each other. `paced` is false for a receiver that takes every event as fast as it comes.
+    `group` returns the name of an event's group: events of one group stay in order, and share digests with each other
+    only. `paced` is false for a receiver that takes every event as fast as it comes.
     """
 
     name: str
     settings: type[S]
     send: Send[S]
-    group: Callable[[Event], str] = everything
+    group: Callable[[Event], str] = ungrouped
     paced: bool = True
+
+    @property
+    def grouped(self) -> bool:
+        """Whether it has groups at all."""
+        return self.group is not ungrouped
 
 
 def sink(
-    name: str, *, settings: type[S], group: Callable[[Event], str] = everything, paced: bool = True
+    name: str, *, settings: type[S], group: Callable[[Event], str] = ungrouped, paced: bool = True
 ) -> Callable[[Send[S]], Sink[S]]:
-    """Declare the decorated coroutine as the sink `name`, which is a metric label: renaming it breaks dashboards."""
+    """Make the decorated coroutine the sink `name`, which is a metric label: renaming it breaks dashboards."""
 
     def declare(send: Send[S]) -> Sink[S]:
         return Sink(name, settings, send, group, paced)
@@ -246,34 +253,32 @@ def sink(
     return declare
 
 
-_OK, _REDIRECT, _CLIENT, _SERVER = 200, 300, 400, 500
-_UNAUTHORIZED, _FORBIDDEN, _GONE, _TOO_LARGE, _TOO_MANY = 401, 403, 410, 413, 429
 _MOST_STATUS = 599
 
 
 def judge(answer: Answer, now: datetime, retry: frozenset[int] = frozenset()) -> None:
-    """Raise what an HTTP status means, nothing for 2xx.
+    """Raise SinkRejected or SinkUnavailable by an HTTP status; nothing for 2xx.
 
-    4xx is permanent, but for the statuses in `retry`, which the sink's vendor documents; 401 and 410 switch it off.
-    3xx is permanent: a redirect is never followed. 5xx is worth a retry.
+    4xx is permanent, except the statuses in `retry`, which the sink's vendor documents; 401 and 410 switch the sink
+    off. 3xx is permanent: a redirect is never followed. 5xx is worth a retry.
     """
     status, code = answer.status, str(answer.status)
-    if _OK <= status < _REDIRECT:
+    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return
     if status in retry:
-        fault = Fault.RATE_LIMITED if status == _TOO_MANY else Fault.SERVER_ERROR
+        fault = Fault.RATE_LIMITED if status == HTTPStatus.TOO_MANY_REQUESTS else Fault.SERVER_ERROR
         raise SinkUnavailable(fault, code, retry_after=answer.retry_after(now))
-    if _SERVER <= status <= _MOST_STATUS:
+    if HTTPStatus.INTERNAL_SERVER_ERROR <= status <= _MOST_STATUS:
         raise SinkUnavailable(Fault.SERVER_ERROR, code, retry_after=answer.retry_after(now) if retry else None)
-    if status in (_UNAUTHORIZED, _FORBIDDEN):
-        raise SinkRejected(Fault.AUTH, code, off=status == _UNAUTHORIZED)
-    if status == _TOO_LARGE:
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        raise SinkRejected(Fault.AUTH, code, off=status == HTTPStatus.UNAUTHORIZED)
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         raise SinkRejected(Fault.PAYLOAD_TOO_LARGE, code)
-    if _REDIRECT <= status < _SERVER:
-        raise SinkRejected(Fault.CLIENT_ERROR, code, off=status == _GONE)
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise SinkRejected(Fault.CLIENT_ERROR, code, off=status == HTTPStatus.GONE)
     raise SinkRejected(Fault.PROTOCOL, code)
 
 
 #: Statuses below 500 that most vendors document as worth a retry.
-PASSING = frozenset({408, 425, 429})
+TRANSIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 JSON = {"Content-Type": "application/json"}

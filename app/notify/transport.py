@@ -1,7 +1,7 @@
-"""The way out to HTTP and SMTP receivers: guarded addresses, verified TLS, bounded answers, and no word of either.
+"""Transport to HTTP and SMTP receivers: addresses by the egress policy, verified TLS, bounded answers.
 
-The one deadline is the caller's (`asyncio.timeout` around the whole attempt): a server that drips a byte a second
-never lets a read time out. Errors leave as our own types; a library's text would quote a URL.
+The one deadline is the caller's (`asyncio.timeout` around the whole attempt): with a server that drips a byte a second
+no read ever times out. Only SinkRejected and SinkUnavailable are raised: a library's text would quote a URL.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ if TYPE_CHECKING:
 
     from app.notify.settings import NotificationSettings
 
-#: Bytes of a response's body that are read; a hostile one has no end.
+#: Bytes of a response's body that are kept; a hostile one has no end.
 MOST_BODY = 64 * 1024
 #: Connections of one thread to all receivers together, and those kept open between attempts.
 MOST_CONNECTIONS, KEPT_CONNECTIONS = 16, 8
-_PERMANENT_REPLY, _AUTH_TEMPORARY = 500, 454
+#: SMTP replies from here up are permanent.
+_PERMANENT_REPLY = 500
 
 
 def tls_context(settings: NotificationSettings) -> ssl.SSLContext:
-    """Trust the system's authorities and the operator's own; TLS 1.2 at least. Raises ValueError for a bad file."""
+    """Return a context that trusts the system's authorities and the operator's. Raises ValueError for a bad file."""
     context = http.tls_context()
     if settings.ca_bundle:
         try:
@@ -52,7 +53,7 @@ def tls_context(settings: NotificationSettings) -> ssl.SSLContext:
 
 
 class _Backend(AsyncNetworkBackend):
-    """Dials addresses that the guard has seen, so that no second lookup can give another one."""
+    """Dials the very addresses that the egress policy has allowed: a second lookup could return another one."""
 
     def __init__(self, egress: EgressPolicy, *, cleartext: bool) -> None:
         self._egress = egress
@@ -80,8 +81,8 @@ class _Backend(AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
 
-class _GuardedTransport(httpx.AsyncHTTPTransport):
-    """httpx's own transport over a pool that dials through the guard."""
+class _EgressTransport(httpx.AsyncHTTPTransport):
+    """httpx's own transport over a pool that dials by the egress policy."""
 
     def __init__(self, context: ssl.SSLContext, egress: EgressPolicy, *, cleartext: bool) -> None:
         super().__init__(verify=context, trust_env=False)
@@ -95,7 +96,7 @@ class _GuardedTransport(httpx.AsyncHTTPTransport):
 
 
 class _Mailer(aiosmtplib.SMTP):
-    """A client that hangs up at once: a goodbye under TLS waits for the other side, which may never answer."""
+    """A client that aborts when it is closed: a TLS shutdown waits for the server, which may never answer."""
 
     def close(self) -> None:
         stream = self.transport
@@ -105,7 +106,7 @@ class _Mailer(aiosmtplib.SMTP):
 
 
 class NetworkTransport:
-    """A Wire for one attempt at a time. It belongs to the event loop that first uses it."""
+    """The transport of one event loop, for one attempt at a time."""
 
     def __init__(self, settings: NotificationSettings, context: ssl.SSLContext | None = None) -> None:
         self._egress = EgressPolicy(settings.allowed_networks)
@@ -114,8 +115,8 @@ class NetworkTransport:
 
     def _connect(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            transport=_GuardedTransport(self._context, self._egress, cleartext=False),
-            mounts={"http://": _GuardedTransport(self._context, self._egress, cleartext=True)},
+            transport=_EgressTransport(self._context, self._egress, cleartext=False),
+            mounts={"http://": _EgressTransport(self._context, self._egress, cleartext=True)},
             timeout=None,  # noqa: S113 - the attempt's deadline is the only clock
             follow_redirects=False,
             trust_env=False,
@@ -128,30 +129,30 @@ class NetworkTransport:
         return datetime.now(UTC)
 
     async def close(self) -> None:
-        """Close the connections that were kept."""
+        """Close the connections that are kept open."""
         await self._client.aclose()
 
     async def post(self, url: SecretStr, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """POST once and read the beginning of what is answered."""
+        """POST once and return the answer, its body cut to MOST_BODY."""
         try:
             request = self._client.build_request("POST", url.get_secret_value(), content=body, headers=dict(headers))
             response = await self._client.send(request, stream=True)
             try:
-                read = await http.read(response, MOST_BODY)
+                content = await http.read(response, MOST_BODY)
             finally:
                 await response.aclose()
         except asyncio.CancelledError:
-            # httpcore's pool keeps the place of a connection that was cancelled while it was made, for ever: after as
-            # many as it has places nothing would be sent any more.
-            spoilt, self._client = self._client, self._connect()
-            await spoilt.aclose()
+            # httpcore's pool never frees the place of a connection that was cancelled while it was made: after
+            # MOST_CONNECTIONS of them nothing would be sent any more.
+            cancelled, self._client = self._client, self._connect()
+            await cancelled.aclose()
             raise
         except httpx.HTTPError as error:
             raise _unavailable(error) from None
         except (httpx.InvalidURL, UnicodeError):
             raise SinkRejected(Fault.TEMPLATE) from None
         lower = {name.lower(): value for name, value in response.headers.items()}
-        return Answer(response.status_code, lower, bytes(read[:MOST_BODY]))
+        return Answer(response.status_code, lower, bytes(content[:MOST_BODY]))
 
     async def mail(self, server: MailServer, message: EmailMessage, recipient: str) -> None:
         """Hand over one message for one recipient: connect, TLS, login, MAIL, RCPT, DATA, in one conversation."""
@@ -177,20 +178,19 @@ class NetworkTransport:
                 raise SinkUnavailable(Fault.TLS) from None
             except (aiosmtplib.SMTPException, OSError) as error:
                 raise _mail_error(error) from None
-            # The message is theirs now, whatever happens to the goodbye.
+            # The server has the message now, whatever it answers to QUIT.
             with suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
                 async with asyncio.timeout(1):
                     await client.quit()
         finally:
             client.close()
-            for _ in range(
-                2
-            ):  # the loop closes the socket at its next turn, and may not have one before the next attempt
+            # The event loop closes the socket in its next turns, and may have none before the next attempt.
+            for _ in range(2):
                 await asyncio.sleep(0)
             connection.close()
 
-    async def child(self, module: str, given: bytes) -> int:
-        """Run a module in a process of its own, which ends with the attempt."""
+    async def child(self, module: str, stdin: bytes) -> int:
+        """Run a module in a process of its own, which ends with the attempt; return its exit status."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -200,7 +200,7 @@ class NetworkTransport:
             stderr=asyncio.subprocess.DEVNULL,
         )
         try:
-            await process.communicate(given)
+            await process.communicate(stdin)
         finally:
             if process.returncode is None:
                 process.kill()
@@ -227,7 +227,7 @@ class NetworkTransport:
 
 
 class ThreadLoops:
-    """Runs attempts, each on an event loop and a Network of the thread that asks.
+    """Runs each attempt on the calling thread's own event loop, with its own NetworkTransport.
 
     A loop shared by all threads would hand every step of every attempt from one thread to another.
     """
@@ -235,24 +235,24 @@ class ThreadLoops:
     def __init__(self, settings: NotificationSettings) -> None:
         self._settings = settings
         self._context = tls_context(settings)
-        self._own = threading.local()
+        self._local = threading.local()
 
     def __call__(self, attempt: Callable[[NetworkTransport], Coroutine[Any, Any, None]]) -> None:
-        """Run one attempt to its end; it has a deadline of its own."""
-        if not hasattr(self._own, "runner"):
-            self._own.runner = asyncio.Runner()
-            self._own.network = NetworkTransport(self._settings, self._context)
-        self._own.runner.run(attempt(self._own.network))
+        """Run one attempt to its end. It must have a deadline of its own."""
+        if not hasattr(self._local, "runner"):
+            self._local.runner = asyncio.Runner()
+            self._local.transport = NetworkTransport(self._settings, self._context)
+        self._local.runner.run(attempt(self._local.transport))
 
     def close(self) -> None:
-        """Close what this thread has."""
-        if hasattr(self._own, "runner"):
-            self._own.runner.run(self._own.network.close())
-            self._own.runner.close()
+        """Close the calling thread's transport and event loop."""
+        if hasattr(self._local, "runner"):
+            self._local.runner.run(self._local.transport.close())
+            self._local.runner.close()
 
 
 async def _start_tls(client: aiosmtplib.SMTP, server: MailServer) -> None:
-    """Upgrade, or refuse: a mail that was to be encrypted is never sent in the clear."""
+    """Upgrade to TLS. Raises SinkRejected when that is not offered: the mail is not sent in the clear instead."""
     await client.ehlo()
     if not client.supports_extension("starttls"):
         raise SinkRejected(Fault.TLS, "starttls")
@@ -267,7 +267,7 @@ async def _login(client: aiosmtplib.SMTP, server: MailServer) -> None:
 
 
 def _mail_error(error: Exception) -> SinkUnavailable | SinkRejected:
-    """Class an SMTP conversation that failed by its reply: 4yz passes, 5yz does not."""
+    """Return what an SMTP conversation that failed means, by its reply: 4yz is transient, 5yz permanent."""
     if isinstance(error, aiosmtplib.SMTPRecipientsRefused) and error.recipients:
         return _reply(error.recipients[0].code, Fault.REFUSED_RECIPIENTS)
     if isinstance(error, aiosmtplib.SMTPAuthenticationError):
@@ -276,7 +276,7 @@ def _mail_error(error: Exception) -> SinkUnavailable | SinkRejected:
     if isinstance(error, aiosmtplib.SMTPResponseException):
         permanent = Fault.PROTOCOL if error.code < 0 else Fault.CLIENT_ERROR
         return _reply(error.code, permanent)
-    if isinstance(error, aiosmtplib.SMTPConnectError | ConnectionError | OSError):
+    if isinstance(error, OSError):
         return SinkUnavailable(Fault.TLS if http.caused_by(error, ssl.SSLError) else Fault.CONNECT)
     return SinkUnavailable(Fault.PROTOCOL)
 

@@ -10,8 +10,8 @@ from psycopg.rows import scalar_row
 
 from app.core.errors import SchemaError
 
-# One entry a version; entries are never edited once released. The unique index is a promise kept by the database
-# itself: for one sweeper and one slot there is at most one run that did not fail.
+# One entry a version; entries are never edited once released. The unique index sweep_run_once makes the database itself
+# guarantee that one sweeper has at most one run for a slot that did not fail.
 _VERSIONS: tuple[LiteralString, ...] = (
     """
 CREATE TABLE secrets_bridge_worker.sweep_state (
@@ -139,7 +139,7 @@ _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('secrets_bridge_worker.sc
 
 
 def installed(connection: Connection[Any]) -> int:
-    """Give the version of our schema in this database; 0 when there is none. Needs USAGE on the schema."""
+    """Return the version of our schema in this database; 0 when there is none. Needs USAGE on the schema."""
     with connection.cursor(row_factory=scalar_row) as cursor:
         if not cursor.execute(_FIND).fetchone():
             return 0
@@ -147,10 +147,10 @@ def installed(connection: Connection[Any]) -> int:
 
 
 def migrate(connection: Connection[Any]) -> int:
-    """Create or upgrade our schema and give the version now installed, one that a newer release made included.
+    """Create or upgrade our schema. Return the version now installed, which may be one of a newer release.
 
-    Idempotent, and safe to be called by any number of processes at once: an advisory lock lets them in one by
-    one. Raises SchemaError with the SQL to run when this role may not do it.
+    Idempotent, and safe to be called by any number of processes at once: an advisory lock makes them wait for each
+    other. Raises SchemaError with the SQL to run when this role may not do it.
     """
     if (version := _installed_or_fail(connection)) >= VERSION:
         return version
@@ -171,7 +171,7 @@ def migrate(connection: Connection[Any]) -> int:
 
 
 def script(version: int = 0) -> str:
-    """Give the SQL that brings our schema from `version` to the newest, for someone with the right to run it."""
+    """Return the SQL that brings our schema from `version` to the newest, for a role that may run it."""
     steps = [_BOOTSTRAP]
     for number in range(version + 1, VERSION + 1):
         record = f"INSERT INTO secrets_bridge_worker.schema_version VALUES ({number});\n"  # noqa: S608 - our number

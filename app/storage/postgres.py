@@ -1,11 +1,11 @@
-"""Connections to PostgreSQL, and in our own words why there are none."""
+"""Connections to PostgreSQL, and the reason, without a server's text, when there is none."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
-from psycopg import Connection
+from psycopg import Connection, Cursor
 from psycopg_pool import ConnectionPool
 
 from app.core.errors import BootError
@@ -13,14 +13,17 @@ from app.core.errors import BootError
 if TYPE_CHECKING:
     from app.storage.settings import DatabaseSettings
 
+Row = TypeVar("Row")
+
 #: Seconds to wait for a connection: a run that cannot have one soon fails and is retried.
 CONNECT_SECONDS = 2
+#: Connections of one process at most, when neither a setting nor the URL bounds them.
 DEFAULT_CONNECTIONS = 10
-#: PostgreSQL 14 is the first with the range scans that the sweeps walk on.
+#: PostgreSQL 14 is the first with the range scans that the sweeps use.
 OLDEST_SERVER = 140_000
 
-# libpq tells why it could not connect in a text only, which also names hosts, users and databases. So the text is
-# matched, never shown.
+# libpq has the reason for a failed connection in a text only, which also names hosts, users and databases. So the text
+# is matched, never shown.
 _REASONS = (
     ("password authentication failed", "the password is wrong"),
     ("no password supplied", "a password is needed"),
@@ -40,7 +43,7 @@ _REASONS = (
 
 
 def pool(settings: DatabaseSettings) -> ConnectionPool[Connection[Any]]:
-    """Give a pool that is not open yet: open it after the fork. It keeps no connection that nobody uses.
+    """Return a pool that is not open yet: open it after the fork. It keeps no connection that nobody uses.
 
     Each connection is checked when it is lent, so that a server that was restarted costs no run.
     """
@@ -66,19 +69,27 @@ def pool(settings: DatabaseSettings) -> ConnectionPool[Connection[Any]]:
 
 
 def connect(settings: DatabaseSettings) -> Connection[Any]:
-    """Connect once, outside of any pool. Raises BootError that says what is wrong and what to do."""
+    """Connect once, outside of any pool. Raises BootError with the reason when there is no connection."""
     try:
         return psycopg.connect(settings.url.conninfo, autocommit=True, connect_timeout=CONNECT_SECONDS)
     except psycopg.Error as error:
-        raise BootError(f"DATABASE_URL: PostgreSQL cannot be reached: {_why(error)}") from None
+        raise BootError(f"DATABASE_URL: PostgreSQL cannot be reached: {_reason(error)}") from None
 
 
 def ping(connections: ConnectionPool[Connection[Any]]) -> None:
-    """Raise unless the server answers."""
+    """Do nothing when the server answers within a second; raises psycopg.Error or PoolTimeout when it does not."""
     with connections.connection(timeout=1) as connection:
         connection.execute("SELECT 1")
 
 
-def _why(error: psycopg.Error) -> str:
+def only_row(cursor: Cursor[Row]) -> Row:
+    """Return the row of a statement that always has one. Raises RuntimeError when it has none."""
+    row = cursor.fetchone()
+    if row is None:
+        raise RuntimeError("no row")
+    return row
+
+
+def _reason(error: psycopg.Error) -> str:
     text = str(error)
     return next((reason for sign, reason in _REASONS if sign in text), "see the server's log")

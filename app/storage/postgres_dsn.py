@@ -1,4 +1,4 @@
-"""DATABASE_URL as the Go worker's driver reads it, put into words that libpq accepts.
+"""DATABASE_URL as the Go worker's driver reads it, translated for libpq.
 
 pgx takes any unknown parameter for a server setting and has some of its own; libpq refuses both.
 """
@@ -45,7 +45,7 @@ _UNFIT = re.compile(r"%(?![0-9A-Fa-f]{2})|%00|[\x00-\x1f\x7f#]")
 
 @dataclass(frozen=True)
 class DatabaseUrl:
-    """Where PostgreSQL is. `prepare` is False behind a pooler that lends sessions by transaction."""
+    """Where PostgreSQL is. `prepare` is False behind a pooler that assigns sessions by transaction."""
 
     conninfo: str = field(repr=False)
     max_connections: int | None = None
@@ -59,7 +59,7 @@ def parse_database_url(text: str) -> DatabaseUrl:
     """Read a URL or key=value pairs. Raises ValueError that shows nothing of the text."""
     try:
         pairs = _from_url(text) if re.match(r"\w+://", text) else _from_pairs(text)
-        own = {key: pairs.pop(key) for key in list(pairs) if key in _PGX}
+        pgx = {key: pairs.pop(key) for key in list(pairs) if key in _PGX}
         settings = {key: pairs.pop(key) for key in list(pairs) if key not in _KNOWN}
         if settings:
             pairs["options"] = " ".join(filter(None, (pairs.get("options", ""), *map(_option, settings.items()))))
@@ -68,22 +68,20 @@ def parse_database_url(text: str) -> DatabaseUrl:
         _check_ports(pairs.get("port", ""))
     except (ValueError, psycopg.Error):
         raise ValueError(f"not a PostgreSQL URL; {_ACCEPTED}") from None
-    most = _most(own.get("pool_max_conns", ""))
-    unprepared = own.get("default_query_exec_mode") in _UNPREPARED or own.get("statement_cache_capacity") == "0"
-    return DatabaseUrl(conninfo, most, not unprepared)
+    unprepared = pgx.get("default_query_exec_mode") in _UNPREPARED or pgx.get("statement_cache_capacity") == "0"
+    return DatabaseUrl(conninfo, _max_connections(pgx.get("pool_max_conns", "")), not unprepared)
 
 
 def _from_url(text: str) -> dict[str, str]:
-    """Let libpq read the URL without its query, which it is particular about."""
+    """Read a URL: libpq reads all but the query, of which it refuses what it does not know."""
     scheme, _, rest = text.partition("://")
     if scheme.lower() not in _SCHEMES or _UNFIT.search(rest):
         raise ValueError
-    place, _, parameters = rest.partition("?")
+    location, _, parameters = rest.partition("?")
     query = dict(parse_qsl(parameters, keep_blank_values=True, strict_parsing=bool(parameters), errors="strict"))
-    hosts, slash, path = place.partition("/")
-    plain = f"postgresql://{hosts}{slash}{quote(path, safe='/%')}"
-    read = {key: str(value) for key, value in conninfo_to_dict(plain).items() if value is not None}
-    return read | query
+    hosts, slash, path = location.partition("/")
+    url = f"postgresql://{hosts}{slash}{quote(path, safe='/%')}"
+    return {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None} | query
 
 
 def _from_pairs(text: str) -> dict[str, str]:
@@ -112,7 +110,7 @@ def _option(pair: tuple[str, str]) -> str:
     return f"-c {key}={escaped}"
 
 
-def _most(text: str) -> int | None:
+def _max_connections(text: str) -> int | None:
     if not text:
         return None
     try:
@@ -125,7 +123,7 @@ def _most(text: str) -> int | None:
 
 
 def _check_ports(ports: str) -> None:
-    """Libpq finds out about a bad port only when it connects."""
+    """Raise ValueError for a bad port, which libpq notices only when it connects."""
     for port in filter(None, ports.split(",")):
         if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):  # noqa: PLR2004
             raise ValueError

@@ -1,4 +1,4 @@
-"""Redis clients as this worker needs them: bounded waits, and one kind of error for "not there"."""
+"""Redis clients with bounded waits, and one kind of error when Redis does not answer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class Client(redis.Redis):
-    """A client whose time-outs are connection errors, because that is all that Dramatiq knows how to survive."""
+    """A client whose time-outs are connection errors, the only ones that Dramatiq survives."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Execute a command; raises redis.ConnectionError for every way of not being answered."""
+        """Execute a command. Raises redis.ConnectionError when there is no answer, a time-out included."""
         try:
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except redis.TimeoutError:
@@ -25,10 +25,9 @@ class Client(redis.Redis):
 
 
 def connect(settings: RedisSettings, *, answer_within: timedelta) -> Client:
-    """Give a client; nothing is sent before its first use. Every call ends within the given time, or nearly.
+    """Return a client; nothing is sent before its first use. Every call ends within `answer_within`, or nearly.
 
-    A dead connection is replaced at once and the call is made again, once; whatever is more than that is the
-    caller's decision.
+    A dead connection is replaced at once and the call is made again, once; any further retry is the caller's.
     """
     seconds = answer_within.total_seconds()
     dial = min(settings.dial_timeout, answer_within).total_seconds()

@@ -1,4 +1,4 @@
-"""REDIS_URL as go-redis reads it, put into redis-py's words.
+"""REDIS_URL as go-redis reads it, translated for redis-py.
 
 redis-py keeps any unknown parameter as a constructor argument and fails at its first use; here it fails at boot.
 """
@@ -17,7 +17,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 from app.core.values import parse_duration, parse_int
 
 _ACCEPTED = "accepted: redis://user:password@host:port/db, rediss://... or unix:///path?db=0"
-# go-redis knows these, and there is nothing here that they could tell.
+# go-redis knows these; redis-py has no counterpart.
 _IGNORED = frozenset(
     [
         "pool_fifo",
@@ -40,14 +40,14 @@ _KNOWN = ("db", "dial_timeout", "read_timeout", "pool_size", "protocol", "client
 # Broken escapes, and what would end a text early: after "#" the beginning of a password would pass for a port.
 _UNFIT = re.compile(r"%(?![0-9A-Fa-f]{2})|[\x00-\x1f\x7f#]")
 
-_Kind = type[Connection] | type[SSLConnection] | type[UnixDomainSocketConnection]
+_ConnectionClass = type[Connection | SSLConnection | UnixDomainSocketConnection]
 
 
 @dataclass(frozen=True)
 class RedisUrl:
     """Where Redis is."""
 
-    connection_class: type[Connection | SSLConnection | UnixDomainSocketConnection]
+    connection_class: _ConnectionClass
     arguments: dict[str, Any] = field(repr=False)
     max_connections: int | None = None
 
@@ -55,10 +55,11 @@ class RedisUrl:
         return "set"
 
     def pool(self, *, max_connections: int | None = None, **defaults: Any) -> redis.ConnectionPool:
-        """Give a connection pool; what the URL says goes before the defaults. Nothing is connected yet."""
-        most = max_connections or self.max_connections
+        """Return a connection pool, not connected yet. The URL's parameters go before the defaults."""
         return redis.ConnectionPool(
-            connection_class=cast("Any", self.connection_class), max_connections=most, **(defaults | self.arguments)
+            connection_class=cast("Any", self.connection_class),
+            max_connections=max_connections or self.max_connections,
+            **(defaults | self.arguments),
         )
 
 
@@ -69,7 +70,7 @@ def parse_redis_url(text: str) -> RedisUrl:
             raise ValueError  # noqa: TRY301 - one message for all that is no URL
         url = urlsplit(text)
         query = dict(parse_qsl(url.query, keep_blank_values=True, strict_parsing=bool(url.query), errors="strict"))
-        kind, arguments = _place(url.scheme, url.hostname, url.port, unquote(url.path, errors="strict"), query)
+        kind, arguments = _location(url.scheme, url.hostname, url.port, unquote(url.path, errors="strict"), query)
         user = {"username": url.username, "password": url.password}
         arguments |= {key: unquote(value, errors="strict") for key, value in user.items() if value}
     except ValueError:
@@ -78,13 +79,13 @@ def parse_redis_url(text: str) -> RedisUrl:
         if key not in _KNOWN and key not in _IGNORED:
             name = key if re.fullmatch(r"[a-z_]{1,30}", key) else "(not shown)"
             raise ValueError(f"parameter {name} is not known; accepted: {', '.join(sorted((*_KNOWN, *_IGNORED)))}")
-    size = _number(query, "pool_size", least=1)
+    size = _number(query, "pool_size", minimum=1)
     return RedisUrl(kind, arguments | _parameters(query), size)
 
 
-def _place(
+def _location(
     scheme: str, host: str | None, port: int | None, path: str, query: dict[str, str]
-) -> tuple[type[Connection | SSLConnection | UnixDomainSocketConnection], dict[str, Any]]:
+) -> tuple[_ConnectionClass, dict[str, Any]]:
     if scheme == "unix":
         if not path:
             raise ValueError
@@ -102,7 +103,7 @@ def _place(
 
 
 def _parameters(query: dict[str, str]) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"db": _number(query, "db", least=0) or 0}
+    arguments: dict[str, Any] = {"db": _number(query, "db", minimum=0) or 0}
     if "dial_timeout" in query:
         arguments["socket_connect_timeout"] = _seconds(query, "dial_timeout")
     if "read_timeout" in query:
@@ -116,20 +117,20 @@ def _parameters(query: dict[str, str]) -> dict[str, Any]:
     return arguments
 
 
-def _number(query: dict[str, str], key: str, *, least: int) -> int | None:
+def _number(query: dict[str, str], key: str, *, minimum: int) -> int | None:
     if not query.get(key):
         return None
     try:
         number = parse_int(query[key])
     except ValueError:
-        number = least - 1
-    if number < least:
-        raise ValueError(f"parameter {key} must be a number of at least {least}")
+        number = minimum - 1
+    if number < minimum:
+        raise ValueError(f"parameter {key} must be a number of at least {minimum}")
     return number
 
 
 def _seconds(query: dict[str, str], key: str) -> float:
-    """A plain number means seconds."""
+    """Return a duration in seconds; a number without a unit means seconds."""
     text = query[key]
     try:
         seconds = float(parse_int(text)) if re.fullmatch(r"[0-9]+", text) else parse_duration(text).total_seconds()

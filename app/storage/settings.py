@@ -1,4 +1,4 @@
-"""Where PostgreSQL and Redis are, and how they are connected to."""
+"""Settings: where PostgreSQL and Redis are, and how to connect to them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the lines of a replica's processes are shown: names and colours for a person, JSON records for a machine."""
+"""How the lines of a replica's processes are shown: names and colours on a terminal, else JSON records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Multiplexer:
         elif not _is_record(line):
             now = datetime.now().astimezone().isoformat(timespec="microseconds")
             line = json.dumps({"time": now, "level": _level(line), "msg": line, "process": name})
-        with suppress(OSError):  # whoever read our lines has gone: no reason to stop working
+        with suppress(OSError):  # the reader of our lines is gone: no reason to stop working
             print(line, file=sys.stderr, flush=True)
 
 
@@ -38,7 +38,7 @@ def _is_record(line: str) -> bool:
 
 
 def _level(line: str) -> str:
-    """Guess the level of a line by Dramatiq's marks and by the way our own settings and Python complain."""
+    """Return the level of a line: by Dramatiq's marks, and by how our own settings and Python report errors."""
     if line.startswith(("config error", "Traceback")):
         return "ERROR"
     return next((level for mark, level in _LEVELS.items() if mark in line), "INFO")

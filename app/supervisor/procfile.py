@@ -7,7 +7,7 @@ of its own, so that Ctrl-C in a terminal reaches the runner alone.
 
 from __future__ import annotations
 
-import ctypes
+import errno
 import json
 import os
 import re
@@ -24,23 +24,22 @@ from types import FrameType
 from typing import NamedTuple, NoReturn
 
 from app.supervisor.console import Multiplexer
+from app.supervisor.parent_death import signal_at_parent_death
 
 OnLine = Callable[[str, str], None]
 #: The environment of every process, or a function from an entry's replica number (1, 2, ...) to its environment.
 Environ = Mapping[str, str] | Callable[[int], Mapping[str, str]]
 
-#: What a process may take beyond its own grace period before it is killed.
+#: Seconds that a process may take beyond its own grace period before it is killed.
 KILL_AFTER_SECONDS = 5.0
 RELEASE = "release"
-NOT_FOUND, NOT_STARTED = 127, 126  # a shell's words for it
+#: A shell's exit statuses for a program that does not exist, and for one that cannot be started.
+NOT_FOUND, NOT_STARTED = 127, 126
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-#: So many Ctrl-C at a terminal mean that somebody has lost patience.
+#: So many Ctrl-C at a terminal kill at once.
 _INTERRUPTS_THAT_KILL = 3
-#: More than a pipe holds, so that one read empties it; and the longest piece of a line that is kept in memory.
+#: Bytes of one read: more than a pipe holds, so that one read empties it. Also bounds the unfinished line in memory.
 _PIPE = 1 << 20
-_PR_SET_PDEATHSIG = 1
-# Looked up here, since little is safe to do between fork and exec.
-_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
 def parse(text: str) -> dict[str, str]:
@@ -58,7 +57,7 @@ def parse(text: str) -> dict[str, str]:
     return commands
 
 
-def run(  # noqa: PLR0913 - what a replica may be told
+def run(  # noqa: PLR0913 - the options of a replica
     commands: Mapping[str, str],
     *,
     replicas: Mapping[str, int] | None = None,
@@ -67,16 +66,16 @@ def run(  # noqa: PLR0913 - what a replica may be told
     on_line: OnLine | None = None,
     environ: Environ | None = None,
 ) -> int:
-    """Run every entry but `release` until one ends or the runner is told to stop; give the exit status.
+    """Run every entry but `release` until one ends or a stop is requested; return the exit status.
 
     With `release` that entry is run first, to its end, and any status but 0 is returned. A process that ends by
     itself makes the replica incomplete: the others are stopped and its status is returned, 128 + n for a death by
     signal n, 1 in place of 0. SIGTERM, SIGINT or SIGHUP stop all of them; then the status is 0 if each ended with 0
-    or of the SIGTERM, else the first other one. Whoever is left `grace` + PATIENCE_SECONDS after its SIGTERM is
-    killed with its process group. From a stop on, further stops are ignored, also after the return, since the
-    program is expected to end; only a third Ctrl-C at a terminal kills at once.
+    or of the SIGTERM, else the first other one. A process that still runs `grace` + KILL_AFTER_SECONDS seconds after
+    its SIGTERM is killed with its process group. From a stop on, further stops are ignored, also after the return,
+    since the program is expected to end; only a third Ctrl-C at a terminal kills at once.
 
-    `replicas` says how many of an entry to run, 1 unless told. `on_line` gets each line that a process `name` (or
+    `replicas` is how many of an entry to run, 1 by default. `on_line` gets each line that a process `name` (or
     `name.number`, of several) wrote, and by default writes it to stderr. Call this from the main thread: signal
     handlers and Linux's parent-death signal both belong to it.
     """
@@ -87,7 +86,7 @@ def run(  # noqa: PLR0913 - what a replica may be told
             first = _Member(RELEASE, commands[RELEASE], _environment(environ, 1))
             if status := runner.until_one_ends([first]):
                 return status
-        return runner.until_one_ends(members) or (0 if runner.told else 1)
+        return runner.until_one_ends(members) or (0 if runner.stops else 1)
 
 
 class _Member(NamedTuple):
@@ -114,10 +113,10 @@ def _environment(environ: Environ | None, number: int) -> Mapping[str, str]:
 
 def _split(command: str) -> tuple[dict[str, str], list[str]]:
     """Split `NAME=value ... program argument ...` as a shell would; nothing is expanded."""
-    words, own = shlex.split(command), {}
-    while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0], re.DOTALL):
-        key, _, own[key] = words.pop(0).partition("=")
-    return own, words
+    arguments, variables = shlex.split(command), {}
+    while arguments and re.fullmatch(r"[A-Za-z_]\w*=.*", arguments[0], re.DOTALL):
+        name, _, variables[name] = arguments.pop(0).partition("=")
+    return variables, arguments
 
 
 def _is_command(text: str) -> bool:
@@ -127,16 +126,27 @@ def _is_command(text: str) -> bool:
         return False
 
 
+def _is_there(member: _Member) -> bool:
+    """Say whether a member's program is there, be it one that cannot be executed.
+
+    For the system a folder of PATH that may not be read is a refusal, whatever the other folders have; for a shell, and
+    for us, it is a folder without the program. A program with its path is what the system says of it.
+    """
+    own, (program, *_) = _split(member.command)
+    folders = os.get_exec_path({**member.environ, **own})
+    return "/" in program or any(os.access(f"{folder}/{program}", os.F_OK) for folder in folders)
+
+
 class _Process:
     """A running member and what it has written of its last line."""
 
     def __init__(self, member: _Member) -> None:
-        own, words = _split(member.command)
+        variables, arguments = _split(member.command)
         self.name = member.name
         self._rest = b""
         self.popen = subprocess.Popen(
-            words,
-            env={**member.environ, **own},
+            arguments,
+            env={**member.environ, **variables},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -160,13 +170,13 @@ class _Process:
         return self.popen.returncode == -signal.SIGTERM
 
     def kill_group(self) -> None:
-        """Kill the process and all that it started. Only for one that runs: so the group's id is still its own."""
+        """Kill the process and all that it started. Only while it runs: later the group's id may be another's."""
         with suppress(ProcessLookupError, PermissionError):  # macOS refuses where only zombies are left
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
 
     def read(self, *, last: bool = False) -> list[str]:
-        """Give the lines written since, the unfinished one too if it is the `last` time; then the pipe is closed.
+        """Return the lines written since. With `last` the unfinished one too, and close the pipe.
 
         That is not left to the pipe's end: what the process has started may hold it open for longer.
         """
@@ -192,7 +202,7 @@ class _Runner:
         self._on_line = on_line
         self._processes: list[_Process] = []
         self._selector = selectors.DefaultSelector()
-        self.told: list[int] = []  # the signals that asked for a stop
+        self.stops: list[int] = []  # the signals that requested a stop
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -203,7 +213,7 @@ class _Runner:
         self._selector.register(reader, selectors.EVENT_READ)
         waker = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         # Without a handler of SIGCHLD, be it one that does nothing, the end of a child would not wake us.
-        before = {number: signal.signal(number, self._note) for number in (*_STOPS, signal.SIGCHLD)}
+        before = {number: signal.signal(number, self._on_signal) for number in (*_STOPS, signal.SIGCHLD)}
         try:
             yield
         finally:
@@ -211,55 +221,56 @@ class _Runner:
             self._stop()
             for number, handler in before.items():
                 # Signals come in pairs, and one that comes while the program leaves must not become its status.
-                signal.signal(number, signal.SIG_IGN if self.told and number in _STOPS else handler)
+                signal.signal(number, signal.SIG_IGN if self.stops and number in _STOPS else handler)
             signal.set_wakeup_fd(waker)
             self._selector.close()
             os.close(reader)
             os.close(writer)
 
     def until_one_ends(self, members: Sequence[_Member]) -> int:
-        """Run these until one ends or a stop is asked for, and stop the rest. Give the status that this comes to.
+        """Run these until one ends or a stop is requested, stop the rest, and return the exit status.
 
-        Nothing is started once a stop was asked for.
+        Nothing is started once a stop was requested.
         """
         self._processes = []
         for member in members:
-            if not self.told and (failure := self._start(member)):
+            if not self.stops and (failure := self._start(member)):
                 self._stop()
                 return failure
         if not members:
             self._on_line("runner", "[ERROR] there is nothing to run")
-        while not self.told and self._processes and len(self._alive()) == len(self._processes):
+        while not self.stops and self._processes and len(self._alive()) == len(self._processes):
             self._wait(1.0)
         ended = [process for process in self._processes if process.popen.returncode is not None]
-        for process in ended if not self.told else ():
-            self._pass_on(process)  # its own last words come first
+        for process in ended if not self.stops else ():
+            self._pass_on(process)  # its own last lines come first
             level = "INFO" if process.name == RELEASE and not process.status else "ERROR"
             self._on_line(process.name, f"[{level}] ended by itself with status {process.status}")
         self._stop()
-        # A host that signals all processes of a container may reach the others first: so `told` counts by now.
-        if self.told:
+        # A host that signals all processes of a container may reach the others first: so `stops` counts by now.
+        if self.stops:
             return next(filter(None, (process.status for process in self._processes if not process.obeyed)), 0)
         return ended[0].status if ended else 0
 
     def _start(self, member: _Member) -> int:
-        """Start a process; give 0, or a status and a line that says why there is none."""
+        """Start a process and return 0; when it cannot be started, write a line that says why and return a status."""
         try:
             process = _Process(member)
         except OSError as error:
-            self._on_line(member.name, f"[ERROR] cannot be started: {error.strerror}")
-            return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_STARTED
+            reason = error.errno if _is_there(member) else errno.ENOENT
+            self._on_line(member.name, f"[ERROR] cannot be started: {os.strerror(reason or 0)}")
+            return NOT_FOUND if reason == errno.ENOENT else NOT_STARTED
         self._processes.append(process)
         self._selector.register(process.pipe, selectors.EVENT_READ, process)
         return 0
 
     def _stop(self) -> None:
-        """Ask every process to end, once; kill those that do not. All have ended and are read out after this."""
+        """Send every process one SIGTERM; kill those that do not end. All have ended and are read out after this."""
         for process in self._alive():
             process.popen.terminate()
         deadline = time.monotonic() + self._kill_after
-        while self._alive() and (left := deadline - time.monotonic()) > 0 and not self._to_be_killed_now():
-            self._wait(min(left, 1.0))
+        while self._alive() and (remaining := deadline - time.monotonic()) > 0 and not self._to_be_killed_now():
+            self._wait(min(remaining, 1.0))
         for process in self._alive():
             self._on_line(process.name, "[ERROR] did not end in time; killed")
             process.kill_group()
@@ -270,10 +281,10 @@ class _Runner:
         return [process for process in self._processes if process.popen.poll() is None]
 
     def _to_be_killed_now(self) -> bool:
-        return self.told.count(signal.SIGINT) >= _INTERRUPTS_THAT_KILL and os.isatty(0)
+        return self.stops.count(signal.SIGINT) >= _INTERRUPTS_THAT_KILL and os.isatty(0)
 
     def _wait(self, seconds: float) -> None:
-        """Wait for a signal, the end of a process or output, for at most so long; pass the output on."""
+        """Wait for a signal, the end of a process or output, for so many seconds at most; pass the output on."""
         for key, _ in self._selector.select(seconds):
             if key.data is not None:
                 self._pass_on(key.data)
@@ -294,46 +305,46 @@ class _Runner:
 
     def _bury(self) -> None:
         """Reap the orphans that process 1 inherits; our own children are left to Popen, which keeps their status."""
-        own = {process.popen.pid: process.popen for process in self._alive()}  # an orphan may have an old number
+        children = {process.popen.pid: process.popen for process in self._alive()}  # an orphan may have an old number
         with suppress(ChildProcessError):
-            while found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                if found.si_pid in own:
-                    own[found.si_pid].poll()
+            while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                if ended.si_pid in children:
+                    children[ended.si_pid].poll()
                 else:
-                    os.waitpid(found.si_pid, 0)
+                    os.waitpid(ended.si_pid, 0)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number in _STOPS:
-            self.told.append(number)
+            self.stops.append(number)
 
 
 def _discard(_name: str, _line: str) -> None:
-    """Take a line and do nothing."""
+    """Drop a line."""
 
 
 def _end_with(parent: int) -> None:
-    """In a new child: have Linux send it SIGTERM when the runner is killed, so that no orphan goes on."""
+    """In a new child: end it with the runner, so that no orphan goes on."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the runner's handler, still there, would swallow one from now on
-    if _PRCTL is not None:
-        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before we asked
-            os._exit(1)
+    signal_at_parent_death()
+    if os.getppid() != parent:  # it died before
+        os._exit(1)
 
 
-def become(commands: Mapping[str, str], *, environs: Mapping[int, Mapping[str, str]], **words: object) -> NoReturn:
+def become(commands: Mapping[str, str], *, environs: Mapping[int, Mapping[str, str]], **options: object) -> NoReturn:
     """Replace this program by a runner with little in memory; signals and status stay those of this process.
 
-    Whoever calls has read the settings, with all the libraries that this takes; a runner that lives as long as the
-    replica should not carry them. `environs` has what to add to the environment of replicas number 1, 2, ...
+    The caller has read the settings, with all the libraries that this takes; a runner that lives as long as the
+    replica should not carry them. `environs` is added to the environment of replicas number 1, 2, ...; the other
+    options are those of `run`.
     """
-    task = json.dumps({"commands": dict(commands), "environs": environs, "words": words})
+    task = json.dumps({"commands": dict(commands), "environs": environs, "options": options})
     os.execv(sys.executable, [sys.executable, "-m", "app.supervisor.procfile", task])
 
 
 def _main() -> int:
     task = json.loads(sys.argv[1])
-    more = {int(number): environ for number, environ in task["environs"].items()}
-    return run(task["commands"], environ=lambda number: {**os.environ, **more.get(number, {})}, **task["words"])
+    environs = {int(number): environ for number, environ in task["environs"].items()}
+    return run(task["commands"], environ=lambda number: {**os.environ, **environs.get(number, {})}, **task["options"])
 
 
 if __name__ == "__main__":

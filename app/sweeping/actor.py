@@ -16,6 +16,7 @@ from app.core import metrics
 from app.core.backoff import exponential, jittered
 from app.core.errors import LeaseLost, NotDue, Reason, SweepFailed
 from app.sweeping import lock
+from app.sweeping.lock import RunOutcome, Tick
 from app.sweeping.runner import Runner
 from app.sweeping.sweeper import Sweeper, SweeperSettings
 
@@ -25,7 +26,7 @@ log = structlog.get_logger("scheduler")
 FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=1), timedelta(hours=1)
 
 
-class Tick:
+class SweepActor:
     """The actor of one sweeper in one process."""
 
     def __init__(self, runner: Runner, sweeper: Sweeper[Any], settings: SweeperSettings) -> None:
@@ -34,43 +35,45 @@ class Tick:
         self._settings = settings
         self._resting = False
 
-    def run(self) -> None:
-        """Do one run. Raises Retry, with the wait, when it failed and there is time to try again."""
-        held = lock.current.get()
-        if held is None:  # the middleware's doing; without a lock nothing may run
+    def run(self) -> RunOutcome:
+        """Do one run and return how it ended. Raises Retry, with the wait, when it is worth another attempt."""
+        tick = lock.current.get()
+        if tick is None:  # the middleware's doing; without a lock nothing may run
             raise LeaseLost
         count = metrics.RUNS.labels
         name = self._sweeper.name
         try:
-            self._runner.run(self._sweeper, self._settings, held)
+            state = self._runner.run(self._sweeper, self._settings, tick)
         except NotDue as error:
-            self._not_due(held, error.reason)
+            return self._not_due(tick, error.reason)
         except LeaseLost:
             count(name, "failure").inc()
+            return lock.UNKNOWN
         except SweepFailed as error:
-            wait = backoff(held.attempt, self._settings.interval)
+            wait = backoff(tick.attempt, self._settings.interval)
             if wait is not None:
                 raise Retry(str(error), delay=wait // timedelta(milliseconds=1)) from None
             count(name, "failure").inc()
-        else:
-            count(name, "success").inc()
-            self._rest(missing=False)
+            return lock.FAILED
+        count(name, "success").inc()
+        self._rest(missing=False)
+        return state.outcome
 
-    def _not_due(self, held: lock.Lease, reason: Reason) -> None:
+    def _not_due(self, tick: Tick, reason: Reason) -> RunOutcome:
         name = self._sweeper.name
         if reason is Reason.TABLE_MISSING:
             self._rest(missing=True)
-            return
+            return lock.UNKNOWN
         metrics.TICKS_DROPPED.labels(name, reason.value).inc()
-        if reason is Reason.SUPERSEDED:
-            held.nothing_to_do()
-            metrics.RUNS.labels(name, "skipped_lock").inc()
-            metrics.LOCK_SKIPPED.labels(name).inc()
-        else:
+        if reason is Reason.FUTURE:
             log.warning("tick from the future refused; a scheduler's clock is ahead of the database's", task=name)
+            return lock.UNKNOWN
+        metrics.RUNS.labels(name, "skipped_lock").inc()
+        metrics.LOCK_SKIPPED.labels(name).inc()
+        return RunOutcome(finished=tick.slot)  # so that no other replica asks PostgreSQL
 
     def _rest(self, *, missing: bool) -> None:
-        """Tell once that the api's table is missing, and once that it is there."""
+        """Log once that the api's table is missing, and once that it is there."""
         metrics.TABLE_MISSING.labels(self._sweeper.name).set(missing)
         if missing and not self._resting:
             log.warning("the api's table is missing; the sweep rests until it is there", task=self._sweeper.name)
@@ -80,7 +83,7 @@ class Tick:
 
 
 def backoff(attempt: int, interval: timedelta) -> timedelta | None:
-    """Give the wait after failed attempt number `attempt` (from 0), doubled each time; None to leave it be.
+    """Return the wait after failed attempt number `attempt` (from 0), doubled each time; None to leave it be.
 
     A retry that would come after the next tick is left to that tick, which starts from the beginning: so an outage
     does not pile up chains of retries, one for each tick of it.

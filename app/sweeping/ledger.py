@@ -7,14 +7,14 @@ was paused, or whose Redis lock lied, can neither claim a slot twice nor write a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg.types.json import Jsonb
 
 from app.core.errors import Failure, Fenced, NotDue, Reason
+from app.storage.postgres import only_row
 from app.sweeping.schedule import Slot, moment
 
 if TYPE_CHECKING:
@@ -129,26 +129,31 @@ class Progress(NamedTuple):
     counts: Mapping[str, int]
 
     def columns(self) -> dict[str, object]:
-        """Give the values of the row's columns."""
+        """Return the values of the row's columns."""
         return {"changed": self.changed, "batches": self.batches, "counts": Jsonb(dict(self.counts))}
 
 
-@dataclass
-class Claim:
-    """A slot that this run holds in PostgreSQL."""
+class Claimed(NamedTuple):
+    """A slot that a run holds in PostgreSQL, by its fencing token; times aware, UTC."""
 
     name: str
     slot: Slot
     token: int
+    #: The id of its row in the ledger.
     run: int
+    began: datetime
+    cutoff: datetime
+    #: Where the run before it stopped for lack of time.
     position: int
+    #: How many slots before this one no run was made for.
     covered: int
-    interrupted: list[Interrupted]
+    #: What unfinished runs before it had committed.
+    interrupted: Sequence[Interrupted]
 
 
 def begin(cursor: Cursor[dict[str, Any]], table: str, limits: Limits) -> datetime:
-    """Open a transaction under its limits and give its time. Raises NotDue when the api's table is missing."""
-    row = _one(cursor.execute(BEGIN, {"table": table, **limits._asdict()}).fetchone())
+    """Open a transaction under its limits and return its time. Raises NotDue when the api's table is missing."""
+    row = only_row(cursor.execute(BEGIN, {"table": table, **limits._asdict()}))
     if not row["present"]:
         raise NotDue(Reason.TABLE_MISSING)
     now: datetime = row["now"]
@@ -162,49 +167,50 @@ def claim(  # noqa: PLR0913 - what a row of the ledger says of its run
     interval: timedelta,
     *,
     worker: str,
-    cutoff: datetime | None,
-) -> Claim:
+    now: datetime,
+    cutoff: datetime,
+) -> Claimed:
     """Take the slot and open its row. Raises NotDue when this slot or a newer one has been claimed."""
     row = cursor.execute(CLAIM, {"name": name, "slot": moment(slot)}).fetchone()
     if row is None:
         raise NotDue(Reason.SUPERSEDED)
-    interrupted = [Interrupted(**left) for left in cursor.execute(INTERRUPT, {"name": name})]
+    interrupted = [Interrupted(**run) for run in cursor.execute(INTERRUPT, {"name": name})]
     previous: datetime = row["previous_slot"]
     # The very first claim follows "the epoch", which is not a slot that anybody missed.
     covered = max(0, (moment(slot) - previous) // interval - 1) if previous != moment(0) else 0
     opened = {"name": name, "slot": moment(slot), "covered": covered, "token": row["token"]}
-    run = _one(cursor.execute(OPEN, {**opened, "worker": worker, "cutoff": cutoff}).fetchone())
-    return Claim(name, slot, row["token"], run["id"], row["position"], covered, interrupted)
+    run = only_row(cursor.execute(OPEN, {**opened, "worker": worker, "cutoff": cutoff}))
+    return Claimed(name, slot, row["token"], run["id"], now, cutoff, row["position"], covered, interrupted)
 
 
-def hold(cursor: Cursor[dict[str, Any]], held: Claim) -> None:
+def fence(cursor: Cursor[dict[str, Any]], claimed: Claimed) -> None:
     """Hold the fence until the transaction ends. Raises Fenced when a newer run has moved it."""
-    if cursor.execute(FENCE, {"name": held.name, "token": held.token}).fetchone() is None:
+    if cursor.execute(FENCE, {"name": claimed.name, "token": claimed.token}).fetchone() is None:
         raise Fenced
 
 
-def count(cursor: Cursor[dict[str, Any]], held: Claim, progress: Progress) -> None:
+def count(cursor: Cursor[dict[str, Any]], claimed: Claimed, progress: Progress) -> None:
     """Write down what the run has done so far, in the transaction that did it."""
-    cursor.execute(COUNT, {"run": held.run, **progress.columns()})
+    cursor.execute(COUNT, {"run": claimed.run, **progress.columns()})
 
 
 def finish(
-    cursor: Cursor[dict[str, Any]], held: Claim, progress: Progress, *, position: int | None, retention: timedelta
+    cursor: Cursor[dict[str, Any]], claimed: Claimed, progress: Progress, *, position: int | None, retention: timedelta
 ) -> None:
     """Close the run as done. `position` is where the next run goes on, None when nothing is left."""
-    cursor.execute(FINISH, {"run": held.run, "handed_over": position is not None, **progress.columns()})
-    cursor.execute(REMEMBER, {"name": held.name, "token": held.token, "position": position or 0})
-    cursor.execute(PRUNE, {"name": held.name, "retention": retention})
+    cursor.execute(FINISH, {"run": claimed.run, "handed_over": position is not None, **progress.columns()})
+    cursor.execute(REMEMBER, {"name": claimed.name, "token": claimed.token, "position": position or 0})
+    cursor.execute(PRUNE, {"name": claimed.name, "retention": retention})
 
 
-def fail(cursor: Cursor[dict[str, Any]], held: Claim, failure: Failure) -> bool:
+def fail(cursor: Cursor[dict[str, Any]], claimed: Claimed, failure: Failure) -> bool:
     """Close the run as failed and give its slot back, unless a newer run has claimed since.
 
     A run whose last commit was done although its answer was lost is closed already, and keeps its slot: then False.
     """
-    if not cursor.execute(CLOSE_FAILED, {"run": held.run, **failure._asdict()}).rowcount:
+    if not cursor.execute(CLOSE_FAILED, {"run": claimed.run, **failure._asdict()}).rowcount:
         return False
-    cursor.execute(GIVE_BACK, {"name": held.name, "token": held.token})
+    cursor.execute(GIVE_BACK, {"name": claimed.name, "token": claimed.token})
     return True
 
 
@@ -214,9 +220,3 @@ def record_failed(  # noqa: PLR0913 - the same
     """Write down an attempt that failed before its claim was committed."""
     attempt = {"name": name, "slot": moment(slot), "started_at": started_at, "worker": worker}
     cursor.execute(RECORD_FAILED, {**attempt, **failure._asdict()})
-
-
-def _one(row: dict[str, Any] | None) -> dict[str, Any]:
-    if row is None:  # statements that always answer with a row
-        raise RuntimeError("no row")
-    return row

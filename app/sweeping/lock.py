@@ -6,7 +6,7 @@ Three keys a sweeper, below `<namespace>:`:
   streak:worker:sweeper:<name>   how many attempts failed since the last success (ours)
 
 The lock keeps replicas from working at once and losers from asking PostgreSQL anything. It is not what makes a
-slot run once: a paused holder does not know that it lost. That is the fence's part (`app.ledger`).
+slot run once: a paused holder does not know that it lost. That is the fence's part (`app.sweeping.ledger`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import redis
 import structlog
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("lease")
 
-#: Marks and streaks outlive any sensible interval and still do not stay for ever.
+#: TTL of marks and streaks: longer than any sensible interval, yet bounded.
 _MEMORY = timedelta(days=7)
 
 # One call decides: is the tick too old (by this server's clock alone), is its slot done, is the lock free. A run takes
@@ -83,27 +84,29 @@ class Refusal(StrEnum):
     STALE = "stale"
 
 
+class RunOutcome(NamedTuple):
+    """How a run ended, as far as the next ticks need to know; written down with the lock's release."""
+
+    #: The slot that needs no other run.
+    finished: Slot | None = None
+    #: What becomes of the streak of failures: `failed` adds one, `succeeded` ends it.
+    streak: Literal["", "failed", "succeeded"] = ""
+
+
+#: The outcomes of a run that failed, and of one of which nothing is known.
+FAILED, UNKNOWN = RunOutcome(streak="failed"), RunOutcome()
+
+
 class Lease:
     """A lock that is held. Valid until `deadline` (monotonic seconds), which renewal moves."""
 
-    deadline: float
-    renew_at: float
-
-    def __init__(self, name: str, token: str, *, streak: int = 0, attempt: int = 0) -> None:
+    def __init__(self, name: str, token: str, since: float, length: timedelta) -> None:
         self.name = name
         self.token = token
-        #: Failed attempts of this sweeper since its last success, by any replica.
-        self.streak = streak
-        #: How often this tick was tried before.
-        self.attempt = attempt
-        #: The slot that the tick asks for; None for "whichever is current".
-        self.slot: Slot | None = None
-        #: The slot that release will mark as done.
-        self.done: Slot | None = None
-        self.verdict = ""
         self._lost = threading.Event()
         self._guard = threading.Lock()
         self._connection: Connection[Any] | None = None
+        self.extend(since, length)
 
     def extend(self, since: float, length: timedelta) -> None:
         """Move the deadline to one lease after `since`, the moment before the call that renewed it."""
@@ -134,7 +137,7 @@ class Lease:
 
     @contextmanager
     def guarding(self, connection: Connection[Any]) -> Iterator[None]:
-        """Let `cut` reach this connection while the body runs, and never after: the pool lends it on."""
+        """Have `cut` reach this connection while the body runs, and never after: the pool lends it on."""
         with self._guard:
             self._connection = connection
         try:
@@ -143,21 +146,22 @@ class Lease:
             with self._guard:
                 self._connection = None
 
-    def succeeded(self, slot: Slot) -> None:
-        """Note that the slot is done; release will mark it and end the streak of failures."""
-        self.done, self.verdict = slot, "succeeded"
 
-    def nothing_to_do(self) -> None:
-        """Note that this slot needs no run; release will mark it, so that no other replica asks PostgreSQL."""
-        self.done = self.slot
+@dataclass(frozen=True)
+class Tick:
+    """A tick whose lock is held: what the middleware hands to the actor."""
 
-    def failed(self) -> None:
-        """Note that the run failed; release will count it into the streak."""
-        self.verdict = "failed"
+    lease: Lease
+    #: The slot that it asks for; None for whichever is current.
+    slot: Slot | None = None
+    #: How often it was tried before.
+    attempt: int = 0
+    #: Failed attempts of its sweeper since the last success, by any replica.
+    streak: int = 0
 
 
-#: The lease of the message that this thread is working on.
-current: ContextVar[Lease | None] = ContextVar("lease", default=None)
+#: The tick that this thread is working on.
+current: ContextVar[Tick | None] = ContextVar("tick", default=None)
 
 
 class Locks:
@@ -191,8 +195,8 @@ class Locks:
 
     def acquire(
         self, name: str, *, slot: Slot | None, sent: int | None, interval: timedelta, attempt: int = 0
-    ) -> Lease | Refusal:
-        """Take the lock for one tick, or say why not. Times in microseconds. Raises redis.RedisError.
+    ) -> Tick | Refusal:
+        """Take the lock for one tick, or return why not. Times in microseconds. Raises redis.RedisError.
 
         `sent` is when the tick was enqueued, by the Redis server's clock, so that no other clock is trusted.
         """
@@ -213,19 +217,17 @@ class Locks:
         word = answer.decode() if isinstance(answer, bytes) else answer
         if word != "acquired":
             return Refusal(word)
-        lease = Lease(name, token, streak=int(streak), attempt=attempt)
-        lease.extend(before, self._length)
-        lease.slot = slot
+        lease = Lease(name, token, before, self._length)
         with self._changed:
             self._held[token] = lease
             self._changed.notify()
-        return lease
+        return Tick(lease, slot, attempt, int(streak))
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: Lease, outcome: RunOutcome = UNKNOWN) -> None:
         """Give the lock back and write down how the run ended. Never raises: the lock expires by itself."""
         with self._changed:
             self._held.pop(lease.token, None)
-        args: list[str | int] = [lease.token, _text(lease.done), lease.verdict, _ms(_MEMORY)]
+        args: list[str | int] = [lease.token, _text(outcome.finished), outcome.streak, _ms(_MEMORY)]
         try:
             self._release(keys=self._keys(lease.name), args=args)
         except redis.RedisError as error:

@@ -24,12 +24,12 @@ def microseconds(moment: datetime) -> int:
 
 
 def moment(slot: Slot) -> datetime:
-    """Give the start of a slot as an aware datetime in UTC."""
+    """Return the start of a slot as an aware datetime in UTC."""
     return _EPOCH + slot * _MICROSECOND
 
 
 def slot_at(now: int, interval: timedelta) -> Slot:
-    """Give the slot that is current at `now` (microseconds since the epoch)."""
+    """Return the slot that is current at `now` (microseconds since the epoch)."""
     return now - now % (interval // _MICROSECOND)
 
 
@@ -50,15 +50,15 @@ class Every:
         return f"every {self.interval.total_seconds():g}s"
 
     def current(self) -> Slot:
-        """Give the slot of this moment by this machine's clock."""
+        """Return the slot of this moment by this machine's clock."""
         return slot_at(int(self._clock() * 1_000_000), self.interval)
 
     def validate(self, _now: datetime) -> bool:
-        """Say whether the current slot is still to be fired, and take it as fired."""
+        """Return whether the current slot is still to be fired, and take it as fired."""
         slot = self.current()
         due, self._fired = slot > self._fired, max(slot, self._fired)
         return due
 
     def next_valid_date(self, _last: datetime) -> datetime:
-        """Give the start of the next slot. A clock set back far makes it wait, not fire twice."""
+        """Return the start of the next slot. A clock set back far makes it wait, not fire twice."""
         return moment(max(self.current(), self._fired)) + self.interval

@@ -1,6 +1,6 @@
-"""What a sweeper is: a name, its settings, one function that does one bounded batch, and the words it reports in.
+"""What a sweeper is: a name, its settings, one function that makes a run's strategy, and the texts of its events.
 
-A module in `actors/` declares one with the `sweeper` decorator. Everything else (lock, fence, batching, time
+A module in `actors/` declares one with the `sweeper` decorator. Everything else (lock, fence, transactions, time
 budget, commit, metrics, ledger, event) is the runner's.
 """
 
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from app.core.config import Settings
 from app.core.events import Event, Kind, Severity
 from app.core.values import Cadence
-
-if TYPE_CHECKING:
-    from app.sweeping.batch import Batch
+from app.sweeping.strategy import Strategy
 
 
 class SweeperSettings(Settings):
@@ -26,17 +24,12 @@ class SweeperSettings(Settings):
     interval: Cadence
 
     @property
-    def older_than(self) -> timedelta:
-        """How far before the database's now the cutoff lies."""
-        return timedelta(0)
-
-    @property
     def enabled(self) -> bool:
         """Whether the sweeper is registered at all."""
         return True
 
     def problems(self, *, dev: bool) -> Iterable[str]:
-        """Say what is wrong across variables, one line each without a value; asked only when enabled."""
+        """Return what is wrong across variables, one line each without a value; asked only when enabled."""
         del dev
         return ()
 
@@ -69,15 +62,15 @@ class Sweep:
             raise TypeError("a cutoff knows its time zone")
 
     def plus(self, counts: Mapping[str, int]) -> Sweep:
-        """Add one batch: `changed` and any other counts."""
+        """Return the sum with one step's counts: `changed` and any others."""
         total = {name: self.counts.get(name, 0) + number for name, number in counts.items() if name != "changed"}
         merged = MappingProxyType({**self.counts, **total})
         return Sweep(self.changed + counts.get("changed", 0), merged, self.cutoff)
 
 
 @dataclass(frozen=True)
-class Wording:
-    """The public words of a sweeper's events; receivers match on them, so a change here is a breaking one."""
+class EventText:
+    """The public texts of a sweeper's events; receivers match on them, so a change here is a breaking one."""
 
     severity: Severity
     done: str
@@ -90,18 +83,6 @@ class Wording:
     warn_by: tuple[str, ...] = ()
 
 
-class Outside(Protocol):
-    """What a run does between its transactions, where it may wait for others."""
-
-    def wait(self, stopping: Callable[[], bool]) -> None:
-        """Work until the next transaction has something to do. `stopping` raises LeaseLost; ask it often."""
-        ...
-
-    def close(self) -> None:
-        """Let go of everything, however the run ended."""
-        ...
-
-
 @dataclass(frozen=True)
 class Sweeper(Generic[S]):
     """A registered sweeper."""
@@ -109,12 +90,11 @@ class Sweeper(Generic[S]):
     name: str
     needs: Mapping[str, tuple[str, ...]]
     settings: type[S]
-    wording: Wording
-    batch: Callable[[Batch[S]], Mapping[str, int]]
+    text: EventText
+    strategy: Callable[[S], Strategy]
     counts: tuple[str, ...] = ()
     #: The count that makes a run a failed one, to be tried again.
     fails_by: str = ""
-    outside: Callable[[S], Outside] | None = None
 
     @property
     def table(self) -> str:
@@ -122,24 +102,27 @@ class Sweeper(Generic[S]):
         return next(iter(self.needs))
 
     def done(self, sweep: Sweep, **more: int) -> Event:
-        """Word what was changed."""
-        detail = self.wording.detail.format(changed=sweep.changed)
-        if not detail and sweep.cutoff is not None and self.wording.severity is Severity.WARN:
+        """Return the event of what was changed."""
+        detail = self.text.detail.format(changed=sweep.changed)
+        if not detail and sweep.cutoff is not None and self.text.severity is Severity.WARN:
             detail = f"cutoff={sweep.cutoff:%Y-%m-%dT%H:%M:%SZ}"
-        some = {name: number for name, number in sweep.counts.items() if number}
-        total = {self.wording.count: sweep.changed} if self.wording.count else {}
-        alarming = any(name in some for name in self.wording.warn_by)
-        severity = Severity.WARN if alarming else self.wording.severity
-        return Event(self.name, severity, self.wording.done, detail, {**total, **some, **more})
+        counts = _not_zero(sweep)
+        total = {self.text.count: sweep.changed} if self.text.count else {}
+        alarming = any(name in counts for name in self.text.warn_by)
+        severity = Severity.WARN if alarming else self.text.severity
+        return Event(self.name, severity, self.text.done, detail, {**total, **counts, **more})
 
     def failed(self, failure: str, sweep: Sweep) -> Event:
-        """Word the first failure of a streak: `failure` is a class name and an SQLSTATE."""
-        some = {name: number for name, number in sweep.counts.items() if number}
-        return Event(self.name, Severity.ERROR, self.wording.failed, failure, some, Kind.FAILED)
+        """Return the event of a streak's first failure: `failure` is a class name and an SQLSTATE."""
+        return Event(self.name, Severity.ERROR, self.text.failed, failure, _not_zero(sweep), Kind.FAILED)
 
     def recovered(self, streak: int) -> Event:
-        """Word the end of a streak of failures."""
+        """Return the event of the end of a streak of failures."""
         return Event(self.name, Severity.INFO, "sweep recovered", "", {"failed_attempts": streak}, Kind.RECOVERED)
+
+
+def _not_zero(sweep: Sweep) -> dict[str, int]:
+    return {name: number for name, number in sweep.counts.items() if number}
 
 
 def sweeper(  # noqa: PLR0913 - what a sweeper is
@@ -147,21 +130,19 @@ def sweeper(  # noqa: PLR0913 - what a sweeper is
     *,
     needs: Mapping[str, tuple[str, ...]],
     settings: type[S],
-    wording: Wording,
+    text: EventText,
     counts: tuple[str, ...] = (),
     fails_by: str = "",
-    outside: Callable[[S], Outside] | None = None,
-) -> Callable[[Callable[[Batch[S]], Mapping[str, int]]], Sweeper[S]]:
+) -> Callable[[Callable[[S], Strategy]], Sweeper[S]]:
     """Declare the decorated function as the sweeper `name`.
 
-    The function does one batch in a transaction that is already open, and returns how many rows it `changed`,
-    with further numbers under the names in `counts`. `needs` maps the api's tables that it touches, the swept one
-    first, to the privileges that it must have on them. A run in which the count `fails_by` is not zero has failed.
-    `outside` makes what a run does between two transactions; the batch finds it as `batch.outside`.
-    `name` is a lock key, a metric label and a log word: renaming it is a breaking change.
+    The function returns the strategy of one run. Each of its steps is a transaction, and counts how many rows it
+    `changed`, with further numbers under the names in `counts`. `needs` maps the api's tables that it touches, the
+    swept one first, to the privileges that it must have on them. A run in which the count `fails_by` is not zero has
+    failed. `name` is a lock key, a metric label and a log word: renaming it is a breaking change.
     """
 
-    def declare(batch: Callable[[Batch[S]], Mapping[str, int]]) -> Sweeper[S]:
-        return Sweeper(name, needs, settings, wording, batch, counts, fails_by, outside)
+    def declare(strategy: Callable[[S], Strategy]) -> Sweeper[S]:
+        return Sweeper(name, needs, settings, text, strategy, counts, fails_by)
 
     return declare

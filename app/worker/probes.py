@@ -36,7 +36,7 @@ class Readiness:
         self.draining = False
 
     def answer(self) -> tuple[int, dict[str, Any]]:
-        """Give the HTTP status and body of /readyz."""
+        """Return the HTTP status and body of /readyz."""
         if not self.booted:
             return 503, {"status": "booting"}
         if self.draining:

@@ -56,5 +56,6 @@ class WorkerSettings(Settings):
     metrics_directory: Annotated[str, AfterValidator(_directory)] = variable(
         "SB_WORKER_METRICS_DIR",
         default=memory_directory(),
+        documented="/dev/shm, else the system's temporary folder",  # noqa: S108 - only shown
         meaning="the one directory that must be writable: metric files of the worker's processes, a few 100 KiB",
     )

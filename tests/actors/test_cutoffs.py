@@ -19,30 +19,26 @@ from actors.agents_stale import AgentsStale, agents_stale
 from actors.jobs_recovery import JobsRecovery, jobs_recovery
 from actors.secrets_stale import SecretsStale, secrets_stale
 from actors.wraps_expired import WrapsExpired, wraps_expired
-from app.sweeping.batch import Batch
+from app.sweeping.strategy import Run
 from app.sweeping.sweeper import Sweeper, SweeperSettings
-from tests.support.world import FIXED, Replica, column, insert_agent, insert_job, insert_secret, insert_wrap, rows
+from tests.support.replica import Replica
+from tests.support.rows import FIXED, column, insert_agent, insert_job, insert_secret, insert_wrap, rows
 
 SECOND = timedelta(seconds=1)
 TICK = timedelta(microseconds=1)
 
 
 def once(database: str, sweeper: Sweeper[Any], settings: SweeperSettings) -> dict[str, int]:
-    """Do one batch at the fixed time."""
+    """Do one step at the fixed time."""
     with psycopg.connect(database) as connection:
-        batch = Batch(
-            connection.cursor(row_factory=dict_row),
-            settings,
-            sweeper.table,
-            slot=0,
-            now=FIXED,
-            cutoff=FIXED - settings.older_than,
-        )
-        return dict(sweeper.batch(batch))
+        strategy = sweeper.strategy(settings)
+        cursor = connection.cursor(row_factory=dict_row)
+        run = Run(cursor, sweeper.table, slot=0, now=FIXED, cutoff=FIXED - strategy.older_than)
+        return dict(strategy.step(run, over=False).counts)
 
 
 def stamps(sql: Connection[Any]) -> dict[str, Any]:
-    """Give when each secret was last written."""
+    """Return when each secret was last written."""
     return {row["secret_ref"]: row["updated_at"] for row in rows(sql, "SELECT secret_ref, updated_at FROM secrets")}
 
 
@@ -156,7 +152,7 @@ def test_a_run_takes_its_cutoff_from_the_database_and_a_second_one_changes_nothi
     settings = sweeper.settings()
     now = sql.execute("SELECT now()").fetchone()
     assert now is not None
-    cutoff = now[0] - settings.older_than
+    cutoff = now[0] - sweeper.strategy(settings).older_than
     for side in (-timedelta(minutes=1), timedelta(minutes=1)):
         insert_wrap(sql, cutoff + side)
         insert_secret(sql, f"secret{side}", cutoff + side)

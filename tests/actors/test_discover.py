@@ -11,8 +11,10 @@ import pytest
 from psycopg import Connection
 
 from actors.discover_scheduler import DiscoverScheduler, discover_scheduler
+from app.core import metrics
 from app.discovery.targets import parse
-from tests.support.world import Replica, column, insert_agent, insert_job, rows
+from tests.support.replica import Replica
+from tests.support.rows import column, insert_agent, insert_job, rows
 
 AGENT = "0b0e5d1c-4a57-4d42-9d0c-2f9a3f6f0a11"
 
@@ -169,8 +171,11 @@ def test_an_unknown_or_revoked_agent_is_reported_and_the_others_go_on(
         insert_agent(sql, "gone", status="revoked")
         sql.execute("UPDATE agents SET id = %s", [AGENT])
     own = settings({"agent_id": AGENT, "provider": "vault"}, {"cluster": "c", "provider": "vault"})
+    counter = metrics.TARGETS_SKIPPED.labels("discover-scheduler")
+    before = counter._value.get()
     sweep = replica.run(discover_scheduler, own)
     assert (sweep.changed, dict(sweep.counts)) == (1, {"unknown_agent": 1})
+    assert counter._value.get() == before + 1
 
 
 def test_the_cluster_of_an_agent_may_be_in_its_scope(replica: Replica, sql: Connection[Any]) -> None:

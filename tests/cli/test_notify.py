@@ -15,7 +15,7 @@ from psycopg.rows import dict_row
 from app.demo.servers import Redis
 from tests.support.http_server import Receiver, Reply
 from tests.support.processes import BIN, ROOT, environment
-from tests.support.world import column
+from tests.support.rows import column
 
 LOCAL = {"SB_NOTIFICATION_ALLOWED_NETWORKS": "127.0.0.0/8"}
 Run = Callable[..., subprocess.CompletedProcess[str]]

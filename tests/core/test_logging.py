@@ -19,8 +19,24 @@ from app.core.events import Event, Notification, Severity
 from app.core.logging import configure_logging
 from app.notify.notifier import attempt
 from app.notify.routing import Target
+from app.notify.sink import Answer
 from sinks.noop import Noop, noop
-from tests.support.world import FIXED, NoTransport
+from tests.support.rows import FIXED
+
+
+class NoTransport:
+    """A way out that leads nowhere, for a sink that needs none."""
+
+    now = FIXED
+
+    async def post(self, *_: object, **__: object) -> Answer:
+        raise AssertionError("nothing may be sent")
+
+    async def mail(self, *_: object, **__: object) -> None:
+        raise AssertionError("nothing may be sent")
+
+    async def child(self, *_: object, **__: object) -> int:
+        raise AssertionError("nothing may be started")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from app.core import http
 from app.gitops.client import Client, NotAllowed, PollFailed, ReadOnly
-from app.gitops.model import Endpoint, Outcome
+from app.gitops.model import Endpoint, PollOutcome
 from app.kms.envelope import Envelope
 from tests.support.argocd import TOKEN, Argo, document
 from tests.support.http_server import Receiver, Reply
@@ -95,7 +95,7 @@ def test_no_redirect_is_followed() -> None:
     with Receiver(Reply(301, b"", {"Location": "/api/v1/applications/other"})) as server:
         with pytest.raises(PollFailed) as failed:
             read(client(server.url))
-        assert (failed.value.outcome, len(server.seen)) == (Outcome.HTTP_ERROR, 1)
+        assert (failed.value.outcome, len(server.seen)) == (PollOutcome.HTTP_ERROR, 1)
 
 
 def test_tls_is_at_least_1_2_and_the_own_authority_is_the_only_one(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_without_a_token_no_header_is_sent() -> None:
     with Receiver(Argo()) as server:
         with pytest.raises(PollFailed) as failed:
             read(client(server.url, b""))
-        assert failed.value.outcome is Outcome.UNAUTHORIZED
+        assert failed.value.outcome is PollOutcome.UNAUTHORIZED
         assert "authorization" not in server.seen[0].headers
 
 

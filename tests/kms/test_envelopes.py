@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from app.core.errors import UnwrapFailed
-from app.kms.envelope import Envelope, open_token, wipe, wiping
+from app.kms.buffers import wipe, wiping
+from app.kms.envelope import Envelope, open_token
 from app.kms.local import LocalKeys, key_id, parse_master
 from app.kms.transport import KeyServiceTransport
 

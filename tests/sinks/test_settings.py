@@ -6,7 +6,7 @@ import pytest
 
 from actors import SWEEPERS
 from app.core.errors import ConfigError
-from app.worker.assembly import load
+from app.worker.loading import load
 from sinks import SINKS
 
 CANARY = "canary"

@@ -9,7 +9,7 @@ import pytest
 from psycopg import Connection
 
 from app.storage import migrations
-from tests.support.world import column
+from tests.support.rows import column
 
 TABLES = """
 SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = to_regnamespace('secrets_bridge_worker') ORDER BY 1

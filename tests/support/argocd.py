@@ -28,12 +28,12 @@ AFTER, BEFORE = "2026-11-23T09:00:30Z", "2026-11-23T08:59:00Z"
 
 
 def settings(**fields: Any) -> GitopsPoller:
-    """Give the poller's settings, switched on."""
+    """Return the poller's settings, switched on."""
     return GitopsPoller(gitops=True, master_key=SecretStr(MASTER), **fields)
 
 
 def document(name: str, health: str = "Healthy", sync: str = "Synced", **status: Any) -> dict[str, Any]:
-    """Give an application as ArgoCD answers it, with what matters and what does not."""
+    """Return an application as ArgoCD answers it, with what matters and what does not."""
     return {
         "metadata": {"name": name, "namespace": "argocd", "creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": {"project": "default", "destination": {"server": "https://kubernetes.default.svc"}, "source": {}},
@@ -108,17 +108,17 @@ class Argo:
 
 
 def reply(content: Any, status: int = 200) -> Reply:
-    """Answer JSON."""
+    """Return an answer of JSON."""
     return Reply(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
 
 def error(status: int, code: int, text: str) -> Reply:
-    """Answer an error in ArgoCD's form."""
+    """Return an error in ArgoCD's form."""
     return reply({"error": text, "code": code, "message": text}, status)
 
 
 def seal(token: str = TOKEN) -> dict[str, Any]:
-    """Seal a token as the api does with the key service `local`."""
+    """Return a token's columns, sealed as the api does it with the key service `local`."""
     master, data_key = bytes(parse_master(MASTER)), os.urandom(32)
     nonce, wrap = os.urandom(12), os.urandom(12)
     return {
@@ -130,7 +130,7 @@ def seal(token: str = TOKEN) -> dict[str, Any]:
 
 
 def insert_endpoint(sql: Connection[Any], name: str, base_url: str, **columns: Any) -> str:
-    """Insert an endpoint with a sealed token and give its id."""
+    """Insert an endpoint with a sealed token and return its id."""
     row = {"name": name, "base_url": base_url, **seal(), **columns}
     names = ", ".join(row)
     places = ", ".join(f"%({name})s" for name in row)
@@ -139,7 +139,7 @@ def insert_endpoint(sql: Connection[Any], name: str, base_url: str, **columns: A
 
 
 def insert_observations(sql: Connection[Any], endpoint: str, *names: str, **columns: Any) -> list[str]:
-    """Insert observations, one for each application, and give their ids."""
+    """Insert observations, one for each application, and return their ids."""
     request = sql.execute(
         "INSERT INTO access_requests (requester_id, type, justification) VALUES ('u', 'update', 'j') RETURNING id"
     ).fetchone()

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+from tests.support.waiting import HUNG
+
 
 @dataclass
 class Seen:
@@ -55,9 +57,9 @@ class Receiver:
             def do_POST(self) -> None:
                 length = int(self.headers.get("Content-Length", "0"))
                 low = {name.lower(): value for name, value in self.headers.items()}
-                one = Seen(self.command, self.path, low, self.rfile.read(length))
-                receiver.seen.append(one)
-                reply = receiver.answer(one) if callable(receiver.answer) else receiver.answer
+                request = Seen(self.command, self.path, low, self.rfile.read(length))
+                receiver.seen.append(request)
+                reply = receiver.answer(request) if callable(receiver.answer) else receiver.answer
                 self.send_response_only(reply.status)
                 for name, value in reply.headers.items():
                     self.send_header(name, value)
@@ -109,6 +111,7 @@ class Rude:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port = int(self._listener.getsockname()[1])
         self.connections = 0
+        self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -126,21 +129,26 @@ class Rude:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join()
+        for connection in list(self._open):  # whoever is in the middle of a read or a write comes out of it
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(5)
+            thread.join(HUNG)
 
     def _serve(self) -> None:
         with suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
                 self.connections += 1
-                thread = threading.Thread(target=self._one, args=[connection], daemon=True)
+                self._open.add(connection)
+                thread = threading.Thread(target=self._treated, args=[connection], daemon=True)
                 self._threads.append(thread)
                 thread.start()
 
-    def _one(self, connection: socket.socket) -> None:
+    def _treated(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
             self._treat(connection, self._over)
+        self._open.discard(connection)
 
 
 def _drip(connection: socket.socket, over: threading.Event, text: bytes) -> None:
@@ -179,9 +187,10 @@ def greeting(reply: bytes) -> Callable[[socket.socket, threading.Event], None]:
 
 
 def silence(connection: socket.socket, over: threading.Event) -> None:
-    """Accept and say nothing."""
-    del connection
-    over.wait()
+    """Accept and say nothing, until the other side has hung up."""
+    del over
+    while connection.recv(65536):
+        pass
 
 
 def hang_up(connection: socket.socket, over: threading.Event) -> None:

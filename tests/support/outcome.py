@@ -16,6 +16,7 @@ from app.notify.routing import Target, targets
 from app.notify.settings import NotificationSettings
 from app.notify.transport import NetworkTransport
 from sinks import SINKS
+from tests.support.waiting import HUNG
 
 LOOPBACK = {"SB_NOTIFICATION_ALLOWED_NETWORKS": "127.0.0.0/8"}
 WHEN = datetime(2026, 11, 23, 9, 0, 0, 120_000, tzinfo=UTC)
@@ -35,16 +36,16 @@ RECOVERED = Notification(
 
 
 def configured(monkeypatch: pytest.MonkeyPatch, env: Mapping[str, str]) -> list[Target]:
-    """Give the receivers that these variables configure, the log left out."""
+    """Return the receivers that these variables configure, the log left out."""
     for name, value in env.items():
         monkeypatch.setenv(name, value)
-    return [one for one in targets(SINKS, [sink.settings.read() for sink in SINKS]) if one.sink.name != "noop"]
+    return [target for target in targets(SINKS, [sink.settings.read() for sink in SINKS]) if target.sink.name != "noop"]
 
 
-def outcome(target: Target, notification: Notification = NOTE, seconds: float = 5.0) -> str:
-    """Make one attempt and give how it ended: delivered, or `rejected|unavailable fault code`, `off` and the wish."""
+def outcome(target: Target, notification: Notification = NOTE, seconds: float = HUNG) -> str:
+    """Make one attempt and return how it ended: delivered, or `rejected|unavailable fault code`, `off` and the wish."""
 
-    async def one() -> str:
+    async def once() -> str:
         network = NetworkTransport(NotificationSettings.read())
         try:
             await attempt(target, notification, network, seconds)
@@ -57,11 +58,11 @@ def outcome(target: Target, notification: Notification = NOTE, seconds: float = 
             await network.close()
         return "delivered"
 
-    return asyncio.run(one())
+    return asyncio.run(once())
 
 
 def digest_note(events: int = 40) -> Notification:
-    """Give a digest with many tallies and long texts."""
+    """Return a digest with many tallies and long texts."""
     from app.notify.digest import digest  # noqa: PLC0415
 
     notifications = [

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
-from app.demo.servers import end_with_owner, free_ports
-from tests.support.world import eventually
+from app.supervisor.parent_death import signal_at_parent_death
+from tests.support.ports import reserved_port
+from tests.support.waiting import HUNG, HUNG_PROCESS, eventually
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -34,7 +36,7 @@ SCHEDULER = ("periodiq", "app.actors")
 
 
 def environment(database: str, redis: str, **more: str) -> dict[str, str]:
-    """Give an environment with these servers and without any other settings."""
+    """Return an environment with these servers and without any other settings."""
     foreign = ("SB_", "DATABASE_", "REDIS_", "PG", "LOG_LEVEL", "dramatiq_", "PYTHONPATH", "COV_", "VAULT_", "AWS_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     path = os.pathsep.join((str(BIN), clean.get("PATH", "")))
@@ -47,7 +49,8 @@ class Process:
 
     def __init__(self, words: Sequence[str], env: Mapping[str, str], log: Path) -> None:
         self.log = log
-        self.port = free_ports(1)
+        self._place = ExitStack()
+        self.port = self._place.enter_context(reserved_port())
         place = f"127.0.0.1:{self.port}"
         own = {"SB_WORKER_LOCAL_ADDR": place, "SB_NOTIFICATION_LOCAL_ADDR": place}
         with log.open("ab") as out:
@@ -59,7 +62,7 @@ class Process:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
-                preexec_fn=end_with_owner,  # noqa: PLW1509 - only prctl is called
+                preexec_fn=signal_at_parent_death,  # noqa: PLW1509 - only prctl is called
             )
 
     def __enter__(self) -> Self:
@@ -69,34 +72,35 @@ class Process:
         if self.popen.poll() is None:
             os.killpg(self.popen.pid, signal.SIGKILL)  # its session is its own
             self.popen.wait()
+        self._place.close()
         if kind is not None:
             print(self.log.read_text()[-4000:])
 
     @property
     def text(self) -> str:
-        """Give all that it has written."""
+        """All that it has written."""
         return self.log.read_text()
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Give its JSON records."""
+        """Its JSON records."""
         return [json.loads(line) for line in self.text.splitlines() if line.startswith("{")]
 
     def ready(self) -> Self:
         """Wait until it answers that it is ready."""
-        eventually(lambda: self.popen.poll() is not None or self.get("/readyz").status_code == 200, 30)
+        eventually(lambda: self.popen.poll() is not None or self.get("/readyz").status_code == 200)
         assert self.popen.poll() is None, self.text
         return self
 
     def get(self, path: str) -> httpx.Response:
         """Ask its probe server; 599 stands for no answer."""
         try:
-            return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=5, trust_env=False)
+            return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=HUNG, trust_env=False)
         except httpx.TransportError:
             return httpx.Response(599)
 
     def metric(self, name: str, **labels: str) -> float:
-        """Give one sample of its metrics; 0 when there is none."""
+        """Return one sample of its metrics, summed over the labels that are left out; 0 when there is none."""
         text = self.get("/metrics").text
         total = 0.0
         for line in text.splitlines():
@@ -107,7 +111,7 @@ class Process:
                     total += float(match[3])
         return total
 
-    def end(self, number: signal.Signals = signal.SIGTERM, seconds: float = 30) -> int:
-        """Signal the main process and give its exit status."""
+    def end(self, number: signal.Signals = signal.SIGTERM, seconds: float = HUNG_PROCESS) -> int:
+        """Signal the main process and return its exit status."""
         self.popen.send_signal(number)
         return self.popen.wait(seconds)

@@ -12,6 +12,8 @@ from typing import Any
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 
+from tests.support.waiting import HUNG
+
 #: A step of the conversation, and the reply that ends it there.
 Replies = Mapping[str, str]
 
@@ -40,7 +42,7 @@ class SmtpServer(Controller):
         else:
             words["auth_exclude_mechanism"] = ["LOGIN", "PLAIN"]
         super().__init__(
-            self, hostname="127.0.0.1", port=0, ssl_context=tls if implicit else None, ready_timeout=10, **words
+            self, hostname="127.0.0.1", port=0, ssl_context=tls if implicit else None, ready_timeout=HUNG, **words
         )
 
     def _trigger_server(self) -> None:

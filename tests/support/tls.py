@@ -17,7 +17,7 @@ class Authority:
         self._ca.cert_pem.write_to_path(str(self.file))
 
     def server(self, name: str = "127.0.0.1") -> ssl.SSLContext:
-        """Give a server's context for this name."""
+        """Return a server's context for this name."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._ca.issue_cert(name).configure_cert(context)
         return context

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,15 +21,19 @@ from actors.wraps_expired import WrapsExpired, wraps_expired
 from app.core.errors import LeaseLost, NotDue, Reason
 from app.core.events import Severity
 from app.demo.servers import Postgres
-from app.sweeping.batch import Batch
-from app.sweeping.lock import Lease
+from app.sweeping.batch_size import BatchSizer
+from app.sweeping.lock import Tick
 from app.sweeping.schedule import microseconds, slot_at
+from app.sweeping.strategies import PageScan
+from app.sweeping.strategy import Run, Step
 from app.sweeping.sweeper import Sweep, Sweeper
-from tests.support.world import Replica, column, eventually, insert_agent, insert_wrap, rows
+from tests.support.replica import Replica
+from tests.support.rows import column, insert_agent, insert_wrap, rows
+from tests.support.waiting import HUNG, eventually
 
 RUNS = "SELECT * FROM secrets_bridge_worker.sweep_run ORDER BY id"
 STATE = "SELECT * FROM secrets_bridge_worker.sweep_state"
-MINUTE = timedelta(minutes=1)
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -49,14 +53,33 @@ def now_slot(sql: Connection[Any], interval: timedelta = MINUTE) -> int:
     return slot_at(microseconds(row[0]), interval)
 
 
-def wrapped(sweeper: Sweeper[Any], before: Any) -> Sweeper[Any]:
-    """Give the sweeper with something that happens before each of its batches."""
+def await_next_second(sql: Connection[Any]) -> None:
+    """Wait until the slot of a second is newer than the newest that was claimed."""
+    (claimed,) = column(sql, "SELECT last_slot FROM secrets_bridge_worker.sweep_state")
+    eventually(lambda: now_slot(sql, SECOND) > microseconds(claimed))
 
-    def batch(one: Batch[Any]) -> Mapping[str, int]:
-        before(one)
-        return sweeper.batch(one)
 
-    return Sweeper(sweeper.name, sweeper.needs, sweeper.settings, sweeper.wording, batch, sweeper.counts)
+class Observed(PageScan):
+    """A page scan with something that happens before each of its steps."""
+
+    def __init__(self, inner: PageScan, before: Callable[[Run, BatchSizer], object]) -> None:
+        super().__init__(inner._query, older_than=inner.older_than)
+        self._before = before
+
+    def step(self, run: Run, *, over: bool) -> Step:
+        self._before(run, self.sizer)
+        return super().step(run, over=over)
+
+
+def wrapped(sweeper: Sweeper[Any], before: Callable[[Run, BatchSizer], object]) -> Sweeper[Any]:
+    """Return the sweeper with something that happens before each of its steps."""
+
+    def strategy(settings: Any) -> PageScan:
+        inner = sweeper.strategy(settings)
+        assert isinstance(inner, PageScan)
+        return Observed(inner, before)
+
+    return replace(sweeper, strategy=strategy)
 
 
 def test_a_run_leaves_one_row_in_the_ledger_and_one_event(replica: Replica, sql: Connection[Any]) -> None:
@@ -115,10 +138,9 @@ def test_a_late_tick_runs_the_newest_due_slot_and_covers_the_missed_ones(
     sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = slot - interval '10 s'")
     late = now_slot(sql, second.interval) - 8_000_000
 
-    lease = replica.locks.acquire("wraps-expired", slot=None, sent=None, interval=MINUTE)
-    assert isinstance(lease, Lease)
-    lease.slot = late
-    replica.runner.run(wraps_expired, second, lease)
+    tick = replica.locks.acquire("wraps-expired", slot=None, sent=None, interval=MINUTE)
+    assert isinstance(tick, Tick)
+    replica.runner.run(wraps_expired, second, replace(tick, slot=late))
 
     run = rows(sql, RUNS)[-1]
     assert run["slot"] > PAST
@@ -135,26 +157,20 @@ def test_a_tick_far_ahead_of_the_databases_clock_is_refused(replica: Replica, sq
 
 
 def test_a_tick_a_little_ahead_is_run(replica: Replica, sql: Connection[Any]) -> None:
-    hour = WrapsExpired(interval=timedelta(hours=24 * 365 * 200))  # its next slot is always less than half away or not
-    del hour
-    interval = timedelta(seconds=2)
-    own = WrapsExpired(interval=interval)
-
-    def ahead() -> int | None:
-        row = sql.execute("SELECT now()").fetchone()
-        assert row is not None
-        micros = microseconds(row[0])
-        return slot_at(micros, interval) + 2_000_000 if 1_200_000 < micros % 2_000_000 < 1_700_000 else None
-
-    slot = eventually(ahead)
-    replica.run(wraps_expired, own, slot)
+    row = sql.execute("SELECT now()").fetchone()
+    assert row is not None
+    now = microseconds(row[0])
+    # An interval of about ten minutes, three quarters of whose current slot are over.
+    interval = timedelta(microseconds=4 * now // (4 * (now // 600_000_000) + 3))
+    slot = slot_at(now, interval) + interval // timedelta(microseconds=1)
+    replica.run(wraps_expired, WrapsExpired(interval=interval), slot)
     assert microseconds(rows(sql, RUNS)[0]["slot"]) == slot
 
 
 def test_changing_the_interval_does_not_stop_the_slots(replica: Replica, sql: Connection[Any]) -> None:
-    replica.run(wraps_expired, WrapsExpired(interval=timedelta(seconds=1)))
-    time.sleep(1.1)
-    replica.run(wraps_expired, WrapsExpired(interval=timedelta(seconds=1)))
+    replica.run(wraps_expired, WrapsExpired(interval=MINUTE))
+    await_next_second(sql)
+    replica.run(wraps_expired, WrapsExpired(interval=SECOND))
     assert len(rows(sql, RUNS)) == 2
 
 
@@ -174,29 +190,29 @@ def test_a_deleted_lock_stops_the_sweep_which_then_changes_nothing(
 ) -> None:
     expired(sql, 5000)
     with ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=2) as pool:
-        replica = Replica(pool, redis, lease=timedelta(seconds=0.9))
+        replica = Replica(pool, redis, lease=timedelta(seconds=6))
         batches = []
 
-        def slow(one: Batch[Any]) -> None:
-            batches.append(one)
-            one.steering.rows = 100
+        def slow(run: Run, sizer: BatchSizer) -> None:
+            batches.append(run)
+            sizer.rows = 50
             if len(batches) == 2:
                 redis.delete("secrets-bridge:lock:worker:sweeper:wraps-expired")
             if len(batches) >= 2:
-                one.cursor.execute("SELECT pg_sleep(0.2)")
+                run.cursor.execute("SELECT pg_sleep(0.2)")
 
         slot = now_slot(sql)
         with pytest.raises(LeaseLost):
             replica.run(wrapped(wraps_expired, slow), WrapsExpired(), slot)
         left = column(sql, "SELECT count(*) FROM secret_wraps")
         assert 0 < 5000 - left[0] < 5000
-        assert len(batches) < 10
         (run,) = rows(sql, RUNS)
         assert run["outcome"] == "running"
         assert run["changed"] == 5000 - left[0]
 
         # The next slot runs, reports what the lost one had done, and finishes the work.
-        replica.run(wraps_expired, WrapsExpired(interval=timedelta(seconds=1)))
+        await_next_second(sql)
+        replica.run(wraps_expired, WrapsExpired(interval=SECOND))
         events = replica.events
     first, second = rows(sql, RUNS)
     assert (first["outcome"], second["outcome"]) == ("interrupted", "success")
@@ -211,23 +227,23 @@ def test_a_statement_that_runs_when_the_lock_is_lost_is_cut(
     database: str, redis: redis_py.Redis, sql: Connection[Any]
 ) -> None:
     with ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=2) as pool:
-        replica = Replica(pool, redis, lease=timedelta(seconds=3))
-        started = threading.Event()
+        replica = Replica(pool, redis, lease=timedelta(seconds=6))
+        started, slept = threading.Event(), threading.Event()
 
-        def long(one: Batch[Any]) -> None:
+        def long(run: Run, _sizer: BatchSizer) -> None:
             started.set()
-            one.cursor.execute("SET LOCAL statement_timeout = 0")
-            one.cursor.execute("SELECT pg_sleep(30)")
+            run.cursor.execute("SET LOCAL statement_timeout = 0")
+            run.cursor.execute("SELECT pg_sleep(%s)", [HUNG])
+            slept.set()
 
         def delete_key() -> None:
             started.wait()
             redis.delete("secrets-bridge:lock:worker:sweeper:wraps-expired")
 
         threading.Thread(target=delete_key, daemon=True).start()
-        began = time.monotonic()
         with pytest.raises(LeaseLost):
             replica.run(wrapped(wraps_expired, long), WrapsExpired())
-        assert time.monotonic() - began < 3
+        assert not slept.is_set()
     assert rows(sql, STATE) == []
 
 
@@ -237,9 +253,9 @@ def test_a_paused_run_is_fenced_off_by_its_successor(
     expired(sql, 3000)
     batches = []
 
-    def overtaken(one: Batch[Any]) -> None:
-        batches.append(one)
-        one.steering.rows = 100
+    def overtaken(run: Run, sizer: BatchSizer) -> None:
+        batches.append(run)
+        sizer.rows = 100
         if len(batches) == 1:
             return
         raise AssertionError("the fence let a batch through")
@@ -247,7 +263,8 @@ def test_a_paused_run_is_fenced_off_by_its_successor(
     def overtake(_seconds: float) -> None:
         replica.runner.on_batch = lambda _seconds: None
         redis.flushall()
-        replica.run(wraps_expired, WrapsExpired(interval=timedelta(seconds=1)))
+        await_next_second(sql)
+        replica.run(wraps_expired, WrapsExpired(interval=SECOND))
 
     replica.runner.on_batch = overtake
     with pytest.raises(LeaseLost):
@@ -315,11 +332,11 @@ def test_a_run_that_fails_after_some_batches_reports_what_it_had_done(replica: R
     expired(sql, 300)
     batches = []
 
-    def second_fails(one: Batch[Any]) -> None:
-        batches.append(one)
-        one.steering.rows = 100
+    def second_fails(run: Run, sizer: BatchSizer) -> None:
+        batches.append(run)
+        sizer.rows = 100
         if len(batches) == 2:
-            one.cursor.execute("SELECT 1/0")
+            run.cursor.execute("SELECT 1/0")
 
     replica.fails(wrapped(wraps_expired, second_fails), WrapsExpired())
     (run,) = rows(sql, RUNS)
@@ -334,17 +351,17 @@ def test_a_run_out_of_time_hands_over_and_the_next_goes_on_from_there(
 ) -> None:
     expired(sql, 4000, consumed=consumed)
     replica.runner.budget = timedelta(milliseconds=1)
-    settings = WrapsExpired(interval=timedelta(seconds=1))
+    settings = WrapsExpired(interval=SECOND)
     assert replica.run(wraps_expired, settings).changed == 500
     (run,) = rows(sql, RUNS)
     assert (run["outcome"], run["handed_over"]) == ("success", True)
     position = rows(sql, STATE)[0]["position"]
     assert position > 0
 
-    replica.runner.budget = None
-    visited: list[Batch[Any]] = []
-    eventually(lambda: now_slot(sql, settings.interval) > microseconds(run["slot"]))
-    assert replica.run(wrapped(wraps_expired, visited.append), settings).changed == 3500
+    replica.runner.budget = timedelta(hours=1)
+    visited: list[Run] = []
+    await_next_second(sql)
+    assert replica.run(wrapped(wraps_expired, lambda run, _sizer: visited.append(run)), settings).changed == 3500
     assert visited[0].position == position
     assert rows(sql, STATE)[0]["position"] == 0
 
@@ -360,9 +377,7 @@ def test_rows_that_somebody_holds_are_left_for_later(database: str, replica: Rep
     held, free = insert_wrap(sql, PAST), insert_wrap(sql, PAST)
     with psycopg.connect(database) as other:
         other.execute("SELECT FROM secret_wraps WHERE id = %s FOR UPDATE", [held])
-        began = time.monotonic()
-        assert replica.run(wraps_expired, WrapsExpired()).changed == 1
-        assert time.monotonic() - began < 1
+        assert replica.run(wraps_expired, WrapsExpired()).changed == 1  # a wait would end in an error: lock_timeout
     assert column(sql, "SELECT id::text FROM secret_wraps") == [held]
     assert free != held
 
@@ -371,7 +386,7 @@ def test_rows_that_move_to_new_pages_during_the_walk_are_found(replica: Replica,
     expired(sql, 2000)
     moved: list[int] = []
 
-    def move(_one: Batch[Any]) -> None:
+    def move(_run: Run, _sizer: BatchSizer) -> None:
         if not moved:
             moved.append(1)
             sql.execute("UPDATE secret_wraps SET byte_length = 2")
@@ -411,9 +426,9 @@ def test_a_sweep_cannot_carry_a_text() -> None:
 def test_every_transaction_is_limited_below_the_lease(replica: Replica, sql: Connection[Any]) -> None:
     seen: list[str] = []
 
-    def look(one: Batch[Any]) -> None:
+    def look(run: Run, _sizer: BatchSizer) -> None:
         names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
-        seen.extend(one.cursor.execute(f"SHOW {name}".encode()).fetchone()[name] for name in names)  # type: ignore[index]
+        seen.extend(run.row("SELECT current_setting(%(name)s) AS value", name=name)["value"] for name in names)
 
     replica.run(wrapped(wraps_expired, look), WrapsExpired())
-    assert seen == ["5s", "2500ms", "1500ms"]
+    assert seen == ["20s", "10s", "6s"]

@@ -17,8 +17,9 @@ from app.demo.servers import Redis
 from tests.support.argocd import MASTER, ON, TOKEN, TREE, Argo, document, insert_endpoint, insert_observations, reply
 from tests.support.http_server import Receiver, Reply, Seen
 from tests.support.processes import SCHEDULER, WORKER, Process, environment
+from tests.support.rows import column, rows
 from tests.support.tls import Authority
-from tests.support.world import column, eventually, rows
+from tests.support.waiting import eventually
 
 NAMES = [f"canary-app-{number:02}" for number in range(40)]
 #: Writes down every claim and every result that PostgreSQL commits.

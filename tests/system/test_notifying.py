@@ -21,11 +21,12 @@ from psycopg.rows import dict_row
 
 from app.demo.servers import Redis
 from app.worker.assembly import DELIVER
-from bench.notify import event, outbox, told
+from bench.notify import event, flipped, outbox
 from tests.support import http_server
 from tests.support.http_server import Receiver, Reply, Rude, Seen
 from tests.support.processes import BIN, QUICK, ROOT, SCHEDULER, WORKER, Process, environment
-from tests.support.world import FIXED, column, eventually, insert_agent, insert_wrap, rows
+from tests.support.rows import FIXED, column, insert_agent, insert_wrap, rows
+from tests.support.waiting import eventually
 
 SWEEPER = (*WORKER, "--queues", "sweeps")
 NOTIFIER = (*WORKER, "--queues", "sinks")
@@ -247,7 +248,7 @@ def test_two_notifiers_tell_every_event_once(
     arrived = Counter(seen.headers["webhook-id"] for seen in receiver.seen)
     assert set(arrived.values()) == {1}
     assert sum(seen.json["metadata"].get("events", 1) for seen in receiver.seen) == 300
-    assert sum(told(seen) for seen in receiver.seen) == sum(1 + number % 7 for number in range(300))
+    assert sum(flipped(seen) for seen in receiver.seen) == sum(1 + number % 7 for number in range(300))
     assert (len(receiver.seen) == 300) is not together
 
 

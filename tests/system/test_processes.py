@@ -21,7 +21,8 @@ from app.demo.servers import Postgres, Redis
 from app.storage import migrations
 from tests.conftest import CONTROL_PLANE
 from tests.support.processes import BIN, QUICK, SCHEDULER, WORKER, Process, environment
-from tests.support.world import column, eventually, insert_wrap, rows
+from tests.support.rows import column, insert_wrap, rows
+from tests.support.waiting import eventually
 
 RUNS = "SELECT * FROM secrets_bridge_worker.sweep_run ORDER BY id"
 PAST = datetime(2026, 1, 1, tzinfo=UTC)

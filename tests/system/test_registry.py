@@ -17,7 +17,7 @@ from app.notify.sink import Sink
 from app.storage.settings import DatabaseSettings, RedisSettings
 from app.sweeping.sweeper import Sweep, Sweeper
 from app.worker.settings import WorkerSettings
-from tests.support.world import FIXED
+from tests.support.rows import FIXED
 
 
 def declared(package: Any, kind: type) -> list[Any]:

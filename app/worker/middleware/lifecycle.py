@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from dramatiq.middleware import Middleware
 
+from app.supervisor.parent_death import signal_at_parent_death
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("worker")
 
-_PR_SET_PDEATHSIG = 1
 
-
-class Process(Middleware):
+class Lifecycle(Middleware):
     """Opens the worker's resources, turns SIGTERM into a drain, and keeps to the grace period."""
 
     def __init__(self, *, boot: Callable[[], None], locks: Locks, readiness: Readiness, grace: float) -> None:
@@ -36,7 +35,7 @@ class Process(Middleware):
         self._locks = locks
         self._readiness = readiness
         self._grace = grace
-        self._told = threading.Event()
+        self._signalled = threading.Event()
 
     def after_process_boot(self, broker: Broker) -> None:
         """Open everything; whatever fails in here ends the process with status 1.
@@ -75,14 +74,14 @@ class Process(Middleware):
                 if self._readiness.draining:
                     return
                 self._readiness.draining = True
-                self._told.set()
+                self._signalled.set()
                 if callable(inner):
                     inner(signum, frame)
 
             signal.signal(number, handler)
 
     def _enforce_grace(self) -> None:
-        self._told.wait()
+        self._signalled.wait()
         log.info("shutdown signal received; draining scheduler")
         # A batch is far shorter than this; a statement that still runs then is cut, so that its lock is released.
         time.sleep(self._grace * 0.6)
@@ -94,9 +93,8 @@ class Process(Middleware):
 
 
 def _die_with_parent() -> None:
-    """Have Linux send SIGTERM when the main process dies, so that a killed one leaves no orphans."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        parent = multiprocessing.parent_process()
-        if parent is not None and os.getppid() != parent.pid:  # it died before we asked
-            os.kill(os.getpid(), signal.SIGTERM)
+    """End when the main process dies, so that a killed one leaves no orphans."""
+    signal_at_parent_death()
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it died before
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from dramatiq.errors import Retry
 from dramatiq.middleware import Middleware, SkipMessage
 
 from app.core import metrics
 from app.core.errors import describe
 from app.sweeping import lock
-from app.sweeping.lock import Lease, Locks, Refusal
+from app.sweeping.lock import Locks, Refusal, RunOutcome, Tick
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -46,7 +47,7 @@ class SweepLock(Middleware):
         if not attempt:
             metrics.TICKS_LOST.labels(name).inc(options.get("lost", 0))
         try:
-            got = self._locks.acquire(
+            answer = self._locks.acquire(
                 name,
                 slot=options.get("slot"),
                 sent=options.get("sent"),
@@ -58,21 +59,22 @@ class SweepLock(Middleware):
             metrics.RUNS.labels(name, "failure").inc()
             metrics.TICKS_DROPPED.labels(name, "lock_error").inc()
             raise SkipMessage from None
-        if isinstance(got, Lease):
-            lock.current.set(got)
+        if isinstance(answer, Tick):
+            lock.current.set(answer)
             return
-        _count(name, got, attempt)
+        _count(name, answer, attempt)
         raise SkipMessage
 
     def after_process_message(
         self, broker: Broker, message: MessageProxy, *, result: Any = None, exception: BaseException | None = None
     ) -> None:
-        """Give the lock back."""
-        del broker, message, result, exception  # how the run ended is written on its lease
-        held = lock.current.get()
-        if held is not None:
+        """Give the lock back, with what the actor returned: a run that is to be tried again has failed."""
+        del broker, message
+        tick = lock.current.get()
+        if tick is not None:
             lock.current.set(None)
-            self._locks.release(held)
+            outcome = lock.FAILED if isinstance(exception, Retry) else result
+            self._locks.release(tick.lease, outcome if isinstance(outcome, RunOutcome) else lock.UNKNOWN)
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Give the lock back, should a later middleware have skipped the message."""

@@ -1,21 +1,27 @@
-"""Dramatiq's own metrics, without the server that it would fork for them: `app.probes` serves all of them."""
+"""Dramatiq's own metrics, without the server that it would fork for them: `app.worker.probes` serves all of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from app.core import metrics  # first: it chooses the directory that the next import reads
+from dramatiq.middleware import Middleware
 
-if TYPE_CHECKING or metrics.IN_WORKER:
-    from dramatiq.middleware.prometheus import Prometheus
-else:  # a scheduler or a command has no such directory, and importing this would make one
-    from dramatiq.middleware import Middleware as Prometheus
+from app.core.role import this_process
 
 
-class Metrics(Prometheus):
-    """Counts messages. Must be the first middleware: behind one that skips, its gauges go negative."""
+def dramatiq_metrics() -> Middleware:
+    """Return the middleware that counts messages; in a scheduler or a command, whose are not scraped, an idle one.
 
-    @property
-    def forks(self) -> list[Any]:
-        """No process of its own."""
-        return []
+    Must be the first middleware: behind one that skips, its gauges go negative. Call metrics.prepare() before:
+    Dramatiq's module takes its directory when it is imported, and makes one that is not there, for all to read.
+    """
+    if not this_process().works:
+        return Middleware()
+    from dramatiq.middleware.prometheus import Prometheus  # noqa: PLC0415 - see above
+
+    class Metrics(Prometheus):
+        @property
+        def forks(self) -> list[Any]:
+            return []
+
+    return Metrics()

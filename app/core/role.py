@@ -1,0 +1,60 @@
+"""What this process is, found out once: a worker's child that serves queues, a scheduler, or an operator's command."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+
+#: The queues: sweepers' ticks, and deliveries to sinks.
+SWEEP_QUEUE, SINK_QUEUE = "sweeps", "sinks"
+
+
+class Kind(Enum):
+    """Kinds of processes."""
+
+    WORKER = "worker"
+    #: A worker that serves the queue of the sinks alone.
+    NOTIFIER = "notifier"
+    SCHEDULER = "scheduler"
+    COMMAND = "command"
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a process is."""
+
+    kind: Kind
+    #: The queues that it serves.
+    queues: frozenset[str] = frozenset()
+    #: Whether it is the first among siblings that do the same: it logs for all of them and serves their probes.
+    first: bool = True
+
+    @property
+    def works(self) -> bool:
+        """Whether it serves queues."""
+        return self.kind in (Kind.WORKER, Kind.NOTIFIER)
+
+    @property
+    def notifies(self) -> bool:
+        """Whether it delivers notifications."""
+        return SINK_QUEUE in self.queues
+
+
+@cache
+def this_process() -> Role:
+    """Return the role of this process.
+
+    Dramatiq forks or spawns its workers with `multiprocessing`, numbers them, and leaves them its command line;
+    periodiq has been imported before it imports us.
+    """
+    if multiprocessing.parent_process() is None:
+        return Role(Kind.SCHEDULER if "periodiq" in sys.modules else Kind.COMMAND)
+    from dramatiq.cli import make_argument_parser  # noqa: PLC0415 - only where it has been imported already
+
+    known, _ = make_argument_parser().parse_known_args(sys.argv[1:])  # type: ignore[no-untyped-call]
+    queues = frozenset(known.queues or (SWEEP_QUEUE, SINK_QUEUE))
+    kind = Kind.NOTIFIER if queues == {SINK_QUEUE} else Kind.WORKER
+    return Role(kind, queues, first=multiprocessing.current_process().name.endswith("-1"))

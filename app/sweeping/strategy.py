@@ -1,0 +1,102 @@
+"""How a sweep goes through its work: in steps, each in a transaction of its own, until a step is the last one.
+
+A sweeper's function makes a strategy for each run. Most sweepers need none of their own: `app.sweeping.strategies` has
+three that take their SQL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
+
+import psycopg
+import structlog
+
+from app.core.errors import describe
+from app.storage.postgres import only_row
+from app.sweeping.schedule import Slot, moment
+
+if TYPE_CHECKING:
+    from psycopg import Cursor
+
+log = structlog.get_logger("sweep")
+
+
+class Step(NamedTuple):
+    """What one transaction did: how many rows it `changed`, and other counts under the sweeper's names."""
+
+    counts: Mapping[str, int]
+    #: Whether nothing is left to do.
+    last: bool
+    #: Where the next run goes on if this one ends here for lack of time; None while work under way forbids an end.
+    resume_at: int | None = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its strategy sees it: a cursor in an open transaction, and times by the database's clock, UTC."""
+
+    cursor: Cursor[dict[str, Any]]
+    #: The table that is swept.
+    table: str
+    slot: Slot
+    #: When the run began.
+    now: datetime
+    #: What is older than this is swept.
+    cutoff: datetime
+    #: Where the run before this one stopped for lack of time, 0 if it did not.
+    position: int = 0
+
+    @property
+    def slot_start(self) -> datetime:
+        """The start of the slot that is being run."""
+        return moment(self.slot)
+
+    def row(self, query: LiteralString, **parameters: object) -> dict[str, Any]:
+        """Execute a statement that always answers with one row, and return it."""
+        return only_row(self.cursor.execute(query, parameters))
+
+    def rows(self, query: LiteralString, **parameters: object) -> list[dict[str, Any]]:
+        """Execute a statement and return its rows."""
+        return self.cursor.execute(query, parameters).fetchall()
+
+    def attempt(self, query: LiteralString, names: Mapping[str, str], **parameters: object) -> dict[str, Any] | None:
+        """Execute a statement that may fail without harm to the rest of the step; return None if it did.
+
+        `names` says in the log what failed, in words from the configuration, never from a row.
+        """
+        try:
+            with self.cursor.connection.transaction():
+                return self.row(query, **parameters)
+        except psycopg.errors.QueryCanceled:
+            raise  # the lease is gone or time is up: that is not this statement's fault
+        except psycopg.DatabaseError as error:
+            if self.cursor.connection.closed:
+                raise
+            log.warning("one target failed, the others go on", **names, **describe(error)._asdict())
+            return None
+
+
+class Strategy:
+    """How one run goes through its work. Made for each run, used by one thread."""
+
+    #: How far before the database's now the run's cutoff lies.
+    older_than = timedelta(0)
+
+    def step(self, run: Run, *, over: bool) -> Step:
+        """Do one bounded piece of work in the transaction that is open. `over`: time is up, begin nothing new."""
+        raise NotImplementedError
+
+    def committed(self, seconds: float) -> None:
+        """Note that the step's transaction is committed; it took `seconds`, commit included."""
+
+    def wait(self, stopping: Callable[[], bool]) -> None:
+        """Work between two transactions, where others may be waited for.
+
+        `stopping` returns whether the process is to end, and raises LeaseLost; it must be called often.
+        """
+
+    def close(self) -> None:
+        """Release everything, however the run ended."""

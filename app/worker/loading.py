@@ -1,0 +1,71 @@
+"""Reads every setting of a process, and what is wrong with all of them at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from app.core import config
+from app.core.errors import ConfigError
+from app.core.role import this_process
+from app.notify import routing
+from app.notify.settings import NotificationSettings
+from app.storage.settings import DatabaseSettings, RedisSettings
+from app.sweeping.sweeper import Sweeper, SweeperSettings
+from app.worker.settings import WorkerSettings
+
+AnySweeper = Sweeper[Any]
+
+
+class Loaded(NamedTuple):
+    """Every setting of a process, and who is to be notified."""
+
+    worker: WorkerSettings
+    database: DatabaseSettings
+    redis: RedisSettings
+    notification: NotificationSettings
+    sweepers: tuple[SweeperSettings, ...]
+    targets: tuple[routing.Target, ...]
+
+
+CORE = (WorkerSettings, DatabaseSettings, RedisSettings, NotificationSettings)
+
+
+def groups(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> tuple[type[config.Settings], ...]:
+    """Return every group of settings, in the order in which `sb-worker config` shows them."""
+    return (*CORE, *(sweeper.settings for sweeper in sweepers), *(sink.settings for sink in sinks))
+
+
+def load(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> Loaded:
+    """Read every setting. Raises ConfigError with all problems, those across settings too."""
+    found, problems = config.attempt(*groups(sweepers, sinks))
+    if problems := problems + _across(sweepers, sinks, found):
+        raise ConfigError(problems)
+    read: list[Any] = list(found)
+    worker, database, redis, notification, *others = read
+    targets = routing.targets(sinks, others[len(sweepers) :])
+    return Loaded(worker, database, redis, notification, tuple(others[: len(sweepers)]), tuple(targets))
+
+
+def _across(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink], groups: Sequence[Any]) -> list[str]:
+    """Return what is wrong across groups of settings; None among them stands for one that cannot be read."""
+    worker, _, _, notification, *others = groups
+    of_sweepers, of_sinks = others[: len(sweepers)], others[len(sweepers) :]
+    problems: list[str] = []
+    if notification is not None and None not in of_sinks:
+        targets = routing.targets(sinks, of_sinks)
+        problems += routing.problems(notification, targets, [sweeper.name for sweeper in sweepers])
+    if worker is not None:
+        enabled = [settings for settings in of_sweepers if settings is not None and settings.enabled]
+        dev = worker.environment == "dev"
+        problems += [problem for settings in enabled for problem in settings.problems(dev=dev)]
+    return problems
+
+
+def refuse(error: ConfigError) -> NoReturn:
+    """Print what is wrong with the settings, once for all sibling processes, and exit with status 1."""
+    if this_process().first:
+        stream = sys.__stderr__ or sys.stderr  # not Dramatiq's pipe: it may not be read any more
+        print(*(f"config error: {problem}" for problem in error.problems), sep="\n", file=stream, flush=True)
+    sys.exit(1)

@@ -1,0 +1,71 @@
+"""A replica without Dramatiq around it: a runner, its locks, and the events that it published."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import redis
+from psycopg import Connection
+from psycopg.rows import dict_row
+from psycopg_pool import ConnectionPool
+
+from app.core.errors import SweepFailed
+from app.core.events import Event
+from app.notify.outbox import Outbox, read_notification
+from app.notify.routing import Router, targets
+from app.sweeping.lock import FAILED, UNKNOWN, Locks, Refusal, Tick
+from app.sweeping.runner import Runner
+from app.sweeping.sweeper import Sweep, Sweeper, SweeperSettings
+from sinks.noop import Noop, noop
+
+EVENTS = "SELECT *, id AS event_id FROM secrets_bridge_worker.notification_event ORDER BY created_at"
+
+
+class Replica:
+    """One replica's runner and locks, and the events that it published.
+
+    Its lease and the time of its runs are long: how far a run comes must not depend on how busy the machine is.
+    """
+
+    def __init__(
+        self, pool: ConnectionPool[Connection[Any]], client: redis.Redis, *, lease: timedelta, name: str = "test:1"
+    ) -> None:
+        self.locks = Locks(client, namespace="secrets-bridge", lease=lease)
+        self.locks.start()
+        outbox = Outbox(Router(targets([noop], [Noop()])), trigger=lambda _delivery: None)
+        self.runner = Runner(pool, name, lease, timedelta(days=7), outbox, budget=timedelta(hours=1))
+
+    @property
+    def events(self) -> list[Event]:
+        """What the outbox has, oldest first."""
+        with self.runner.pool.connection() as connection:
+            found = connection.cursor(row_factory=dict_row).execute(EVENTS).fetchall()
+        return [read_notification(row).event for row in found]
+
+    def acquire(self, sweeper: Sweeper[Any], settings: SweeperSettings, slot: int | None = None) -> Tick | Refusal:
+        """Take the lock as the middleware does."""
+        return self.locks.acquire(sweeper.name, slot=slot, sent=None, interval=settings.interval)
+
+    def run(self, sweeper: Sweeper[Any], settings: SweeperSettings, slot: int | None = None) -> Sweep:
+        """Do one whole run: lock, sweep, release."""
+        tick = self.acquire(sweeper, settings, slot)
+        assert isinstance(tick, Tick), tick
+        outcome = UNKNOWN
+        try:
+            state = self.runner.run(sweeper, settings, tick)
+            outcome = state.outcome
+        except SweepFailed:
+            outcome = FAILED
+            raise
+        finally:
+            self.locks.release(tick.lease, outcome)
+        return state.sweep
+
+    def fails(self, sweeper: Sweeper[Any], settings: SweeperSettings, slot: int | None = None) -> SweepFailed:
+        """Do one whole run that must fail."""
+        try:
+            self.run(sweeper, settings, slot)
+        except SweepFailed as error:
+            return error
+        raise AssertionError("the run did not fail")
