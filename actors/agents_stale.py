@@ -27,23 +27,28 @@ class AgentsStale(SweeperSettings):
     )
 
 
-# The sum of nothing keeps the planner off the index on last_seen_at: with old statistics it would read the whole index
-# for every range of pages.
+# The sum of nothing keeps the planner off every index: with old statistics it would read a whole one for every range
+# of pages, and never come to their end.
 FLIP = """
-WITH silent AS MATERIALIZED (
+WITH due AS MATERIALIZED (
     SELECT ctid FROM agents
      WHERE ctid >= %(start)s::tid AND ctid < %(stop)s::tid
-       AND status = 'active' AND last_seen_at + interval '0' < %(cutoff)s
+       AND status || '' = 'active' AND last_seen_at + interval '0' < %(cutoff)s
      LIMIT %(limit)s
-       FOR UPDATE SKIP LOCKED
+), held AS MATERIALIZED (
+    SELECT ctid FROM agents
+     WHERE NOT %(look)s AND ctid = ANY (ARRAY(SELECT ctid FROM due))
+       AND status || '' = 'active' AND last_seen_at + interval '0' < %(cutoff)s
+       FOR NO KEY UPDATE SKIP LOCKED
 ), flipped AS (
     UPDATE agents SET status = 'stale'
-     WHERE ctid = ANY (ARRAY(SELECT ctid FROM silent))
-       AND status = 'active' AND last_seen_at + interval '0' < %(cutoff)s
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM held))
+       AND status || '' = 'active' AND last_seen_at + interval '0' < %(cutoff)s
  RETURNING 1
 )
-SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM flipped) AS changed
-  FROM silent
+SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM flipped) AS changed,
+       greatest(count(*) - (SELECT count(*) FROM held), 0) AS skipped_locked
+  FROM due
 """
 
 

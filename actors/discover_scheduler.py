@@ -1,12 +1,12 @@
 """discover-scheduler: enqueues one discover job for each configured target that has none open.
 
-Each target is a statement and a transaction of its own: one that fails is counted and the others go on. A target gets
-one job a slot at most, so that the retry of a run in which some failed does not repeat those that worked, even if
-their job is done by then.
+One statement looks for the open jobs of many targets, and enqueues what is missing; a target that fails is singled out
+and counted, and the others go on. A target gets one job a slot at most, so that the retry of a run in which some failed
+does not repeat those that worked, even if their job is done by then.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import structlog
@@ -55,29 +55,35 @@ class DiscoverScheduler(SweeperSettings):
         return self.targets.warnings if self.targets else ()
 
 
-AGENT = """
-SELECT count(*) AS known,
-       coalesce(max(coalesce(cluster_name, scope ->> 'cluster', scope ->> 'cluster_name')), '') AS cluster
+AGENTS = """
+SELECT id::text, coalesce(cluster_name, scope ->> 'cluster', scope ->> 'cluster_name', '') AS cluster
   FROM agents
- WHERE id = %(agent)s::uuid AND status <> 'revoked'
+ WHERE id = ANY (%(ids)s::uuid[]) AND status <> 'revoked'
 """
 
-# A claimed job is open even when its claim ran out: jobs-recovery or another agent has yet to take it up. A job
-# without agent_id is for any agent of the cluster, so for this one too.
+# All jobs are read once, whatever the number of targets. A claimed job is open even when its claim ran out:
+# jobs-recovery or another agent has yet to take it up. A job without agent_id is for any agent of the cluster, so for
+# this one too.
 ENQUEUE = """
-WITH enqueued AS (
+WITH target AS (
+    SELECT * FROM jsonb_to_recordset(%(targets)s::jsonb)
+        AS t (agent_scope jsonb, payload jsonb, provider text, config jsonb, cluster text, scope text, raw_scope jsonb,
+              agent text)
+), open AS MATERIALIZED (
+    SELECT payload, agent_scope FROM sync_jobs
+     WHERE job_type = 'discover' AND (status = 'queued' OR status = 'claimed' OR created_at >= %(slot)s)
+), enqueued AS (
     INSERT INTO sync_jobs (job_type, status, correlation_id, agent_scope, payload)
-    SELECT 'discover', 'queued', gen_random_uuid(), %(agent_scope)s::jsonb, %(payload)s::jsonb
+    SELECT 'discover', 'queued', gen_random_uuid(), t.agent_scope, t.payload
+      FROM target AS t
      WHERE NOT EXISTS (
-           SELECT FROM sync_jobs
-            WHERE job_type = 'discover'
-              AND (status = 'queued' OR status = 'claimed' OR created_at >= %(slot)s)
-              AND payload ->> 'target_provider_type' = %(provider)s
-              AND coalesce(nullif(payload -> 'target_provider_config', 'null'), '{}') = %(config)s::jsonb
-              AND coalesce(payload ->> 'cluster_name', '') = %(cluster)s
-              AND coalesce(payload ->> 'scope', '') = %(scope)s
-              AND coalesce(payload -> 'target_scope', 'null') = %(raw_scope)s::jsonb
-              AND coalesce(agent_scope ->> 'agent_id', %(agent)s) = %(agent)s)
+           SELECT FROM open AS o
+            WHERE o.payload ->> 'target_provider_type' = t.provider
+              AND coalesce(nullif(o.payload -> 'target_provider_config', 'null'), '{}') = t.config
+              AND coalesce(o.payload ->> 'cluster_name', '') = t.cluster
+              AND coalesce(o.payload ->> 'scope', '') = t.scope
+              AND coalesce(o.payload -> 'target_scope', 'null') = coalesce(t.raw_scope, 'null')
+              AND coalesce(o.agent_scope ->> 'agent_id', t.agent) = t.agent)
  RETURNING 1
 )
 SELECT count(*) AS changed FROM enqueued
@@ -94,34 +100,35 @@ SELECT count(*) AS changed FROM enqueued
 )
 def discover_scheduler(settings: DiscoverScheduler) -> Items[Target]:
     """Enqueue one job for each target."""
-    return Items(settings.targets.all if settings.targets else (), _enqueue)
+    return Items(settings.targets.all if settings.targets else (), _enqueue, _names)
 
 
-def _enqueue(run: Run, target: Target) -> Mapping[str, int]:
-    names = {"task": "discover-scheduler", "target": target.name}
-    cluster = target.cluster
-    if target.agent_id:
-        agent = run.attempt(AGENT, names, agent=target.agent_id)
-        if agent is None:
-            return {"failed": 1}
-        if not agent["known"]:
-            log.warning("discover target skipped, its agent is unknown or revoked", **names)
+def _names(target: Target) -> Mapping[str, str]:
+    return {"task": "discover-scheduler", "target": target.name}
+
+
+def _enqueue(run: Run, targets: Sequence[Target]) -> Mapping[str, int]:
+    ids = [target.agent_id for target in targets if target.agent_id]
+    clusters = {row["id"]: row["cluster"] for row in run.rows(AGENTS, ids=ids)} if ids else {}
+    known = [target for target in targets if not target.agent_id or target.agent_id in clusters]
+    rows = [_row(target, target.cluster or clusters.get(target.agent_id, "")) for target in known]
+    changed = run.row(ENQUEUE, slot=run.slot_start, targets=json.dumps(rows))["changed"]
+    for target in targets:
+        if target.agent_id and target.agent_id not in clusters:
+            log.warning("discover target skipped, its agent is unknown or revoked", **_names(target))
             metrics.TARGETS_SKIPPED.labels("discover-scheduler").inc()
-            return {"unknown_agent": 1}
-        cluster = cluster or agent["cluster"]
-    answer = run.attempt(
-        ENQUEUE,
-        names,
-        slot=run.slot_start,
-        agent_scope=json.dumps(target.agent_scope(cluster)),
-        payload=json.dumps(target.payload(cluster)),
-        provider=target.provider,
-        config=json.dumps(target.config),
-        cluster=cluster,
-        scope=target.scope,
-        raw_scope=json.dumps(target.raw_scope),
-        agent=target.agent_id,
-    )
-    if answer is None:
-        return {"failed": 1}
-    return answer if answer["changed"] else {"already_open": 1}
+    counts = {"already_open": len(known) - changed, "unknown_agent": len(targets) - len(known)}
+    return {"changed": changed, **{name: number for name, number in counts.items() if number}}
+
+
+def _row(target: Target, cluster: str) -> dict[str, object]:
+    return {
+        "agent_scope": target.agent_scope(cluster),
+        "payload": target.payload(cluster),
+        "provider": target.provider,
+        "config": target.config,
+        "cluster": cluster,
+        "scope": target.scope,
+        "raw_scope": target.raw_scope,
+        "agent": target.agent_id,
+    }

@@ -1,26 +1,39 @@
 """gitops-poller: asks ArgoCD, read-only, whether changes have landed.
 
-A transaction writes the results that are there and claims what is due; between transactions the polls go on. A claim
-stamps `last_polled_at`, so that an observation is claimed once a slot, by one run. A result is written only over the
-row that was claimed: `polls_count` and the stamp must not have moved, and the row must still be open.
+A transaction writes the results that are there and claims what is due; between transactions the polls go on. A result
+is written only over the row that was claimed: `polls_count` and `last_polled_at` must not have moved, and the row must
+still be open. It stamps the row with the time of its claim, so that an observation is polled once a slot; what was
+claimed and got no result stays due, for the retry of a run that failed as well.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import structlog
 from pydantic import BeforeValidator
 
 from app.core.config import variable
+from app.core.errors import LONGEST_RETRY_AFTER, Failure
 from app.core.events import Severity
+from app.core.jsonb import fit
 from app.core.values import Bool, Cadence, PositiveDuration, PositiveInt, parse_bool
-from app.gitops.model import Endpoint, Observation, Result
+from app.gitops.model import Endpoint, EndpointHealth, Observation, Result
 from app.gitops.settings import GitopsSettings
 from app.kms.envelope import Envelope
 from app.kms.settings import KmsSettings
+from app.sweeping.strategies import step_aside
 from app.sweeping.strategy import Run, Step, Strategy
 from app.sweeping.sweeper import EventText, sweeper
+
+log = structlog.get_logger("sweep")
+
+T = TypeVar("T")
+
+#: For how long an ArgoCD is left alone at most.
+LONGEST_REST = timedelta(seconds=LONGEST_RETRY_AFTER)
 
 
 def _on(value: object) -> object:
@@ -66,38 +79,41 @@ class GitopsPoller(GitopsSettings, KmsSettings):
         return self.key_problems(dev=dev)
 
 
-# Due is what was not claimed since the slot began; of a run that outlives its time for a slow endpoint's sake, since
-# the slot that has come meanwhile.
+# Due is what was not polled since the slot began; of a run that outlives its time for a slow endpoint's sake, since
+# the slot that has come meanwhile. A stamp or a rest that reaches further ahead than any that is written here is from
+# a clock that was ahead, and counts for nothing. Python has no year beyond 9999, and no time without an end.
 CLAIM = """
 WITH slot AS (
     SELECT CASE WHEN %(late)s THEN greatest(date_bin(%(interval)s, now(), timestamptz 'epoch'), %(slot)s)
                 ELSE %(slot)s END AS began
 ), due AS (
-    SELECT o.id
+    SELECT o.id, o.argocd_endpoint_id, o.application_name, o.application_namespace, o.polls_count, o.last_polled_at,
+           o.created_at, coalesce(o.last_polled_at > now() + %(interval)s, false) AS ahead
       FROM gitops_observations AS o
       JOIN argocd_endpoints AS e ON e.id = o.argocd_endpoint_id AND e.enabled AND e.deleted_at IS NULL
      WHERE o.polling_state IN ('queued', 'active')
-       AND (o.last_polled_at IS NULL OR o.last_polled_at < (SELECT began FROM slot))
+       AND (o.last_polled_at IS NULL OR o.last_polled_at < (SELECT began FROM slot)
+            OR o.last_polled_at > now() + %(interval)s)
+       AND o.id <> ALL (%(claimed)s::uuid[])
        AND o.argocd_endpoint_id <> ALL (%(busy)s::uuid[])
        AND NOT EXISTS (SELECT FROM secrets_bridge_worker.gitops_rest AS r
-                        WHERE r.endpoint_id = o.argocd_endpoint_id AND r.until > now())
-     ORDER BY o.last_polled_at NULLS FIRST, o.created_at
+                        WHERE r.endpoint_id = o.argocd_endpoint_id
+                          AND r.until > now() AND r.until <= now() + %(longest)s)
+     ORDER BY CASE WHEN o.last_polled_at <= now() + %(interval)s THEN o.last_polled_at END NULLS FIRST, o.created_at
      LIMIT %(limit)s
-       FOR UPDATE OF o SKIP LOCKED
-), claimed AS (
-    UPDATE gitops_observations AS o
-       SET polling_state = 'active', last_polled_at = greatest(now(), (SELECT began FROM slot))
-      FROM due
-     WHERE o.id = due.id AND o.polling_state IN ('queued', 'active')
- RETURNING o.*
+       FOR NO KEY UPDATE OF o SKIP LOCKED
+), begun AS (
+    UPDATE gitops_observations AS o SET polling_state = 'active' FROM due WHERE NOT %(look)s AND o.id = due.id
+       AND o.polling_state = 'queued'
 )
-SELECT c.id::text, c.argocd_endpoint_id::text AS endpoint, c.application_name, c.application_namespace, c.polls_count,
-       c.last_polled_at, c.created_at,
+SELECT d.id::text, d.argocd_endpoint_id::text AS endpoint, d.application_name, d.application_namespace, d.polls_count,
+       d.ahead, d.last_polled_at::text AS polled_before, greatest(now(), (SELECT began FROM slot)) AS claimed_at,
+       least(greatest(d.created_at, timestamptz '1970-01-01Z'), timestamptz '9999-01-01Z') AS created_at,
        (SELECT min(m.project_name) FROM gitops_app_mappings AS m
-         WHERE m.argocd_endpoint_id = c.argocd_endpoint_id AND m.application_name = c.application_name
+         WHERE m.argocd_endpoint_id = d.argocd_endpoint_id AND m.application_name = d.application_name
            AND m.deleted_at IS NULL
         HAVING count(DISTINCT m.project_name) = 1) AS project
-  FROM claimed AS c
+  FROM due AS d
 """
 
 ENDPOINTS = """
@@ -111,31 +127,31 @@ SELECT id::text, base_url, token_ciphertext, token_nonce, token_data_key_ciphert
 WRITE = """
 WITH result AS (
     SELECT * FROM jsonb_to_recordset(%(results)s::jsonb)
-        AS r (id uuid, polls integer, polled_at timestamptz, state jsonb, error text, verdict text)
+        AS r (id uuid, polls integer, before timestamptz, claimed timestamptz, state jsonb, error text, verdict text)
 ), mine AS MATERIALIZED (
     SELECT o.id FROM gitops_observations AS o JOIN result AS r ON r.id = o.id
-     WHERE o.polls_count = r.polls AND o.last_polled_at = r.polled_at AND o.polling_state IN ('queued', 'active')
+     WHERE o.polls_count = r.polls AND o.last_polled_at IS NOT DISTINCT FROM r.before
+       AND o.polling_state IN ('queued', 'active')
      ORDER BY o.id
-       FOR UPDATE OF o
+       FOR NO KEY UPDATE OF o
 ), written AS (
     UPDATE gitops_observations AS o
        SET observed_state = CASE WHEN r.state IS NULL THEN o.observed_state
-                                 ELSE '{"resources": [], "resource_count": 0}'::jsonb || o.observed_state || r.state
-                            END,
-           polls_count = o.polls_count + 1,
+                                 WHEN jsonb_typeof(o.observed_state) = 'object'
+                                 THEN '{"resources": []}'::jsonb || o.observed_state || r.state
+                                 ELSE '{"resources": []}'::jsonb || r.state END,
+           polls_count = least(o.polls_count, 2147483646) + 1,
+           last_polled_at = r.claimed,
            last_error = r.error,
            polling_state = r.verdict,
            terminal_at = CASE WHEN r.verdict = 'active' THEN o.terminal_at ELSE now() END
       FROM result AS r, mine
      WHERE o.id = r.id AND o.id = mine.id
-       AND o.polls_count = r.polls AND o.last_polled_at = r.polled_at AND o.polling_state IN ('queued', 'active')
- RETURNING r.verdict, r.error
+       AND o.polls_count = r.polls AND o.last_polled_at IS NOT DISTINCT FROM r.before
+       AND o.polling_state IN ('queued', 'active')
+ RETURNING o.id::text, r.verdict, r.error IS NOT NULL AS failed
 )
-SELECT count(*) AS polled,
-       count(*) FILTER (WHERE verdict = 'applied') AS applied,
-       count(*) FILTER (WHERE verdict = 'failed') AS failed,
-       count(*) FILTER (WHERE error IS NOT NULL) AS poll_errors
-  FROM written
+TABLE written
 """
 
 HEALTH = """
@@ -145,7 +161,7 @@ WITH health AS (
     SELECT e.id, e.last_health_error AS error FROM argocd_endpoints AS e JOIN health AS n ON n.id = e.id
      WHERE e.deleted_at IS NULL
      ORDER BY e.id
-       FOR UPDATE OF e
+       FOR NO KEY UPDATE OF e
 ), written AS (
     UPDATE argocd_endpoints AS e SET last_health_at = now(), last_health_error = n.error
       FROM health AS n, before AS b
@@ -153,30 +169,32 @@ WITH health AS (
 ), rests AS (
     INSERT INTO secrets_bridge_worker.gitops_rest AS r (endpoint_id, until)
     SELECT id, now() + rest * interval '1 s' FROM health WHERE rest > 0
-        ON CONFLICT (endpoint_id) DO UPDATE SET until = greatest(r.until, excluded.until)
+        ON CONFLICT (endpoint_id) DO UPDATE
+       SET until = least(greatest(r.until, excluded.until), now() + %(longest)s)
 )
 SELECT count(*) FILTER (WHERE b.error IS NULL AND n.error IS NOT NULL) AS endpoints_unhealthy,
        count(*) FILTER (WHERE b.error IS NOT NULL AND n.error IS NULL) AS endpoints_recovered
   FROM before AS b JOIN health AS n ON n.id = b.id
 """
 
-# Once a run: what will not be asked says why, and rests that are over are forgotten.
+# Once a run: what will not be asked says why, and rests are forgotten that are over, or longer than any granted here.
 TIDY = """
 WITH forgotten AS (
-    DELETE FROM secrets_bridge_worker.gitops_rest WHERE until < now()
+    DELETE FROM secrets_bridge_worker.gitops_rest WHERE until < now() OR until > now() + %(longest)s
+ RETURNING until > now() AS ahead
 ), shut AS MATERIALIZED (
     SELECT o.id FROM gitops_observations AS o JOIN argocd_endpoints AS e ON e.id = o.argocd_endpoint_id
      WHERE o.polling_state IN ('queued', 'active') AND (NOT e.enabled OR e.deleted_at IS NOT NULL)
        AND o.last_error IS DISTINCT FROM 'endpoint disabled'
      LIMIT 1000
-       FOR UPDATE OF o SKIP LOCKED
+       FOR NO KEY UPDATE OF o SKIP LOCKED
 ), written AS (
     UPDATE gitops_observations AS o SET last_error = 'endpoint disabled'
       FROM shut
      WHERE o.id = shut.id AND o.polling_state IN ('queued', 'active')
  RETURNING 1
 )
-SELECT count(*) AS endpoint_disabled FROM written
+SELECT count(*) AS endpoint_disabled, (SELECT count(*) FROM forgotten WHERE ahead) AS rests_ahead FROM written
 """
 
 #: What a run reports as changed.
@@ -198,20 +216,25 @@ class Polling(Strategy):
             fresh=settings.freshness,
         )
         self._tidied = False
+        #: How many observations the next claim takes: fewer after one that PostgreSQL refused.
+        self._size = settings.batch_size
+        #: What was claimed and not written: under way, or moved by somebody else. Once a run is enough for these.
+        self._claimed: set[str] = set()
+        self._ahead = 0
 
     def step(self, run: Run, *, over: bool) -> Step:
         """Write results and health, and claim more if there is time."""
         poller = self._poller
-        counts = {} if self._tidied else run.row(TIDY)
-        self._tidied = True
-        counts |= _write(run, poller.take_results())
-        if health := poller.take_health():
-            rows = [{"id": change.endpoint, "error": change.error, "rest": change.rest} for change in health]
-            counts |= run.row(HEALTH, health=json.dumps(rows))
+        counts = Counter[str]()
+        if not self._tidied:
+            self._tidied = True
+            counts.update(self._by_halves(run, ["all of it"], lambda _all: self._tidy(run)))
+        counts.update(self._by_halves(run, poller.take_results(), lambda results: self._write(run, results)))
+        counts.update(self._by_halves(run, poller.take_health(), lambda health: self._write_health(run, health)))
         if poller.may_claim(over=over):
-            poller.submit(self._claim(run, over=over), self._settings.batch_size)
-        counts["changed"] = sum(counts.get(name, 0) for name in DECIDED)
-        return Step(counts, poller.done, None if poller.pending else 0)
+            counts.update(self._claim(run, over=over))
+        changed = sum(counts[name] for name in DECIDED)
+        return Step({**counts, "changed": changed}, poller.done, None if poller.pending else 0)
 
     def wait(self, stopping: Callable[[], bool]) -> None:
         """Poll until there is something to write or to claim."""
@@ -220,15 +243,84 @@ class Polling(Strategy):
     def close(self) -> None:
         """End what is under way."""
         self._poller.close()
+        if self._ahead:
+            log.warning(
+                "a clock was ahead: stamps from the future do not count", task="gitops-poller", rows=self._ahead
+            )
 
-    def _claim(self, run: Run, *, over: bool) -> list[Observation]:
+    def _tidy(self, run: Run) -> dict[str, int]:
+        counts = run.row(TIDY, longest=LONGEST_REST)
+        self._ahead += counts.pop("rests_ahead")
+        return counts
+
+    def _by_halves(
+        self, run: Run, items: Sequence[T], work: Callable[[Sequence[T]], Mapping[str, int]]
+    ) -> Counter[str]:
+        """Do the work and return its counts; by halves when PostgreSQL refuses it, until what it refuses is alone."""
+        if not items:
+            return Counter()
+        counts = step_aside(run, lambda: work(items))
+        if not isinstance(counts, Failure):
+            return Counter(counts)
+        if len(items) == 1:
+            log.warning("one result is not written", task="gitops-poller", **counts._asdict())
+            return Counter(unwritten=1)
+        half = len(items) // 2
+        counts = self._by_halves(run, items[:half], work)
+        counts.update(self._by_halves(run, items[half:], work))
+        return counts
+
+    def _write(self, run: Run, results: Sequence[Result]) -> dict[str, int]:
+        written = run.rows(WRITE, results=json.dumps([_row(result) for result in results]))
+        self._claimed.difference_update(row["id"] for row in written)
+        verdicts = Counter(row["verdict"] for row in written)
+        return {
+            "polled": len(written),
+            "applied": verdicts["applied"],
+            "failed": verdicts["failed"],
+            "poll_errors": sum(row["failed"] for row in written),
+            "overtaken": len(results) - len(written),
+        }
+
+    def _write_health(self, run: Run, health: Sequence[EndpointHealth]) -> dict[str, int]:
+        rows = [{"id": change.endpoint, "error": change.error, "rest": change.rest} for change in health]
+        return run.row(HEALTH, health=json.dumps(rows), longest=LONGEST_REST)
+
+    def _claim(self, run: Run, *, over: bool) -> Counter[str]:
+        """Claim what is due and have it polled; less when PostgreSQL refuses that, and not what it refuses alone."""
+        size = self._size
+        due = step_aside(run, lambda: self._due(run, size, over=over))
+        if not isinstance(due, Failure):
+            self._size = min(2 * size, self._settings.batch_size)
+            self._poller.submit(due, size)
+            return Counter()
+        self._poller.submit([], 0)  # more is due
+        self._size = max(1, size // 2)
+        if size > 1:
+            return Counter()
+        log.warning("one observation cannot be claimed", task="gitops-poller", **due._asdict())
+        found = self._due(run, size, over=over, look=True)
+        return Counter(unwritten=len(found))
+
+    def _due(self, run: Run, limit: int, *, over: bool, look: bool = False) -> list[Observation]:
+        """Claim observations, or only look which ones these would be; none of them is met again in this run."""
         own, poller = self._settings, self._poller
         due = run.rows(
-            CLAIM, interval=own.interval, slot=run.slot_start, late=over, busy=poller.busy, limit=own.batch_size
+            CLAIM,
+            interval=own.interval,
+            slot=run.slot_start,
+            late=over,
+            busy=poller.busy,
+            claimed=list(self._claimed),
+            longest=LONGEST_REST,
+            limit=limit,
+            look=look,
         )
         unknown = {row["endpoint"] for row in due}.difference(poller.known)
-        if unknown:
+        if unknown and not look:
             poller.add_endpoints(_endpoint(row) for row in run.rows(ENDPOINTS, ids=list(unknown)))
+        self._claimed.update(row["id"] for row in due)
+        self._ahead += sum(row["ahead"] for row in due)
         return [_observation(row, own) for row in due]
 
 
@@ -253,6 +345,7 @@ class Polling(Strategy):
         "failed",
         "poll_errors",
         "overtaken",
+        "unwritten",
         "endpoints_unhealthy",
         "endpoints_recovered",
         "endpoint_disabled",
@@ -279,24 +372,20 @@ def _observation(row: Mapping[str, Any], settings: GitopsPoller) -> Observation:
         row["application_name"],
         known,
         row["polls_count"],
-        row["last_polled_at"],
+        row["polled_before"],
+        row["claimed_at"],
         row["created_at"],
     )
 
 
-def _write(run: Run, results: list[Result]) -> dict[str, int]:
-    if not results:
-        return {}
-    rows = [
-        {
-            "id": result.observation.id,
-            "polls": result.observation.polls_count,
-            "polled_at": result.observation.polled_at.isoformat(),
-            "state": result.state,
-            "error": result.error,
-            "verdict": result.verdict,
-        }
-        for result in results
-    ]
-    counts = run.row(WRITE, results=json.dumps(rows))
-    return {**counts, "overtaken": len(results) - counts["polled"]}
+def _row(result: Result) -> dict[str, Any]:
+    observation = result.observation
+    return {
+        "id": observation.id,
+        "polls": observation.polls_count,
+        "before": observation.polled_before,
+        "claimed": observation.claimed_at.isoformat(),
+        "state": result.state,
+        "error": None if result.error is None else fit(result.error),
+        "verdict": result.verdict,
+    }

@@ -22,24 +22,29 @@ class GitopsTimeout(GitopsSettings):
     )
 
 
+# The last one is a text: Python has no time before the year 1, and none without an end.
 # What the poller is writing at this moment is skipped: it may just be landing, and the next run sees it if not.
 GIVE_UP = """
-WITH late AS MATERIALIZED (
+WITH due AS MATERIALIZED (
     SELECT id, timeout_at FROM gitops_observations
      WHERE polling_state IN ('queued', 'active')
        AND timeout_at >= %(after)s::timestamptz AND timeout_at < %(cutoff)s
-     ORDER BY timeout_at
+     ORDER BY timeout_at, id
+    OFFSET %(skip)s
      LIMIT %(limit)s
-       FOR UPDATE SKIP LOCKED
+), held AS MATERIALIZED (
+    SELECT id FROM gitops_observations
+     WHERE NOT %(look)s AND id = ANY (ARRAY(SELECT id FROM due)) AND polling_state IN ('queued', 'active')
+       FOR NO KEY UPDATE SKIP LOCKED
 ), flipped AS (
-    UPDATE gitops_observations AS o
+    UPDATE gitops_observations
        SET polling_state = 'applied_unverified', terminal_at = now()
-      FROM late
-     WHERE o.id = late.id AND o.polling_state IN ('queued', 'active')
+     WHERE id = ANY (ARRAY(SELECT id FROM held)) AND polling_state IN ('queued', 'active')
  RETURNING 1
 )
-SELECT count(*) AS found, max(timeout_at) AS last, (SELECT count(*) FROM flipped) AS changed
-  FROM late
+SELECT count(*) AS found, max(timeout_at)::text AS last, (SELECT count(*) FROM flipped) AS changed,
+       greatest(count(*) - (SELECT count(*) FROM held), 0) AS skipped_locked
+  FROM due
 """
 
 

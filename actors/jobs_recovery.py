@@ -27,21 +27,28 @@ class JobsRecovery(SweeperSettings):
     )
 
 
+# The sum of nothing keeps the planner off every index: with old statistics it would read a whole one for every range
+# of pages, and never come to their end.
 EXPIRE = """
-WITH dead AS MATERIALIZED (
+WITH due AS MATERIALIZED (
     SELECT ctid FROM sync_jobs
      WHERE ctid >= %(start)s::tid AND ctid < %(stop)s::tid
-       AND status = 'claimed' AND claim_expires_at < %(cutoff)s
+       AND status || '' = 'claimed' AND claim_expires_at + interval '0' < %(cutoff)s
      LIMIT %(limit)s
-       FOR UPDATE SKIP LOCKED
+), held AS MATERIALIZED (
+    SELECT ctid FROM sync_jobs
+     WHERE NOT %(look)s AND ctid = ANY (ARRAY(SELECT ctid FROM due))
+       AND status || '' = 'claimed' AND claim_expires_at + interval '0' < %(cutoff)s
+       FOR NO KEY UPDATE SKIP LOCKED
 ), expired AS (
     UPDATE sync_jobs SET status = 'expired'
-     WHERE ctid = ANY (ARRAY(SELECT ctid FROM dead))
-       AND status = 'claimed' AND claim_expires_at < %(cutoff)s
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM held))
+       AND status || '' = 'claimed' AND claim_expires_at + interval '0' < %(cutoff)s
  RETURNING job_type, request_id
 )
-SELECT (SELECT count(*) FROM dead) AS found,
-       (SELECT max(ctid)::text FROM dead) AS last,
+SELECT (SELECT count(*) FROM due) AS found,
+       (SELECT max(ctid)::text FROM due) AS last,
+       greatest((SELECT count(*) FROM due) - (SELECT count(*) FROM held), 0) AS skipped_locked,
        count(*) AS changed,
        count(*) FILTER (WHERE job_type = 'sync') AS sync,
        count(*) FILTER (WHERE job_type = 'discover') AS discover,

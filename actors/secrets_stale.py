@@ -24,23 +24,28 @@ class SecretsStale(SweeperSettings):
     )
 
 
-# The sum of nothing keeps the planner off the index on last_seen_at: with old statistics it would read the whole index
-# for every range of pages.
+# The sum of nothing keeps the planner off every index: with old statistics it would read a whole one for every range
+# of pages, and never come to their end.
 FLIP = """
-WITH unseen AS MATERIALIZED (
+WITH due AS MATERIALIZED (
     SELECT ctid FROM secrets
      WHERE ctid >= %(start)s::tid AND ctid < %(stop)s::tid
-       AND status = 'present' AND last_seen_at + interval '0' < %(cutoff)s
+       AND status || '' = 'present' AND last_seen_at + interval '0' < %(cutoff)s
      LIMIT %(limit)s
-       FOR UPDATE SKIP LOCKED
+), held AS MATERIALIZED (
+    SELECT ctid FROM secrets
+     WHERE NOT %(look)s AND ctid = ANY (ARRAY(SELECT ctid FROM due))
+       AND status || '' = 'present' AND last_seen_at + interval '0' < %(cutoff)s
+       FOR NO KEY UPDATE SKIP LOCKED
 ), flipped AS (
     UPDATE secrets SET status = 'missing'
-     WHERE ctid = ANY (ARRAY(SELECT ctid FROM unseen))
-       AND status = 'present' AND last_seen_at + interval '0' < %(cutoff)s
+     WHERE ctid = ANY (ARRAY(SELECT ctid FROM held))
+       AND status || '' = 'present' AND last_seen_at + interval '0' < %(cutoff)s
  RETURNING 1
 )
-SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM flipped) AS changed
-  FROM unseen
+SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM flipped) AS changed,
+       greatest(count(*) - (SELECT count(*) FROM held), 0) AS skipped_locked
+  FROM due
 """
 
 

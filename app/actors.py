@@ -1,7 +1,11 @@
 """The entry point: `dramatiq app.actors` runs workers, `periodiq app.actors` the scheduler."""
 
-from actors import SWEEPERS
-from app.worker.assembly import build
-from sinks import SINKS
+from app.worker.stopping import early_stops
+
+early_stops()  # the other imports take a second, in which a stop may come
+
+from actors import SWEEPERS  # noqa: E402 - see above
+from app.worker.assembly import build  # noqa: E402
+from sinks import SINKS  # noqa: E402
 
 broker = build(SWEEPERS, SINKS)

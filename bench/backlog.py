@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -31,6 +30,7 @@ from app.storage import migrations
 from app.sweeping.batch_size import AIM
 from app.sweeping.lock import Lease, Tick
 from app.sweeping.runner import Runner
+from bench.arguments import numbers
 
 FILL = """
 INSERT INTO secret_wraps (request_id, encrypted_value, nonce, data_key_ciphertext, kms_key_id, content_hash,
@@ -95,7 +95,7 @@ def with_client(url: str, work: Any) -> tuple[float, list[float]]:
 
 def sweep(url: str, batches: list[float]) -> None:
     """Run the sweeper once, as the worker does."""
-    tick = Tick(Lease("wraps-expired", "bench", time.monotonic(), timedelta(hours=1)))
+    tick = Tick(Lease("wraps-expired", "bench", time.monotonic(), timedelta(hours=1)), timedelta(seconds=60))
     settings = WrapsExpired(interval=timedelta(seconds=60))
     with ConnectionPool[Connection[Any]](url, kwargs={"autocommit": True}, min_size=1, max_size=2) as pool:
         runner = Runner(pool, "bench", timedelta(seconds=15), timedelta(days=7), Outbox(Router([]), lambda _id: None))
@@ -110,7 +110,7 @@ def percentile(values: list[float], share: float) -> float:
 
 def main() -> None:
     """Print one JSON object for the sweep and one for the plain DELETE."""
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    (rows,) = numbers(__doc__, rows=1_000_000)
     with tempfile.TemporaryDirectory() as directory, Postgres(Path(directory), durable=True) as server:
         url = server.url()
         with psycopg.connect(url, autocommit=True) as connection:

@@ -14,7 +14,6 @@ import os
 import random
 import re
 import signal
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -28,12 +27,13 @@ from psycopg.rows import dict_row
 from app.demo import data
 from app.demo.servers import Postgres, Redis
 from app.storage import migrations
+from bench.arguments import numbers
 from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
 
 SCHEDULERS, WORKERS = 3, 4
 LEDGER = """
-SELECT name, count(*) FILTER (WHERE outcome <> 'failure') AS committed,
-       count(DISTINCT slot) FILTER (WHERE outcome <> 'failure') AS slots,
+SELECT name, count(*) FILTER (WHERE outcome IN ('running', 'success')) AS committed,
+       count(DISTINCT slot) FILTER (WHERE outcome IN ('running', 'success')) AS slots,
        sum(covered) FILTER (WHERE outcome <> 'failure') AS covered,
        extract(epoch FROM max(slot) - min(slot))::int + 1 AS span,
        count(*) FILTER (WHERE outcome = 'interrupted') AS interrupted,
@@ -41,7 +41,7 @@ SELECT name, count(*) FILTER (WHERE outcome <> 'failure') AS committed,
        count(*) FILTER (WHERE outcome = 'running') AS running,
        sum(batches) AS batches, sum(changed) AS changed, count(DISTINCT worker) AS workers,
        bool_and(ordered) AS in_order
-  FROM (SELECT *, slot > coalesce(lag(slot) OVER (PARTITION BY name ORDER BY token), 'epoch') AS ordered
+  FROM (SELECT *, slot >= coalesce(lag(slot) OVER (PARTITION BY name ORDER BY token), 'epoch') AS ordered
           FROM secrets_bridge_worker.sweep_run WHERE token IS NOT NULL) AS run
  GROUP BY name ORDER BY name
 """
@@ -126,8 +126,8 @@ class Round:
             ledger = cursor.execute(LEDGER).fetchall()
         late = connection.execute(LATENESS).fetchone()[0]
         log = self.postgres.log.read_text()
-        begun = len(re.findall(r"^replica\d .*: BEGIN", log, re.MULTILINE))
-        claims = len(re.findall(r"^replica\d .*\n\s+INSERT INTO secrets_bridge_worker\.sweep_state", log, re.MULTILINE))
+        begun = len(re.findall(r"^replica\d .*\n\s*SELECT now\(\) AS now,", log, re.MULTILINE))
+        claims = len(re.findall(r"^replica\d .*\n\s+WITH before AS \(SELECT last_slot", log, re.MULTILINE))
         return {
             "round": "a worker killed every second" if self.kill else "left alone",
             "kills": self.kills,
@@ -150,7 +150,7 @@ class Round:
 
 def main() -> None:
     """Run both rounds and print one JSON object each."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60
+    (seconds,) = numbers(__doc__, seconds=60.0)
     for kill in (False, True):
         with tempfile.TemporaryDirectory(prefix="sb-chaos-") as directory:
             print(json.dumps(Round(Path(directory), kill=kill).run(seconds)), flush=True)

@@ -34,6 +34,7 @@ from app.storage import migrations
 from app.supervisor.parent_death import signal_at_parent_death
 from app.sweeping.lock import Lease, Tick
 from app.sweeping.runner import Runner
+from bench.arguments import numbers
 from tests.support.argocd import TREE, document, insert_endpoint, insert_observations, settings
 
 ENDPOINTS = 5
@@ -86,7 +87,7 @@ def fill(url: str, ports: list[int], rows: int, *, hanging: bool) -> None:
 
 def poll(url: str, poller: GitopsPoller) -> dict[str, Any]:
     """Do one run as the worker does; return how long it took and when each endpoint was done, in seconds."""
-    tick = Tick(Lease("gitops-poller", "bench", time.monotonic(), timedelta(hours=1)))
+    tick = Tick(Lease("gitops-poller", "bench", time.monotonic(), timedelta(hours=1)), poller.interval)
     with ConnectionPool[Connection[Any]](url, kwargs={"autocommit": True}, min_size=1, max_size=2) as pool:
         runner = Runner(pool, "bench", timedelta(seconds=15), timedelta(days=7), Outbox(Router([]), lambda _id: None))
         batches: list[float] = []
@@ -151,8 +152,8 @@ def main() -> None:
         asyncio.run(_serve(float(sys.argv[2])))
         return
     configure_logging("error")
-    rows = int(sys.argv[1]) if len(sys.argv) > 1 else 500
-    seconds = (float(sys.argv[2]) if len(sys.argv) > 2 else 50) / 1000
+    rows, milliseconds = numbers(__doc__, rows=500, milliseconds=50.0)
+    seconds = milliseconds / 1000
     command = [sys.executable, "-m", "bench.gitops", "serve", str(seconds)]
     with (
         tempfile.TemporaryDirectory() as directory,

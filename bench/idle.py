@@ -10,7 +10,6 @@ a thread that only sleeps until each full second wakes up.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ import psycopg
 
 from app.demo.servers import Postgres, Redis
 from app.storage import migrations
+from bench.arguments import numbers
 from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
 
 LATENESS = """
@@ -53,7 +53,7 @@ def mebibytes(process: psutil.Process) -> dict[str, float]:
 
 def main() -> None:
     """Print one JSON object."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 300
+    (seconds,) = numbers(__doc__, seconds=300.0)
     with (
         tempfile.TemporaryDirectory(prefix="sb-idle-") as directory,
         Postgres(Path(directory)) as postgres,

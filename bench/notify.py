@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -319,13 +320,12 @@ WAYS = {"rate": (rate, 4_000), "storm": (storm, 60), "outage": (outage, 30), "ha
 
 def main() -> None:
     """Print the figures of one measurement."""
-    if len(sys.argv) < 2 or sys.argv[1] not in WAYS:
-        print(__doc__)
-        sys.exit(2)
-    way, amount = WAYS[sys.argv[1]]
-    if len(sys.argv) > 2:
-        amount = int(sys.argv[2])
-    for report in way(amount):  # type: ignore[operator]
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("way", choices=WAYS)
+    parser.add_argument("amount", nargs="?", type=int, help="of events, or of seconds")
+    given = parser.parse_args()
+    way, amount = WAYS[given.way]
+    for report in way(given.amount or amount):  # type: ignore[operator]
         print(json.dumps(report), flush=True)
 
 

@@ -7,6 +7,7 @@ attempt, and keeps to the same egress policy as every other sink.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated
@@ -21,6 +22,8 @@ from app.notify.apprise_child import BLOCKED, DELIVERED, REFUSED, UNKNOWN_URL
 from app.notify.format import body_lines, headline
 from app.notify.sink import Filter, Loudness, SinkSettings, Transport, at_least, only, sink
 
+#: The beginning of a URL. The scheme becomes part of the receiver's public name, so nothing else may be in it.
+_SERVICE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://")
 _KINDS = {"info": "info", "warn": "warning", "error": "failure"}
 
 
@@ -29,7 +32,7 @@ def _urls(value: SecretStr | None) -> SecretStr | None:
         return None
     if find_spec("apprise") is None:
         raise ValueError("needs the library; pip install 'secrets-bridge-worker[apprise]'")
-    if not all("://" in url for url in value.get_secret_value().split()):
+    if not all(_SERVICE.match(url) for url in value.get_secret_value().split()):
         raise ValueError("not Apprise URLs; accepted: scheme://... as in Apprise's documentation, space-separated")
     return value
 

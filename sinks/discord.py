@@ -21,6 +21,7 @@ from app.notify.sink import (
     at_least,
     judge,
     only,
+    seconds,
     sink,
 )
 
@@ -70,7 +71,6 @@ def _retry_after(answer: Answer, transport: Transport) -> float | None:
     if (header := answer.retry_after(transport.now)) is not None:
         return header
     reset = Answer(answer.status, {"retry-after": answer.headers.get("x-ratelimit-reset-after", "")}, b"")
-    if (seconds := reset.retry_after(transport.now)) is not None:
-        return seconds
-    number = answer.json.get("retry_after")
-    return float(number) if isinstance(number, int | float) else None
+    if (wait := reset.retry_after(transport.now)) is not None:
+        return wait
+    return seconds(answer.json.get("retry_after"))

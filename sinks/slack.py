@@ -28,6 +28,7 @@ from app.notify.sink import (
     at_least,
     judge,
     only,
+    seconds,
     sink,
 )
 
@@ -139,9 +140,9 @@ def message(notification: Notification) -> dict[str, Any]:
 def _judge(answer: Answer, transport: Transport) -> None:
     if answer.status == HTTPStatus.OK and (answer.text == "ok" or answer.json.get("ok") is True):
         return
-    error, seconds = answer.json.get("error", answer.text), answer.json.get("retry_after")
+    error = answer.json.get("error", answer.text)
     code = error if isinstance(error, str) else ""
-    wait = answer.retry_after(transport.now) or (float(seconds) if isinstance(seconds, int | float) else None)
+    wait = answer.retry_after(transport.now) or seconds(answer.json.get("retry_after"))
     if code in _BAD_CREDENTIALS:
         raise SinkRejected(Fault.AUTH, code, off=True)
     if code in _PERMANENT:

@@ -1,43 +1,30 @@
-"""`sb-worker check`: finds what would keep a worker from its work before it is started."""
+"""The part of `sb-worker check` that looks at PostgreSQL, and at what its role may do there."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import psycopg
-import redis
 from psycopg.rows import scalar_row
 
+from app.cli.finding import Finding
 from app.core.errors import BootError, SchemaError, describe
-from app.core.role import SINK_QUEUE, SWEEP_QUEUE
 from app.storage import migrations, postgres
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     from psycopg import Connection
 
-    from app.storage.settings import DatabaseSettings, RedisSettings
+    from app.storage.settings import DatabaseSettings
     from app.sweeping.sweeper import Sweeper
-
-
-#: From so many messages on, a queue seems to have no worker.
-LONG_QUEUE = 1_000
-
-
-class Finding(NamedTuple):
-    """The result of one check: fine, or what is wrong and what to do. A warning does not fail the command."""
-
-    subject: str
-    fine: bool
-    text: str
-    warning: bool = False
 
 
 _VERSION = "SELECT current_setting('server_version_num')::int"
 _PRESENT = "SELECT to_regclass(%s) IS NOT NULL"
 _PRIVILEGE = "SELECT has_table_privilege(to_regclass(%s), %s)"
+_COLUMN_PRIVILEGE = "SELECT has_any_column_privilege(to_regclass(%s), %s)"
+_BY_COLUMN = ("SELECT", "INSERT", "UPDATE")
+_TAKES_WRITES = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
 _MIGRATIONS = "SELECT dirty FROM schema_migrations"
 _OWN_TABLES = (
     "sweep_state",
@@ -50,33 +37,6 @@ _OWN_TABLES = (
 )
 _OFF = "SELECT name, off_reason FROM secrets_bridge_worker.notification_target WHERE off_fingerprint IS NOT NULL"
 _OWN_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
-
-
-def redis_findings(settings: RedisSettings, answer_within: timedelta) -> Iterator[Finding]:
-    """Yield findings about Redis, which is to answer within `answer_within`."""
-    from app.storage.redis import connect  # noqa: PLC0415 - only this command needs both
-
-    client = connect(settings, answer_within=answer_within)
-    try:
-        client.ping()
-        yield Finding("redis", True, "answers")
-    except redis.AuthenticationError:
-        yield Finding("redis", False, "REDIS_URL: the user or password is wrong")
-        return
-    except redis.RedisError as error:
-        yield Finding("redis", False, f"REDIS_URL: Redis cannot be reached or refuses us ({describe(error).error})")
-        return
-    for queue in (SWEEP_QUEUE, SINK_QUEUE):
-        if (length := client.llen(f"{settings.queue_namespace}:{queue}")) > LONG_QUEUE:
-            text = f"{length} messages wait; run a worker that serves it (`dramatiq app.actors --queues {queue}`)"
-            yield Finding(f"queue {queue}", False, text, warning=True)
-    try:
-        policy = client.config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
-    except redis.RedisError:
-        return  # hosted servers hide their configuration
-    if policy != "noeviction":
-        text = "maxmemory-policy may drop lock keys and queued ticks; set it to noeviction"
-        yield Finding("redis eviction", False, text, warning=True)
 
 
 def database_findings(settings: DatabaseSettings, sweepers: Sequence[Sweeper[Any]]) -> Iterator[Finding]:
@@ -99,6 +59,8 @@ def _connected(connection: Connection[Any], sweepers: Sequence[Sweeper[Any]]) ->
         yield Finding("postgres", False, f"server version {version // 10000}; needed is 14 or newer")
     else:
         yield Finding("postgres", True, f"answers, server version {version // 10000}")
+    if not _query(connection, _TAKES_WRITES):
+        yield Finding("postgres", False, "takes no writes: a standby, or a server or role that is read-only")
     yield from _api(connection)
     for sweeper in sweepers:
         yield _sweeper(connection, sweeper)
@@ -132,14 +94,25 @@ def _sweeper(connection: Connection[Any], sweeper: Sweeper[Any]) -> Finding:
 def _privileges(
     connection: Connection[Any], subject: str, needs: Mapping[str, Sequence[str]], fine: str, schema: str = ""
 ) -> Finding:
-    lacking = [
-        f"{privilege} on {table}"
-        for table, privileges in needs.items()
-        for privilege in privileges
-        if not _query(connection, _PRIVILEGE, schema + table, privilege)
-    ]
+    lacking: dict[str, list[str]] = {}
+    by_column: list[str] = []
+    for table, privileges in needs.items():
+        for privilege in privileges:
+            if _query(connection, _PRIVILEGE, schema + table, privilege):
+                continue
+            if privilege in _BY_COLUMN and _query(connection, _COLUMN_PRIVILEGE, schema + table, privilege):
+                by_column.append(f"{privilege} on {table}")
+            else:
+                lacking.setdefault(schema + table, []).append(privilege)
     if lacking:
-        return Finding(subject, False, f"this role lacks {', '.join(lacking)}; GRANT them")
+        grants = " ".join(
+            f"GRANT {', '.join(privileges)} ON {table} TO secrets_bridge_worker_role;"
+            for table, privileges in lacking.items()
+        )
+        return Finding(subject, False, f"this role lacks privileges: {grants}")
+    if by_column:
+        text = f"granted by columns, which are not checked one by one: {', '.join(by_column)}"
+        return Finding(subject, True, text)
     return Finding(subject, True, fine)
 
 
@@ -157,6 +130,8 @@ def _own_schema(connection: Connection[Any]) -> Finding:
             migrations.migrate(connection)
     except SchemaError as error:
         return Finding(subject, False, str(error))
+    except psycopg.errors.ReadOnlySqlTransaction:
+        return Finding(subject, False, "cannot be created where no writes are taken")
     return Finding(
         subject, True, f"version {version}; a worker or `sb-worker migrate` will bring it to {migrations.VERSION}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -17,22 +18,27 @@ from rich.table import Table
 
 from actors import SWEEPERS
 from app import __version__
-from app.cli import check, check_tokens, configuration, status
+from app.cli import check, check_redis, check_tokens, configuration, status
+from app.cli.finding import Finding
+from app.cli.guard import GuardedGroup
 from app.cli.notify import dead, notify
 from app.core import config
-from app.core.errors import BootError, ConfigError, SchemaError
+from app.core.errors import BootError
 from app.core.logging import configure_logging
+from app.core.values import parse_int
 from app.kms.settings import KmsSettings
 from app.storage import migrations, postgres
 from app.storage.settings import DatabaseSettings
 from app.supervisor import procfile
-from app.worker.loading import Loaded, groups, load, refuse
+from app.worker.loading import Loaded, groups, load
 from sinks import SINKS
 
 _GROUPS = groups(SWEEPERS, SINKS)
+#: Processes of one entry of a Procfile; each has a pipe to the runner, a probe port and its share of the machine.
+_MOST_REPLICAS = 64
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=GuardedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="sb-worker")
 def main() -> None:
     r"""Operate the secrets-bridge worker.
@@ -60,13 +66,14 @@ def check_command(as_json: bool) -> None:
     """Check settings, servers, tables, privileges and ArgoCD's tokens; status 1 when anything would not work."""
     configure_logging("error")
     loaded = _load()
-    findings = [check.Finding("settings", True, "valid")]
+    findings = [Finding("settings", True, "valid")]
     findings += [
-        check.Finding("settings", False, f"{name} is not known, and not read", warning=True)
+        Finding("settings", False, f"{name} is not known, and not read", warning=True)
         for name in config.unknown(*_GROUPS)
     ]
-    findings.append(check.Finding("sinks", True, ", ".join(target.name for target in loaded.targets)))
-    findings += check.redis_findings(loaded.redis, loaded.worker.lease / 5)
+    findings += [Finding("settings", False, warning, warning=True) for warning in loaded.warnings]
+    findings.append(Finding("sinks", True, ", ".join(target.name for target in loaded.targets)))
+    findings += check_redis.redis_findings(loaded.redis, loaded.worker.lease / 5)
     pairs = list(zip(SWEEPERS, loaded.sweepers, strict=True))
     findings += check.database_findings(loaded.database, [sweeper for sweeper, settings in pairs if settings.enabled])
     for _, settings in pairs:
@@ -111,19 +118,9 @@ def migrate(sql: bool) -> None:
         click.echo(migrations.script())
         return
     configure_logging("error")
-    try:
-        settings = DatabaseSettings.read()
-    except ConfigError as error:
-        refuse(error)
-    try:
-        with postgres.connect(settings) as connection:
-            before = migrations.installed(connection)
-            version = migrations.migrate(connection)
-    except (BootError, SchemaError) as error:
-        click.echo(f"error: {error}", err=True)
-        if isinstance(error, SchemaError):
-            click.echo(error.sql, err=True)
-        sys.exit(1)
+    with postgres.connect(DatabaseSettings.read()) as connection:
+        before = migrations.installed(connection)
+        version = migrations.migrate(connection)
     done = f"version {version}, nothing to do" if before == version else f"version {before} -> {version}"
     click.echo(f"schema secrets_bridge_worker: {done}")
 
@@ -138,27 +135,21 @@ def status_command(as_json: bool, watch: bool) -> None:
     pairs = zip(SWEEPERS, loaded.sweepers, strict=True)
     cadences = [(sweeper.name, settings.interval) for sweeper, settings in pairs if settings.enabled]
     console = Console()
-    try:
-        with postgres.connect(loaded.database) as connection:
-            if migrations.installed(connection) == 0:
-                raise BootError("the schema secrets_bridge_worker is not there; run `sb-worker migrate`")  # noqa: TRY301
-            if as_json or not sys.stdout.isatty():
-                for sweeper in status.read(connection, cadences):
-                    click.echo(json.dumps(sweeper.as_json()))
-                return
-            table = status.table(status.read(connection, cadences), console.width)
-            if watch:
-                with Live(console=console, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
-                    while True:
-                        table = status.table(status.read(connection, cadences), *console.size)
-                        live.update(table, refresh=True)
-                        time.sleep(0.5)
-            console.print(table)
-    except BootError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(0)
+    with suppress(KeyboardInterrupt), postgres.connect(loaded.database) as connection:
+        if migrations.installed(connection) == 0:
+            raise BootError("the schema secrets_bridge_worker is not there; run `sb-worker migrate`")
+        if as_json or not sys.stdout.isatty():
+            for sweeper in status.read(connection, cadences):
+                click.echo(json.dumps(sweeper.as_json()))
+            return
+        table = status.table(status.read(connection, cadences), console.width)
+        if watch:
+            with Live(console=console, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+                while True:
+                    table = status.table(status.read(connection, cadences), *console.size)
+                    live.update(table, refresh=True)
+                    time.sleep(0.5)
+        console.print(table)
 
 
 @main.command()
@@ -167,9 +158,10 @@ def status_command(as_json: bool, watch: bool) -> None:
 @click.option("-c", "--concurrency", default="", metavar="worker=2,...", help="How many of which process to run.")
 def run(path: str, release: bool, concurrency: str) -> None:
     """Run every process of the Procfile as one replica; ends when one of them ends, or by SIGTERM."""
+    _semaphore()
     loaded = _load()  # all of it, so that a problem is reported once and not by every process
     try:
-        commands = procfile.parse(Path(path).read_text(encoding="utf-8"))
+        commands = procfile.parse(_text(path))
         replicas = _replicas(concurrency, set(commands))
     except OSError:
         raise click.BadParameter(f"{path} cannot be read; run this from the project's root") from None
@@ -179,7 +171,26 @@ def run(path: str, release: bool, concurrency: str) -> None:
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
     environs = dict(_addresses(loaded, replicas.get("worker", 1), replicas.get("notifier", 1)))
     grace = loaded.worker.shutdown_grace.total_seconds()
-    procfile.become(commands, replicas=replicas, grace=grace, release=release, environs=environs)
+    try:
+        procfile.become(commands, replicas=replicas, grace=grace, release=release, environs=environs)
+    except OSError:
+        raise click.BadParameter(f"{path} is too long, or Python cannot be started again") from None
+
+
+def _semaphore() -> None:
+    """End with one line where the system has no room for a semaphore; Dramatiq would end with a traceback."""
+    try:
+        multiprocessing.Semaphore()
+    except OSError:
+        raise click.ClickException("no semaphore can be made, which Dramatiq needs; is /dev/shm full?") from None
+
+
+def _text(path: str) -> str:
+    """Return a Procfile's text. Raises OSError, and ValueError when it is no text."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
 
 
 def _addresses(loaded: Loaded, workers: int, notifiers: int) -> Iterator[tuple[int, dict[str, str]]]:
@@ -202,16 +213,16 @@ def _replicas(text: str, names: set[str]) -> dict[str, int]:
     for part in filter(None, text.split(",")):
         name, _, count = part.partition("=")
         pairs[name] = count
-    if not all(name in names and count.isdecimal() for name, count in pairs.items()):
-        raise ValueError(
-            f"--concurrency takes name=number pairs, with names of the Procfile: {', '.join(sorted(names))}"
-        )
-    return {name: int(count) for name, count in pairs.items()}
+    with suppress(ValueError):
+        counts = {name: parse_int(count) for name, count in pairs.items()}
+        if names.issuperset(counts) and all(0 <= count <= _MOST_REPLICAS for count in counts.values()):
+            return counts
+    raise ValueError(
+        f"--concurrency takes name=number pairs, with names of the Procfile ({', '.join(sorted(names))}) and "
+        f"numbers up to {_MOST_REPLICAS}"
+    )
 
 
 def _load() -> Loaded:
-    """Return every setting; ends with status 1 and all problems when something is wrong."""
-    try:
-        return load(SWEEPERS, SINKS)
-    except ConfigError as error:
-        refuse(error)
+    """Return every setting. Raises ConfigError with all problems when something is wrong."""
+    return load(SWEEPERS, SINKS)

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+import psycopg
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +30,7 @@ from app.notify.notifier import attempt
 from app.notify.settings import NotificationSettings
 from app.notify.sink import SinkSettings
 from app.storage import migrations, postgres
+from app.storage.settings import DatabaseSettings
 from app.worker.loading import load, refuse
 from sinks import SINKS
 
@@ -51,7 +53,8 @@ def notify() -> None:
 def test_command(sink: str | None, severity: str, as_json: bool) -> None:
     """Send one test notification to SINK, or to each sink that is configured; needs no PostgreSQL, no Redis.
 
-    One attempt each, marked as a test, past all filters. Status 1 when one of them does not arrive.
+    One attempt each, marked as a test, past all filters. Status 1 when one of them does not arrive. A sink that was
+    switched off and takes it is on again, if PostgreSQL can be reached.
     """
     configure_logging("error")
     common, targets = _sinks()
@@ -68,6 +71,7 @@ def test_command(sink: str | None, severity: str, as_json: bool) -> None:
     )
     notification = Notification(str(uuid.uuid4()), datetime.now(UTC), event)
     outcomes = asyncio.run(_send_all(chosen, notification, common))
+    _enable_those_that_answer(outcome["sink"] for outcome in outcomes if outcome["outcome"] == "delivered")
     _show(outcomes, ("sink", "outcome", "reason", "code", "ms"), as_json)
     sys.exit(any(outcome["outcome"] != "delivered" for outcome in outcomes))
 
@@ -96,6 +100,34 @@ async def _send_all(
     return outcomes
 
 
+def _enable_those_that_answer(names: Iterable[str]) -> None:
+    """Switch sinks on again, if there is a database to do it in."""
+    try:
+        with postgres.connect(DatabaseSettings.read()) as connection:
+            if migrations.installed(connection) >= migrations.VERSION:
+                for name in names:
+                    _tell_enabled(dead_letters.enable(connection, name))
+    except (ConfigError, BootError, psycopg.Error):
+        return
+
+
+def _tell_enabled(names: Iterable[str]) -> None:
+    for name in names:
+        click.echo(f"{name} is switched on again; what waited for it goes out", err=True)
+
+
+@notify.command("enable")
+@click.argument("sink")
+def enable_command(sink: str) -> None:
+    """Switch SINK, or one receiver of it, on again after it was switched off; what waited for it goes out."""
+    with _outbox() as connection:
+        names = dead_letters.enable(connection, sink)
+    _tell_enabled(names)
+    if not names:
+        click.echo(f"error: {sink} is not switched off; `sb-worker notify log --sums` has the names", err=True)
+        sys.exit(1)
+
+
 @notify.command()
 @click.option("--sweeper", default="wraps-expired", show_default=True, help="The sweeper that the event is of.")
 @click.option("--severity", type=_SEVERITY, default="info", show_default=True)
@@ -107,9 +139,9 @@ def explain(sweeper: str, severity: str, recovery: bool, as_json: bool) -> None:
     kind = Kind.RECOVERED if recovery else Kind.FAILED if severity == "error" else Kind.SWEPT
     event = Event(sweeper, Severity(severity), "", kind=kind)
     with _outbox() as connection:
-        known = dead_letters.targets(connection)
+        known, held = dead_letters.targets(connection), dead_letters.held(connection, event)
     routes = routing.Router(loaded.targets).route(event)
-    rows = [_explained(route, known.get(route.target.name)) for route in routes]
+    rows = [_explained(route, known.get(route.target.name), held.get(route.target.name)) for route in routes]
     configured = {target.sink.name for target in loaded.targets}
     rows += [
         {"sink": sink.name, "gets it": "no", "why": f"not configured; set {_first_variable(sink)}"}
@@ -119,7 +151,7 @@ def explain(sweeper: str, severity: str, recovery: bool, as_json: bool) -> None:
     _show(rows, ("sink", "gets it", "why"), as_json)
 
 
-def _explained(route: routing.Route, known: Mapping[str, Any] | None) -> dict[str, str]:
+def _explained(route: routing.Route, known: Mapping[str, Any] | None, held: datetime | None) -> dict[str, str]:
     target = route.target
     if route.filtered_by == "severity":
         why = f"quieter than its minimum, {target.settings.min_severity}"
@@ -128,9 +160,12 @@ def _explained(route: routing.Route, known: Mapping[str, Any] | None) -> dict[st
     else:
         why = ""
     if known and known["off_fingerprint"] == target.fingerprint:
-        why = why or f"switched off ({known['off_reason']}) until its configuration changes; it waits"
+        probe = f", probed from {known['off_until']:%H:%M:%SZ} on" if known["off_until"] else ""
+        why = why or f"switched off ({known['off_reason']}) until its configuration changes{probe}; it waits"
     elif known and known["rests_until"] and known["rests_until"] > known["now"]:
         why = why or f"later: left alone until {known['rests_until']:%H:%M:%SZ}"
+    elif held:
+        why = why or f"later, if equal to one that was sent: those are held until {held:%H:%M:%SZ}"
     return {"sink": target.name, "gets it": "no" if route.filtered_by else "later" if why else "yes", "why": why}
 
 
@@ -162,7 +197,10 @@ def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-_COLUMNS = ("id", "created_at", "target", "state", "reason", "code", "attempts", "component", "severity", "title")
+_COLUMNS = (
+    *("id", "created_at", "target", "state", "reason", "code", "waits"),
+    *("attempts", "component", "severity", "title"),
+)
 
 
 @notify.command("log")
@@ -194,7 +232,7 @@ def list_command(as_json: bool, **filters: Any) -> None:
 
 
 @dead.command()
-@click.argument("ids", type=int, nargs=-1, required=True)
+@click.argument("ids", type=click.IntRange(1, 2**63 - 1), nargs=-1, required=True)
 def show(ids: tuple[int, ...]) -> None:
     """Show all that is known of these deliveries, as JSON."""
     with _outbox() as connection:
@@ -206,7 +244,7 @@ def show(ids: tuple[int, ...]) -> None:
 
 
 @dead.command()
-@click.argument("ids", type=int, nargs=-1)
+@click.argument("ids", type=click.IntRange(1, 2**63 - 1), nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that the options choose; needed without ids.")
 @click.option("--rate", type=click.FloatRange(0.01, 1000), default=1.0, show_default=True, help="How many a second.")
 @_filter_options
@@ -214,12 +252,19 @@ def replay(ids: tuple[int, ...], everything: bool, rate: float, **filters: Any) 
     """Deliver dead letters after all: under their old ids, one by one, at a rate."""
     _ids_or_all(ids, everything)
     with _outbox() as connection:
-        number = dead_letters.replay(connection, DeliveryFilter(ids=ids, **filters), per_second=rate)
+        replayed = dead_letters.replay(connection, DeliveryFilter(ids=ids, **filters), per_second=rate)
+        known = dead_letters.targets(connection)
+    number = len(replayed)
     click.echo(f"{number} to be delivered again, over {max(0, number - 1) / rate:.0f}s")
+    for name in sorted(set(replayed)):
+        if name in known and known[name]["off_fingerprint"] is not None:
+            reason = known[name]["off_reason"]
+            text = f"warning: {name} is switched off ({reason}): they wait until `sb-worker notify enable {name}`,"
+            click.echo(f"{text} a probe that gets through, or another configuration", err=True)
 
 
 @dead.command()
-@click.argument("ids", type=int, nargs=-1)
+@click.argument("ids", type=click.IntRange(1, 2**63 - 1), nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that the options choose; needed without ids.")
 @_filter_options
 def purge(ids: tuple[int, ...], everything: bool, **filters: Any) -> None:

@@ -9,22 +9,36 @@ by `<NAME>_FILE`. No message made here contains a value.
 from __future__ import annotations
 
 import os
+import sysconfig
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.core.errors import ConfigError
+from app.core.jsonb import fit
+from app.core.values import has_login
 
 #: Variables with these prefixes are ours alone: one that no group declares is misspelt.
 OWN_PREFIXES = ("SB_SWEEP_", "SB_WORKER_", "SB_NOTIFICATION_", "SB_DISCOVER_", "SB_KMS_")
 _FILE = "_FILE"
+_OWN = ("app", "actors", "sinks")
+_LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_NOT_VALID = "not valid; accepted: what docs/configuration.md says of it"
 
 
 class Variable(NamedTuple):
@@ -82,6 +96,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, hide_input_in_errors=True, extra="forbid")
 
+    _current: dict[str, Any] = PrivateAttr(default_factory=dict)
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -95,12 +111,35 @@ class Settings(BaseSettings):
         del env_settings, dotenv_settings, file_secret_settings
         return (init_settings, _Environment(settings_cls))
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _raise_problem(cls, value: object) -> object:
+    def _report(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        """Turn whatever a validator raises into a problem: the standard library's parsers raise any class."""
         if isinstance(value, _Problem):
             raise ValueError(value.text)  # noqa: TRY004 - pydantic turns ValueError into a reported problem
-        return value
+        try:
+            return validate(value)
+        except (ValueError, AssertionError):
+            raise
+        except Exception:  # noqa: BLE001 - a foreign text may quote the value
+            raise ValueError(_NOT_VALID) from None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is accepted and still worth a line at boot, without a value."""
+        return ()
+
+    def current(self, field: str) -> Any:
+        """Return a setting as it is now: read anew when it comes from a file, which may be replaced at any time.
+
+        What is not valid, or not there, in the middle of being written say, leaves the last good value.
+        """
+        info = type(self).model_fields[field]
+        assigned = _assigned(info)
+        if assigned is not None and assigned.name.endswith(_FILE) and not isinstance(assigned.value, _Problem):
+            with suppress(Exception):  # a validator may raise anything
+                self._current[field] = _adapter(info).validate_python(assigned.value)
+        return self._current.get(field, getattr(self, field))
 
     @classmethod
     def read(cls) -> Self:
@@ -133,6 +172,9 @@ def attempt(*groups: type[S]) -> tuple[list[S | None], list[str]]:
         except ValidationError as error:
             loaded.append(None)
             problems += _problems(group, error)
+        except Exception:  # noqa: BLE001 - of a check across fields; a foreign text may quote a value
+            loaded.append(None)
+            problems.append(f"{', '.join(variable.names[0] for variable in variables(group))}: not valid together")
     return loaded, list(dict.fromkeys(problems))
 
 
@@ -183,26 +225,52 @@ def _row(field: FieldInfo) -> Row:
     if assigned is None:
         value, source = ("" if field.is_required() else default), "default"
     else:
-        hidden = published.secret or isinstance(assigned.value, _Problem)
-        value, source = ("set" if hidden else str(assigned.value)), assigned.name
+        value, source = ("set" if published.secret else _valid(field, assigned.value)), assigned.name
     return Row(name, value, source, default, published.meaning, tuple(twins))
 
 
+def _valid(field: FieldInfo, value: str | _Problem) -> str:
+    """Return a text to show; not one that is refused, since it may be a secret that ended up under the wrong name."""
+    try:
+        _adapter(field).validate_python(value)
+    except Exception:  # noqa: BLE001 - a validator may raise anything
+        return "not valid"
+    return str(value)
+
+
 def _problems(group: type[Settings], error: ValidationError) -> Iterator[str]:
-    for item in error.errors(include_url=False, include_context=False, include_input=False):
+    for item in error.errors(include_url=False, include_input=False):
         field = group.model_fields.get(str(item["loc"][0])) if item["loc"] else None
         text = "required, but not set" if item["type"] == "missing" else item["msg"].removeprefix("Value error, ")
         if field is None:  # a check across fields names its variables itself
             yield from text.splitlines()
             continue
         assigned = _assigned(field)
+        quoted = assigned is not None and repr(assigned.value) in text  # as Python's own parsers do
+        if quoted or _foreign((item.get("ctx") or {}).get("error")):
+            text = _NOT_VALID
         for line in text.splitlines():
             yield f"{assigned.name if assigned else _variable(field).names[0]}: {line}"
+
+
+def _foreign(error: object) -> bool:
+    """Return whether a library raised this error: its text may quote the value, or a part of it."""
+    trace = error.__traceback__ if isinstance(error, Exception) else None
+    if trace is None or isinstance(error, UnicodeError):
+        return trace is not None
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    frame = trace.tb_frame
+    own = str(frame.f_globals.get("__name__")).partition(".")[0] in _OWN
+    return frame.f_code.co_filename.startswith(_LIBRARIES) and not own
 
 
 def _assigned(field: FieldInfo) -> _Assigned | None:
     """Return the value that is set, also when under several names; None when there is none."""
     names, _, _, secret = _variable(field)
+    if not secret and any(has_login(os.environ.get(name, "")) for name in names):
+        name = next(name for name in names if os.environ.get(name))
+        return _Assigned(name, _Problem("has a user or a password in its URL, which would be shown; set it without"))
     candidates = (*names, *(name + _FILE for name in names if secret))
     assigned = [_Assigned(name, _value(name)) for name in candidates if os.environ.get(name)]
     for other in assigned[1:]:
@@ -213,24 +281,31 @@ def _assigned(field: FieldInfo) -> _Assigned | None:
 
 
 def _value(name: str) -> str | _Problem:
-    if not name.endswith(_FILE):
-        return os.environ[name]
     try:
-        return Path(os.environ[name]).read_text(encoding="utf-8").rstrip("\r\n")
+        text = os.environ[name]
+        if name.endswith(_FILE):
+            text = Path(text).read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError):
         return _Problem("names a file that cannot be read; accepted: the path of a readable UTF-8 text file")
+    if fit(text) != text:  # of bytes that are no text Python makes halves of surrogate pairs
+        return _Problem("not a text; accepted: UTF-8, without NUL")
+    return text
 
 
 def _same(field: FieldInfo, value: object, other: object) -> bool:
     """Return whether two values are equal (`60s` is `1m`), or two texts when they are not valid."""
     if value == other:
         return True
-    annotation: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    adapter = _adapter(field)
     try:
         return bool(adapter.validate_python(value) == adapter.validate_python(other))
-    except ValidationError:
+    except Exception:  # noqa: BLE001 - a validator may raise anything
         return False
+
+
+def _adapter(field: FieldInfo) -> TypeAdapter[Any]:
+    annotation: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    return TypeAdapter(annotation)
 
 
 def _variable(field: FieldInfo) -> Variable:

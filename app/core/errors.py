@@ -9,6 +9,7 @@ WorkerError
 ├── NotDue           the tick is not to be run: superseded, from the future, or its table is missing
 ├── PartlyFailed     some of a run's targets failed, the others are done
 ├── SweepFailed      a run ended by an error; carries a class name and an SQLSTATE, never a text
+├── AddressBlocked   a host has no address that may be dialled
 ├── UnwrapFailed     an ArgoCD token could not be opened; the text says why, without a value
 ├── SinkRejected     a sink refused a notification for good
 └── SinkUnavailable  a sink could not take a notification now; worth a retry
@@ -66,11 +67,14 @@ class UnwrapFailed(WorkerError):
     """An ArgoCD token could not be opened; the text says why and holds no value."""
 
 
+class AddressBlocked(WorkerError):
+    """A host has no address that may be dialled."""
+
+
 class Reason(StrEnum):
     """Why a tick was not run."""
 
     SUPERSEDED = "superseded"
-    FUTURE = "future"
     TABLE_MISSING = "table_missing"
 
 

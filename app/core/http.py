@@ -1,38 +1,73 @@
-"""What every HTTP client here shares: verified TLS, bounded bodies, and errors reduced to a closed set.
+"""What every HTTP client here shares: verified TLS, no memory, bounded bodies, errors reduced to a closed set.
 
 Nothing here quotes a library's text, which could contain URLs.
 """
 
 from __future__ import annotations
 
-import socket
+import re
 import ssl
+from collections.abc import Mapping
+from http.cookiejar import CookieJar
+from typing import Any
 
 import httpx
 
-from app.core.errors import Fault
+from app.core.errors import AddressBlocked, Fault
+from app.core.lookup import NameUnknown
 
 AGENT = "secrets-bridge-worker"
 #: Sent with every request: a compressed body could grow without bound when it is unpacked.
 HEADERS = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
+_CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+_NO_CERTIFICATE = "holds no certificate; accepted: PEM"
 
 
 def tls_context(*, pem: str | None = None) -> ssl.SSLContext:
     """Return a context that verifies servers by the system's authorities, or by those in `pem` alone; TLS 1.2 at least.
 
-    Raises ValueError when `pem` holds no certificate.
+    What stands around the certificates in `pem` is not looked at, as in Go. Raises ValueError when it holds none.
     """
     if pem is None:
         context = ssl.create_default_context()
     else:
+        certificates = _CERTIFICATE.findall(pem)
+        if not certificates:  # an empty text would stand for the system's authorities
+            raise ValueError(_NO_CERTIFICATE)
         try:
-            context = ssl.create_default_context(cadata=pem)
-        except (ssl.SSLError, ValueError):
-            raise ValueError("holds no certificate; accepted: PEM") from None
-        if not context.cert_store_stats()["x509"]:
-            raise ValueError("holds no certificate; accepted: PEM")
+            context = ssl.create_default_context(cadata="\n".join(certificates))
+        except Exception:  # noqa: BLE001 - ssl has an error of another class for each kind of odd text
+            raise ValueError(_NO_CERTIFICATE) from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
+
+
+class _NoCookies(CookieJar):
+    """Takes nothing: what one server sets would be sent to others below its domain, and grow until they refuse it."""
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        """Leave every cookie where it is."""
+
+
+def client(
+    transport: httpx.AsyncBaseTransport,
+    *,
+    mounts: Mapping[str, httpx.AsyncBaseTransport] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> httpx.AsyncClient:
+    """Return a client that keeps no cookies, follows no redirects and uses no proxies of the environment.
+
+    It has no clock: the deadline of the whole exchange is the caller's.
+    """
+    return httpx.AsyncClient(
+        transport=transport,
+        mounts=mounts,
+        headers={**HEADERS, **(headers or {})},
+        cookies=_NoCookies(),
+        timeout=None,  # noqa: S113 - see above
+        follow_redirects=False,
+        trust_env=False,
+    )
 
 
 async def read(response: httpx.Response, limit: int) -> bytearray:
@@ -51,7 +86,9 @@ def fault(error: BaseException) -> Fault:
         return Fault.TIMEOUT
     if caused_by(error, ssl.SSLError):
         return Fault.TLS
-    if caused_by(error, socket.gaierror):
+    if caused_by(error, AddressBlocked):
+        return Fault.BLOCKED_ADDRESS
+    if caused_by(error, NameUnknown):
         return Fault.DNS
     if isinstance(error, httpx.NetworkError):
         return Fault.CONNECT

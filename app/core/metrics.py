@@ -1,25 +1,39 @@
 """Every metric of ours, and where its numbers are kept.
 
-Worker processes share their numbers through files in one directory (prometheus_client's multi-process mode, which
-Dramatiq's own metrics use as well); any of them can then answer for all. prometheus_client decides for that mode
-while it is being imported, so the directory is chosen here, before the import, and made by `prepare`, before the first
-metric has a value. Its name has the id of the worker's main process: two replicas on one machine never share numbers.
+A worker of one process keeps them in memory. Several processes of one command share theirs through files, so that any
+of them can answer for all: `app.core.shared_values`. `prepare` decides, before the first metric has a value.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import cache
+from itertools import product
 from pathlib import Path
+
+import structlog
+from prometheus_client import (
+    GC_COLLECTOR,
+    PLATFORM_COLLECTOR,
+    REGISTRY,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    values,
+)
 
 from app.core.errors import Fault
 from app.core.role import this_process
+from app.core.shared_values import SharedValues, join
 
-_PREFIX = "secrets-bridge-worker-"
+log = structlog.get_logger("worker")
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+for _collector in (GC_COLLECTOR, PLATFORM_COLLECTOR):  # of Python, not of this worker
+    REGISTRY.unregister(_collector)
 
 
 def memory_directory() -> str:
@@ -33,47 +47,22 @@ def memory_directory() -> str:
         return str(shared)
 
 
-def prepare() -> None:
-    """Make this worker's directory, and remove those whose main process is gone. Nothing outside of a worker.
+def prepare(directory: str) -> SharedValues | None:
+    """Choose where numbers are kept, before any metric has one; return what siblings share, None for a process alone.
 
-    To be called before any metric has a value and before Dramatiq's metrics are imported. Raises OSError when the
-    directory cannot be made.
+    When they cannot share, each keeps its own: no metric is worth a worker.
     """
-    if not this_process().works:
-        return
-    with suppress(OSError):  # another worker may remove the same ones
-        for other in _DIRECTORY.parent.glob(f"{_PREFIX}*"):
-            if other != _DIRECTORY and not _alive(other.name.removeprefix(_PREFIX)):
-                shutil.rmtree(other, ignore_errors=True)
-    _DIRECTORY.mkdir(mode=0o700, exist_ok=True)
-    for leftover in _DIRECTORY.glob(f"*_{os.getpid()}.db"):  # of an earlier process with this id
-        leftover.unlink(missing_ok=True)
-    try:
-        tempfile.gettempdir()
-    except FileNotFoundError:  # a read-only root: Dramatiq's metrics ask for the temporary folder and do not use it
-        tempfile.tempdir = str(_DIRECTORY)
+    shared = None
+    if this_process().processes > 1:
+        try:
+            shared = SharedValues(join(Path(directory)))
+        except OSError as error:
+            log.warning("no room for metrics; the first process shows its own only", error=error, errno=error.errno)
+    # Always said: PROMETHEUS_MULTIPROC_DIR, should it be set, would choose prometheus_client's files.
+    values.ValueClass = shared.value if shared else values.MutexValue
     poll_seconds()
+    return shared
 
-
-def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-#: The metric files of this process and its siblings; `sb-worker` and the scheduler have none.
-_DIRECTORY = Path(os.environ.get("SB_WORKER_METRICS_DIR") or memory_directory()) / f"{_PREFIX}{os.getppid()}"
-if this_process().works:
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_DIRECTORY)
-    os.environ["dramatiq_prom_db"] = str(_DIRECTORY)  # noqa: SIM112 - Dramatiq's name for it
-
-from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics  # noqa: E402
-
-disable_created_metrics()  # type: ignore[no-untyped-call]
 
 #: The Go worker's buckets.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -108,6 +97,10 @@ HANDED_OVER = Counter(
 )
 LEASE_LOST = Counter("worker_sweep_lease_lost_total", "Locks lost while a run held them.", ["task"])
 FENCED = Counter("worker_sweep_fenced_batches_total", "Batches refused because a newer run had begun.", ["task"])
+ROWS_FAILED = Counter("worker_sweep_rows_failed_total", "Rows that could not be written, and were skipped.", ["task"])
+SKIPPED_LOCKED = Counter(
+    "worker_sweep_rows_locked_total", "Rows left for the next run because somebody else held them.", ["task"]
+)
 INTERRUPTED = Counter("worker_sweep_interrupted_total", "Runs found unfinished by their successor.", ["task"])
 TICKS_DROPPED = Counter("worker_sweep_ticks_dropped_total", "Ticks that no run was made for.", ["task", "reason"])
 TICKS_LOST = Counter(
@@ -122,6 +115,19 @@ TABLE_MISSING = Gauge(
     multiprocess_mode="mostrecent",
 )
 
+CONNECTIONS_LOST = Counter(
+    "worker_postgres_connections_lost_total",
+    "Connections given up: silent ones gave no answer in time, standby ones lead to a server that takes no writes.",
+    ["reason"],
+)
+LOST = ("silent", "standby")
+CLOCK_SKEW = Gauge(
+    "worker_clock_skew_seconds",
+    "How far a clock is ahead of PostgreSQL's, whose slots count.",
+    ["clock"],
+    multiprocess_mode="mostrecent",
+)
+CLOCKS = ("scheduler", "redis", "worker")
 TARGETS_SKIPPED = Counter(
     "worker_discover_targets_skipped_total", "Discover targets whose agent is unknown or revoked.", ["task"]
 )
@@ -132,7 +138,7 @@ GITOPS_POLLS = Counter("worker_gitops_polls_total", "Polls of ArgoCD by how they
 
 @cache
 def poll_seconds() -> Histogram:
-    """Return the histogram of ArgoCD polls. Without labels, it opens its file when it is made: not at import."""
+    """Return the histogram of ArgoCD polls. Without labels, it has a number when it is made: not at import."""
     return Histogram(
         "worker_gitops_poll_duration_seconds",
         "Duration of one poll that was answered, both of its requests.",
@@ -160,7 +166,15 @@ NOTIFIED = Counter(
     ["sink", "state"],
 )
 
+MESSAGES_MALFORMED = Counter(
+    "worker_messages_malformed_total",
+    "Messages that no actor could be called with, by what is wrong.",
+    ["queue", "fault"],
+)
+
 _PER_TASK = (
+    ROWS_FAILED,
+    SKIPPED_LOCKED,
     *(RUN_SECONDS, LOCK_SKIPPED, LAST_SUCCESS, ROWS_CHANGED, BATCHES, BATCH_SECONDS, LATENESS),
     *(HANDED_OVER, LEASE_LOST, FENCED, INTERRUPTED, TICKS_LOST, TABLE_MISSING),
 )
@@ -184,11 +198,25 @@ def preset_polls(outcomes: Iterable[str]) -> None:
         GITOPS_POLLS.labels(outcome)
 
 
+def preset_process() -> None:
+    """Create every series that is about the process with value zero."""
+    for reason in LOST:
+        CONNECTIONS_LOST.labels(reason)
+    for clock in CLOCKS:
+        CLOCK_SKEW.labels(clock)
+
+
+def preset_messages(queues: Iterable[str], faults: Iterable[str]) -> None:
+    """Create every series of malformed messages with value zero, for the same reason as `preset`."""
+    for queue, fault in product(queues, faults):
+        MESSAGES_MALFORMED.labels(queue, fault)
+
+
 def preset(task: str) -> None:
     """Create every series of a task with value zero, so that a rate is right from the first increment on."""
     for outcome in ("success", "failure", "skipped_lock"):
         RUNS.labels(task, outcome)
-    for reason in ("stale", "future", "superseded", "lock_error"):
+    for reason in ("stale", "superseded", "lock_error"):
         TICKS_DROPPED.labels(task, reason)
     for metric in _PER_TASK:
         metric.labels(task)

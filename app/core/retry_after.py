@@ -14,5 +14,5 @@ def retry_after(text: str, now: datetime) -> float | None:
         return float(text)
     try:
         return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
-    except (ValueError, TypeError):
+    except Exception:  # noqa: BLE001 - absurd dates raise ValueError, TypeError, OverflowError, IndexError
         return None

@@ -31,6 +31,9 @@ class Role:
     queues: frozenset[str] = frozenset()
     #: Whether it is the first among siblings that do the same: it logs for all of them and serves their probes.
     first: bool = True
+    #: How many siblings there are, itself included, and the threads of each that work on messages.
+    processes: int = 1
+    threads: int = 1
 
     @property
     def works(self) -> bool:
@@ -57,4 +60,5 @@ def this_process() -> Role:
     known, _ = make_argument_parser().parse_known_args(sys.argv[1:])  # type: ignore[no-untyped-call]
     queues = frozenset(known.queues or (SWEEP_QUEUE, SINK_QUEUE))
     kind = Kind.NOTIFIER if queues == {SINK_QUEUE} else Kind.WORKER
-    return Role(kind, queues, first=multiprocessing.current_process().name.endswith("-1"))
+    first = multiprocessing.current_process().name.endswith("-1")
+    return Role(kind, queues, first, known.processes, known.threads)

@@ -23,6 +23,7 @@ _PART = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _DURATION = re.compile(rf"([-+]?)((?:{_PART.pattern})+|0)")
 _INT = re.compile(r"([-+]?)0*([0-9]{1,19})")
 _ADDRESS = re.compile(r"(?:\[([^\[\]]*)\]|([^:\[\]]*)):([0-9]{1,5})")
+_LOGIN = re.compile(r"://[^/?#\s]*@")
 _LEAST_INT64, _MOST_INT64 = -(2**63), 2**63 - 1
 TRUE, _FALSE = ("1", "t", "T", "true", "TRUE", "True"), ("0", "f", "F", "false", "FALSE", "False")
 _MOST_PORT = 65_535
@@ -84,6 +85,11 @@ def parse_host_port(text: str) -> tuple[str, int]:
     if match is None or int(match[3]) > _MOST_PORT:
         raise ValueError("not an address; accepted: host:port such as 127.0.0.1:8091 or 0.0.0.0:8091")
     return match[1] or match[2] or "", int(match[3])
+
+
+def has_login(text: str) -> bool:
+    """Return whether there is a URL in a text that has a user or a password in it."""
+    return _LOGIN.search(text) is not None
 
 
 class LogLevel(StrEnum):

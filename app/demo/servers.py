@@ -182,14 +182,17 @@ class Redis(_Server):
 
     name = "redis"
 
-    def __init__(self, directory: Path, *, port: int | None = None, program: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, port: int | None = None, program: Path | None = None, options: Sequence[str] = ()
+    ) -> None:
         super().__init__(directory, port)
         self._program = program or redis_program()
+        self._options = options
 
     def start(self) -> None:
         """Start it empty and wait until it answers. Raises ServerFailed."""
         options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self._launch([self._program, *options, "--dir", self.directory], self._answers)
+        self._launch([self._program, *options, "--dir", self.directory, *self._options], self._answers)
 
     def kill(self) -> None:
         """End it with SIGKILL; its data is lost."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+from app.core import jsonb
+
 #: What the api allows as a provider connection's type.
 PROVIDERS = ("aws-sm", "vault", "gcp-sm", "azure-kv", "kubernetes")
 _KEYS = frozenset(
@@ -80,7 +82,7 @@ def parse(text: str) -> Targets:
     """Parse the variable's text. Raises ValueError with one line a problem, none of which shows a value."""
     try:
         entries = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("not JSON; accepted: a list of objects with provider and agent_id or cluster") from None
     if not isinstance(entries, list):
         raise ValueError("not a list; accepted: a JSON list of objects with provider and agent_id or cluster")  # noqa: TRY004
@@ -124,6 +126,8 @@ class _Reader:
         self.entry: dict[str, Any] = entry if isinstance(entry, dict) else {}
         if not isinstance(entry, dict):
             self.problems.append("not an object")
+        elif unfit := jsonb.problems(entry):
+            self.problems.append(f"holds what PostgreSQL cannot store: {', '.join(unfit)}")
 
     def target(self) -> Target:
         if self.problems:

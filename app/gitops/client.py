@@ -7,7 +7,6 @@ told the project; so a 403 is asked about once more with what is known, and what
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import ssl
 from collections.abc import Mapping
@@ -19,15 +18,18 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from app.core import http
+from app.core import egress, foreign_json, http
+from app.core.dialling import DiallingTransport
 from app.core.retry_after import retry_after
 from app.gitops import documents
-from app.gitops.documents import Application, Resource, WrongShape
+from app.gitops.documents import Application, WrongShape
 from app.gitops.model import PollOutcome
 
-#: Bytes of an answer: the resource tree of an application with some nine thousand resources. Parsed, it takes 24 MiB of
-#: the 256 that a container has.
-MOST_BODY = 4 * 1024 * 1024
+#: Bytes of an answer, and values in it: the resource tree of an application with some nine thousand resources. Parsed,
+#: it takes 24 MiB of the 256 that a container has; made of the smallest values, less than 50.
+MOST_BODY, MOST_VALUES = 4 * 1024 * 1024, 250_000
+#: Characters of an application's name, its namespace before it: twice what Kubernetes allows.
+MOST_NAME = 640
 _PATH = re.compile(r"/api/v1/applications/[^/]+(/resource-tree)?")
 _PARAMETERS = frozenset({"project", "appNamespace"})
 
@@ -41,6 +43,10 @@ class PollFailed(Exception):
     def __init__(self, outcome: PollOutcome, text: str, *, retry_after: float | None = None) -> None:
         super().__init__(outcome.value)
         self.outcome, self.text, self.retry_after = outcome, text, retry_after
+
+
+class WrongEndpoint(ValueError):
+    """An endpoint's row describes no ArgoCD that can be asked; the text names the column and no value."""
 
 
 class NotAllowed(Exception):
@@ -80,27 +86,18 @@ class Client:
         deadline: float,
         connections: int,
     ) -> None:
-        """Raises ValueError, without a value, for an address, a certificate or a token that cannot be used."""
+        """Raises WrongEndpoint for an address, a certificate, a server's name or a token that cannot be used."""
         self._base = base_url.rstrip("/")
         prefix = _prefix(self._base)
         if any(byte < 0x20 or byte == 0x7F for byte in token):  # noqa: PLR2004 - control characters
-            raise ValueError("the token has characters that no header can carry")
+            raise WrongEndpoint("the token has characters that no header can carry")
         self._token = token
         self._deadline = deadline
         context = _system() if ca_pem is None or not ca_pem.strip() else _own(ca_pem)
-        inner = httpx.AsyncHTTPTransport(
-            verify=context,
-            trust_env=False,
-            # No limit here: httpcore keeps the place of a request that was cut, and the lane counts its own.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=connections),
-        )
-        self._http = httpx.AsyncClient(
-            transport=ReadOnly(prefix, inner),
-            timeout=None,  # noqa: S113 - the deadline of the whole exchange is the only clock
-            follow_redirects=False,
-            trust_env=False,
-            headers={**http.HEADERS, "Accept": "application/json"},
-        )
+        if server_name:
+            _check_server_name(context, server_name)
+        inner = DiallingTransport(context, egress.resolve, kept=connections)
+        self._http = http.client(ReadOnly(prefix, inner), headers={"Accept": "application/json"})
         self._extensions = {"sni_hostname": server_name} if server_name else {}
 
     async def application(self, name: str, known: Mapping[str, str]) -> tuple[Application, Mapping[str, str]]:
@@ -121,8 +118,8 @@ class Client:
         except WrongShape as error:
             raise PollFailed(PollOutcome.SHAPE, f"argocd: {path}: decode error: {error}") from None
 
-    async def resources(self, name: str, used: Mapping[str, str]) -> list[Resource]:
-        """Read an application's resource tree. Raises PollFailed."""
+    async def resources(self, name: str, used: Mapping[str, str]) -> dict[str, Any]:
+        """Read an application's resource tree; return its part of the snapshot. Raises PollFailed."""
         path = _path(name) + "/resource-tree"
         content = await self._get(path, used)
         try:
@@ -178,31 +175,39 @@ def _content(path: str, response: httpx.Response, body: bytearray) -> Any:
             PollOutcome.SHAPE, f"argocd: {path}: the answer is longer than {MOST_BODY // 1024 // 1024} MiB"
         )
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
+        return foreign_json.parse(body, most=MOST_VALUES)
+    except foreign_json.TooMany:
+        raise PollFailed(PollOutcome.SHAPE, f"argocd: {path}: the answer has more than {MOST_VALUES} values") from None
+    except ValueError:
         raise PollFailed(PollOutcome.SHAPE, f"argocd: {path}: decode error: not JSON") from None
 
 
 def _path(name: str) -> str:
     """Return the application's path, escaped as Go does. Raises PollFailed for a name that would be another path."""
-    if name in ("", ".", ".."):
+    if name in ("", ".", "..") or len(name) > MOST_NAME:
         raise PollFailed(PollOutcome.CLIENT, "argocd: not an application's name")
     return "/api/v1/applications/" + quote(name, safe="$&+=:@")
 
 
 def _prefix(base: str) -> str:
-    """Return the path of a base URL, as it is sent. Raises ValueError unless it is one that can be asked."""
+    """Return the path of a base URL, as it is sent. Raises WrongEndpoint unless it is one that can be asked."""
     try:
         parts = urlsplit(base)
         fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         fine = fine and not (parts.username or parts.password or parts.query or parts.fragment)
-        return httpx.URL(base).raw_path.decode("ascii").rstrip("/") if fine else _refuse()
-    except (ValueError, httpx.InvalidURL):
-        return _refuse()
+        if fine:
+            return httpx.URL(base).raw_path.decode("ascii").rstrip("/")
+    except Exception:  # noqa: BLE001 - addresses are odd in as many ways as there are classes of errors
+        fine = False
+    raise WrongEndpoint("the base URL is not https://host[:port][/path]")
 
 
-def _refuse() -> str:
-    raise ValueError("the base URL is not https://host[:port][/path]")
+def _check_server_name(context: ssl.SSLContext, name: str) -> None:
+    """Raises WrongEndpoint for a name that no connection could be made with."""
+    try:
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+    except Exception:  # noqa: BLE001 - the same for names
+        raise WrongEndpoint("tls_server_name is not a server's name") from None
 
 
 @lru_cache(maxsize=1)
@@ -215,4 +220,4 @@ def _own(pem: str) -> ssl.SSLContext:
     try:
         return http.tls_context(pem=pem)
     except ValueError:
-        raise ValueError("tls_ca_pem holds no usable certificate") from None
+        raise WrongEndpoint("tls_ca_pem holds no usable certificate") from None

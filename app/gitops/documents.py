@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
+
+from app.core.jsonb import fit
 
 #: Resources that a snapshot lists, characters of a message and of any other text in it.
 MOST_RESOURCES, MOST_MESSAGE, MOST_TEXT = 500, 1024, 512
@@ -45,16 +47,6 @@ class Application:
         }
 
 
-class Resource(NamedTuple):
-    """A node of the resource tree."""
-
-    kind: str
-    name: str
-    namespace: str
-    health: str
-    message: str
-
-
 def application(content: object, name: str) -> Application:
     """Read the application called `name`. Raises WrongShape."""
     document = _object(content, "the answer")
@@ -75,28 +67,29 @@ def application(content: object, name: str) -> Application:
     )
 
 
-def resources(content: object) -> list[Resource]:
-    """Read the nodes of a resource tree; an application without any has no `nodes`. Raises WrongShape."""
+def resources(content: object) -> dict[str, Any]:
+    """Return the other part of `observed_state`, from a resource tree. Raises WrongShape.
+
+    An application without resources has no `nodes`. Of very many the unhealthy ones are listed first; what is not
+    listed is counted and not looked at.
+    """
     nodes = _object(content, "the answer").get("nodes")
     if nodes is None:
-        return []
+        nodes = []
     if not isinstance(nodes, list):
         raise WrongShape("nodes is not a list")
-    return [_resource(_object(node, "nodes[]")) for node in nodes]
+    listed = nodes if len(nodes) <= MOST_RESOURCES else sorted(nodes, key=_is_well)[:MOST_RESOURCES]
+    return {"resources": [_resource(_object(node, "nodes[]")) for node in listed], "resource_count": len(nodes)}
 
 
-def snapshot(nodes: list[Resource]) -> dict[str, Any]:
-    """Return the other part of `observed_state`; of very many resources the unhealthy ones are listed first."""
-    listed = nodes
-    if len(nodes) > MOST_RESOURCES:
-        listed = sorted(nodes, key=lambda node: node.health in ("", "Healthy"))[:MOST_RESOURCES]
-    return {"resources": [node._asdict() for node in listed], "resource_count": len(nodes)}
+def _is_well(node: object) -> bool:
+    return _part(_object(node, "nodes[]"), "health").get("status") in (None, "", "Healthy")
 
 
-def _resource(node: Mapping[str, Any]) -> Resource:
+def _resource(node: Mapping[str, Any]) -> dict[str, str]:
     health = _part(node, "health")
-    kind, name, namespace = (_text(node, key) for key in ("kind", "name", "namespace"))
-    return Resource(kind, name, namespace, _text(health, "status"), _text(health, "message", MOST_MESSAGE))
+    texts = {key: _text(node, key) for key in ("kind", "name", "namespace")}
+    return {**texts, "health": _text(health, "status"), "message": _text(health, "message", MOST_MESSAGE)}
 
 
 def _object(value: object, name: str) -> Mapping[str, Any]:
@@ -116,8 +109,7 @@ def _text(document: Mapping[str, Any], name: str, most: int = MOST_TEXT) -> str:
         return ""
     if not isinstance(value, str):
         raise WrongShape(f"{name} is not a text")
-    # jsonb takes neither NUL nor half a surrogate pair.
-    return value[:most].replace("\x00", "").encode("utf-8", "replace").decode()
+    return fit(value[:most])
 
 
 def _revisions(sync: Mapping[str, Any]) -> str:

@@ -30,6 +30,8 @@ class PollOutcome(StrEnum):
     UNWRAP = "unwrap"
     CLIENT = "client"
     SKIPPED = "skipped"
+    #: An error that nobody thought of, in the work for one row.
+    UNEXPECTED = "unexpected"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Observation:
     #: Parameters to ask again with, after a 403: `project`, `appNamespace`.
     known: Mapping[str, str] = field(repr=False)
     polls_count: int
-    polled_at: datetime
+    #: `last_polled_at` as it was found, in PostgreSQL's words: it may be a time that Python has none for.
+    polled_before: str | None
+    claimed_at: datetime
     created_at: datetime
 
 

@@ -3,6 +3,9 @@
 The run's thread owns the event loop: it turns in `wait`, between two transactions, and rests while one is under way.
 Of one endpoint so many observations are polled at a time as it allows; when it is down, the rest of them fail at once.
 An endpoint that was unhealthy when the run began is sent one request first.
+
+Whatever goes wrong in the work for one observation, of whatever class, is that observation's failed result: what a row,
+a key service or a server says never ends a run.
 """
 
 from __future__ import annotations
@@ -12,12 +15,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from app.core import metrics
-from app.core.errors import LONGEST_RETRY_AFTER, UnwrapFailed
-from app.gitops.client import Client, PollFailed
-from app.gitops.documents import snapshot
+from app.core.errors import LONGEST_RETRY_AFTER, UnwrapFailed, describe
+from app.gitops.client import Client, PollFailed, WrongEndpoint
 from app.gitops.model import Endpoint, EndpointHealth, Observation, PollOutcome, Result
 from app.gitops.verdict import Verdict, decide
 from app.kms.buffers import wipe
@@ -64,6 +66,14 @@ class _EndpointPolls:
         return len(self.waiting) + self.active
 
 
+class _Poll(NamedTuple):
+    """A poll under way."""
+
+    polls: _EndpointPolls
+    observation: Observation
+    began: float
+
+
 class Backlog(Enum):
     """Whether more observations may be due than were claimed."""
 
@@ -99,7 +109,7 @@ class Poller:
         self._over: float | None = None
         self._ending: float | None = None
         self._endpoints: dict[str, _EndpointPolls] = {}
-        self._tasks: dict[asyncio.Task[None], float] = {}
+        self._tasks: dict[asyncio.Task[None], _Poll] = {}
         self._results: list[Result] = []
         self._openings = asyncio.Semaphore(_OPENINGS)
         self._backlog = Backlog.NONE
@@ -137,7 +147,7 @@ class Poller:
         if not over:
             return True
         self._over = self._over or self._clock()
-        if self._ending is None and any(began < self._over for began in self._tasks.values()):
+        if self._ending is None and any(poll.began < self._over for poll in self._tasks.values()):
             return True
         if self._backlog is Backlog.CLAIMABLE:
             self._backlog = Backlog.BUSY
@@ -183,7 +193,7 @@ class Poller:
         try:
             self._loop.run_until_complete(self._end())
         finally:
-            self._loop.close()  # unlike a Runner's, this does not wait for a look-up of a name that hangs
+            self._loop.close()
             for polls in self._endpoints.values():
                 wipe(polls.token)
 
@@ -194,10 +204,9 @@ class Poller:
         for opening in openings:
             opening.cancel()
         await asyncio.gather(*self._tasks, *openings, return_exceptions=True)
-        for opening in openings:
-            if not opening.cancelled() and opening.exception() is None:
-                await opening.result().close()
-        await self._transport.close()
+        self._tasks.clear()
+        opened = [one.result() for one in openings if not one.cancelled() and one.exception() is None]
+        await asyncio.gather(*(client.close() for client in opened), self._transport.close(), return_exceptions=True)
 
     async def _turn(self, stopping: Callable[[], bool]) -> None:
         began = self._clock()
@@ -212,8 +221,7 @@ class Poller:
             pause = _SHORT if hurried else _GATHER if first is not None else _LOOK
             done, _ = await asyncio.wait(self._tasks, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                del self._tasks[task]
-                task.result()
+                self._collect(task)
             now = self._clock()
             if self._results and first is None:
                 first = now
@@ -232,7 +240,11 @@ class Poller:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            self._tasks.clear()
+            for task in list(self._tasks):
+                if task.cancelled():
+                    self._tasks.pop(task).polls.active -= 1
+                else:
+                    self._collect(task)
         if dropped and self._backlog is Backlog.NONE:
             self._backlog = Backlog.BUSY
 
@@ -243,37 +255,46 @@ class Poller:
                 self._fail_unasked(polls.waiting.popleft(), polls.closed)
             while polls.waiting and polls.active < polls.limit:
                 polls.active += 1
-                task = asyncio.get_running_loop().create_task(self._poll(polls, polls.waiting.popleft()))
-                self._tasks[task] = self._clock()
+                poll = _Poll(polls, polls.waiting.popleft(), self._clock())
+                self._tasks[asyncio.get_running_loop().create_task(self._poll(poll))] = poll
 
-    async def _poll(self, polls: _EndpointPolls, observation: Observation) -> None:
-        began = self._clock()
-        try:
-            client = await self._client(polls)
-            if polls.closed:
-                self._fail_unasked(observation, polls.closed)
-                return
-            await self._ask(client, polls, observation)
-            metrics.poll_seconds().observe(self._clock() - began)
-        except PollFailed as error:
-            self._judge(polls, error)
-            prefix = "" if error.outcome in (PollOutcome.UNWRAP, PollOutcome.CLIENT) else "argocd fetch: "
-            self._finish(Result(observation, error.outcome, Verdict.ACTIVE, prefix + error.text, None))
-        finally:
-            polls.active -= 1
+    def _collect(self, task: asyncio.Task[None]) -> None:
+        """Note the end of a poll. The one place where errors end: it has a result, or one is made of its error."""
+        poll = self._tasks.pop(task)
+        poll.polls.active -= 1
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            return
+        if not isinstance(error, PollFailed):
+            error = PollFailed(PollOutcome.UNEXPECTED, f"argocd: unexpected {describe(error).error}")
+        self._judge(poll.polls, error)
+        prefix = "" if error.outcome in (PollOutcome.UNWRAP, PollOutcome.CLIENT) else "argocd fetch: "
+        self._finish(Result(poll.observation, error.outcome, Verdict.ACTIVE, prefix + error.text, None))
 
-    async def _ask(self, client: Client, polls: _EndpointPolls, observation: Observation) -> None:
+    async def _poll(self, poll: _Poll) -> None:
+        """Bring one result, or raise. A result is what is done last: whoever raises has none."""
+        polls, observation, began = poll
+        client = await self._client(polls)
+        if polls.closed:
+            self._fail_unasked(observation, polls.closed)
+            return
+        result = await self._ask(client, polls, observation)
+        metrics.poll_seconds().observe(self._clock() - began)
+        self._finish(result)
+
+    async def _ask(self, client: Client, polls: _EndpointPolls, observation: Observation) -> Result:
         application, parameters = await client.application(observation.application, observation.known)
         polls.answered, polls.timeouts, polls.probing, polls.limit = True, 0, False, self._concurrency
         state: dict[str, Any] = application.snapshot()
         outcome, error = PollOutcome.OK, None
         try:
-            state |= snapshot(await client.resources(observation.application, parameters))
+            state |= await client.resources(observation.application, parameters)
         except PollFailed as problem:  # what the application itself says still counts
             outcome, error = PollOutcome.PARTIAL, f"argocd fetch: {problem.text}"
+            state["resource_count"] = None
             self._judge(polls, problem)
         verdict = decide(application, observation.created_at, fresh=self._fresh)
-        self._finish(Result(observation, outcome, verdict, error, state))
+        return Result(observation, outcome, verdict, error, state)
 
     async def _client(self, polls: _EndpointPolls) -> Client:
         if polls.opening is None:
@@ -295,8 +316,10 @@ class Poller:
             )
         except UnwrapFailed as error:
             problem = PollFailed(PollOutcome.UNWRAP, f"unwrap token: {error}")
-        except ValueError as error:
+        except WrongEndpoint as error:
             problem = PollFailed(PollOutcome.CLIENT, f"build argocd client: {error}")
+        except Exception as error:  # noqa: BLE001 - of one endpoint, as in `_collect` of one poll
+            problem = PollFailed(PollOutcome.CLIENT, f"build argocd client: unexpected {describe(error).error}")
         polls.closed = problem
         raise problem from None
 

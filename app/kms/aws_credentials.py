@@ -40,7 +40,7 @@ class Credentials:
 
     def fresh(self, now: datetime) -> bool:
         """Return whether they will not expire soon."""
-        return self.expires is None or now < self.expires - MARGIN
+        return self.expires is None or now + MARGIN < self.expires
 
 
 async def find(environ: Mapping[str, str], region: str, transport: KeyServiceTransport) -> Credentials:
@@ -99,7 +99,7 @@ async def _from_container(environ: Mapping[str, str], transport: KeyServiceTrans
     token = environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN", "")
     if environ.get("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"):
         token = _read_token(environ["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"], source)
-    reply = await transport.send(source, "GET", url, {"Authorization": token} if token else {})
+    reply = await transport.send(source, "GET", url, {"Authorization": token} if token else {}, credentials=True)
     return _temporary(_json(reply, source), source)
 
 
@@ -108,20 +108,20 @@ async def _from_instance(environ: Mapping[str, str], transport: KeyServiceTransp
     source = "aws instance metadata"
     base = (environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or _INSTANCE).rstrip("/") + "/latest"
     try:
-        session = await transport.send(
-            source, "PUT", f"{base}/api/token", {"X-aws-ec2-metadata-token-ttl-seconds": "300"}
-        )
+        lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "300"}
+        session = await transport.send(source, "PUT", f"{base}/api/token", lifetime, credentials=True)
     except UnwrapFailed:
         raise UnwrapFailed(f"aws credentials: none found; looked at: {_SOURCES}") from None
     if session.status != HTTPStatus.OK:
         raise UnwrapFailed(f"{source}: no session (HTTP {session.status}); is its hop limit too low for a container?")
     headers = {"X-aws-ec2-metadata-token": session.text().strip()}
     path = f"{base}/meta-data/iam/security-credentials/"
-    roles = await transport.send(source, "GET", path, headers)
+    roles = await transport.send(source, "GET", path, headers, credentials=True)
     role = roles.text().partition("\n")[0].strip()
     if roles.status != HTTPStatus.OK or not re.fullmatch(r"[\w+=,.@-]{1,128}", role):
         raise UnwrapFailed(f"{source}: the instance has no role (HTTP {roles.status})")
-    return _temporary(_json(await transport.send(source, "GET", path + role, headers), source), source)
+    reply = await transport.send(source, "GET", path + role, headers, credentials=True)
+    return _temporary(_json(reply, source), source)
 
 
 def suffix(region: str) -> str:
@@ -139,7 +139,7 @@ def _temporary(values: Mapping[str, str], source: str, *, token: str = "Token") 
     try:
         expires = datetime.fromisoformat(values["Expiration"]).astimezone(UTC) if "Expiration" in values else None
         return Credentials(values["AccessKeyId"], values["SecretAccessKey"], values.get(token, ""), expires)
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):  # the last one for a time that is none in UTC
         raise UnwrapFailed(f"{source}: the answer has no credentials") from None
 
 

@@ -5,10 +5,11 @@ A token is sealed with AES-256-GCM under a data key of its own; the data key is 
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from app.core.errors import UnwrapFailed
+from app.core.errors import UnwrapFailed, describe
 from app.kms.buffers import wipe, wiping
 
 if TYPE_CHECKING:
@@ -38,7 +39,22 @@ class KeyManager(Protocol):
 
 
 async def open_token(envelope: Envelope, keys: KeyManager, transport: KeyServiceTransport) -> bytearray:
-    """Return the token, for the caller to wipe. Raises UnwrapFailed, whose text holds no value."""
+    """Return the token, for the caller to wipe. Raises UnwrapFailed for whatever goes wrong; its text holds no value.
+
+    All that the key manager asks for, logins and credentials as well, has `transport.whole` seconds.
+    """
+    try:
+        async with asyncio.timeout(transport.whole):
+            return await _open(envelope, keys, transport)
+    except UnwrapFailed:
+        raise
+    except TimeoutError:
+        raise UnwrapFailed(f"no data key within {transport.whole:g}s") from None
+    except Exception as error:  # noqa: BLE001 - one row, or one answer: the other tokens are opened all the same
+        raise UnwrapFailed(f"unexpected {describe(error).error}") from None
+
+
+async def _open(envelope: Envelope, keys: KeyManager, transport: KeyServiceTransport) -> bytearray:
     if len(envelope.token_nonce) != NONCE:
         raise UnwrapFailed("the token's nonce is not 12 bytes long")
     if len(envelope.token_ciphertext) < TAG:

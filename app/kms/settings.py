@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from app.core.config import Settings, variable
+from app.core.egress import literal, never_dialled
 from app.core.values import TRUE
 from app.kms.envelope import KeyManager
 from app.kms.local import LocalKeys, parse_master
@@ -131,7 +132,7 @@ class KmsSettings(Settings):
         from app.core.http import tls_context  # noqa: PLC0415 - the same
 
         path = {VAULT: self.vault_ca, AWS: self.aws_ca}.get(self.kms_backend)
-        return tls_context(pem=Path(path).read_text(encoding="ascii") if path else None)
+        return tls_context(pem=_pem(path) if path else None)
 
 
 def _missing(required: dict[str, str | None], backend: str) -> Iterator[str]:
@@ -155,6 +156,8 @@ def _url_problem(name: str, url: str | None, *, dev: bool) -> Iterator[str]:
         yield accepted
     elif parts.scheme == "http" and not dev:
         yield f"{name}: plain http:// is for SB_ENV=dev only; accepted: https://"
+    elif (address := literal(parts.hostname or "")) and never_dialled(address):
+        yield f"{name}: an address that is never dialled, such as a metadata service's"
 
 
 def _ca_problem(name: str, path: str | None) -> Iterator[str]:
@@ -163,11 +166,16 @@ def _ca_problem(name: str, path: str | None) -> Iterator[str]:
     from app.core.http import tls_context  # noqa: PLC0415 - the same
 
     try:
-        tls_context(pem=Path(path).read_text(encoding="ascii"))
-    except (OSError, UnicodeDecodeError):
+        tls_context(pem=_pem(path))
+    except OSError:
         yield f"{name}: names a file that cannot be read; accepted: the path of a PEM file"
     except ValueError as error:
         yield f"{name}: {error}"
+
+
+def _pem(path: str) -> str:
+    """Return a PEM file; what stands around its certificates may be in any encoding."""
+    return Path(path).read_text(encoding="ascii", errors="replace")
 
 
 def _fits_header(text: str) -> bool:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import json
 import ssl
 from collections.abc import Mapping
+from functools import partial
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 import httpx
 
-from app.core import http
+from app.core import egress, foreign_json, http
+from app.core.dialling import DiallingTransport
 from app.core.errors import Fault, UnwrapFailed
 from app.kms.buffers import wipe
 
-#: Seconds that one request may take, and bytes of an answer that are read at most.
-DEADLINE, MOST_BODY = 10.0, 64 * 1024
+#: Seconds that one request may take, bytes of an answer that are read at most, and values in it.
+DEADLINE, MOST_BODY, MOST_VALUES = 10.0, 64 * 1024, 5000
+#: How many requests' time opening a token may take in all: one that waits for credentials as well takes several.
+MOST_DEADLINES = 3
+#: Where AWS serves credentials, to instances, to tasks and to pods. Nothing else here may dial these.
+CREDENTIALS = frozenset(
+    map(ip_address, ("169.254.169.254", "fd00:ec2::254", "169.254.170.2", "169.254.170.23", "fd00:ec2::23"))
+)
 
 
 class Reply(NamedTuple):
@@ -29,8 +37,8 @@ class Reply(NamedTuple):
     def content(self) -> Mapping[str, Any]:
         """Return the body as a JSON object, empty when it is none, and wipe it."""
         try:
-            parsed = json.loads(self.body)
-        except (ValueError, RecursionError):
+            parsed = foreign_json.parse(self.body, most=MOST_VALUES)
+        except ValueError:
             return {}
         finally:
             wipe(self.body)
@@ -56,29 +64,42 @@ def plaintext(service: str, text: object) -> bytearray:
 
 
 class KeyServiceTransport:
-    """HTTP for key services, for one event loop. No proxies, no redirects."""
+    """HTTP for key services, for one event loop. No proxies, no redirects, no cookies."""
 
     def __init__(self, context: ssl.SSLContext | None = None, *, deadline: float = DEADLINE) -> None:
+        """`deadline` is one request's, seconds."""
         self._deadline = deadline
+        self.whole = deadline * MOST_DEADLINES
         self._context = context
-        self._http: httpx.AsyncClient | None = None
+        #: For the key service itself, and for credentials: one connection must never serve both.
+        self._clients: dict[bool, httpx.AsyncClient] = {}
         #: Held while a key manager logs in, so that the others that wait use its login.
         self.login = asyncio.Lock()
         #: Services that gave no answer: a hundred endpoints must not each wait for the same one.
         self._unreachable: set[str] = set()
 
-    async def send(self, service: str, method: str, url: str, headers: Mapping[str, str], body: bytes = b"") -> Reply:
+    async def send(  # noqa: PLR0913 - what a request is
+        self,
+        service: str,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes = b"",
+        *,
+        credentials: bool = False,
+    ) -> Reply:
         """Send once and return the answer, whatever its status. Raises UnwrapFailed when there is none.
 
         `service` names the service in errors. One that could not be reached is not tried again by this transport,
-        which lives as long as a run.
+        which lives as long as a run. Only a request for `credentials` may go to the addresses in CREDENTIALS.
         """
         if service in self._unreachable:
             raise UnwrapFailed(f"{service} cannot be reached, as found before in this run")
         try:
             async with asyncio.timeout(self._deadline):
-                request = self._client().build_request(method, url, content=body, headers=dict(headers))
-                response = await self._client().send(request, stream=True)
+                client = self._client(credentials=credentials)
+                request = client.build_request(method, url, content=body, headers=dict(headers))
+                response = await client.send(request, stream=True)
                 try:
                     content = await http.read(response, MOST_BODY)
                 finally:
@@ -88,23 +109,18 @@ class KeyServiceTransport:
             if fault is not Fault.PROTOCOL:  # which a single broken connection may cause
                 self._unreachable.add(service)
             raise UnwrapFailed(f"{service} cannot be reached ({fault})") from None
-        except (httpx.InvalidURL, UnicodeError, ValueError):
+        except Exception:  # noqa: BLE001 - an address or a header that no request can be made of, in any class
             raise UnwrapFailed(f"{service}: the request cannot be built; check its address and credentials") from None
         return Reply(response.status_code, content)
 
     async def close(self) -> None:
         """Close all connections."""
-        if self._http is not None:
-            await self._http.aclose()
+        for client in self._clients.values():
+            await client.aclose()
 
-    def _client(self) -> httpx.AsyncClient:
-        if self._http is None:
-            self._http = httpx.AsyncClient(
-                verify=self._context or http.tls_context(),
-                timeout=None,  # noqa: S113 - the deadline above is the only clock
-                follow_redirects=False,
-                trust_env=False,
-                limits=httpx.Limits(max_connections=None),
-                headers=http.HEADERS,
-            )
-        return self._http
+    def _client(self, *, credentials: bool) -> httpx.AsyncClient:
+        if credentials not in self._clients:
+            resolve = partial(egress.resolve, besides=CREDENTIALS if credentials else ())
+            self._context = self._context or http.tls_context()
+            self._clients[credentials] = http.client(DiallingTransport(self._context, resolve))
+        return self._clients[credentials]

@@ -20,6 +20,8 @@ _SERVICE = "vault"
 _PREFIX, _SHORTEST = b"vault:", 9
 #: Share of a login's lifetime that is used; then there is a new login.
 _LIFETIME_SHARE = 0.9
+#: Seconds for which a login is used at most, whatever Vault says: an integer in JSON may have more digits than a float.
+_LONGEST_LOGIN = 24 * 3600
 _MEANING: dict[int, str] = {
     HTTPStatus.BAD_REQUEST: "vault refuses the data key (HTTP 400): wrapped by another key, or tampered",
     HTTPStatus.FORBIDDEN: "vault refuses the credentials or their policy (HTTP 403); it must allow update on decrypt",
@@ -99,7 +101,7 @@ class VaultKeys:
         if not isinstance(auth, dict) or not isinstance(token, str) or not token:
             raise UnwrapFailed("vault login: the answer has no token")
         duration = auth.get("lease_duration")
-        lifetime = duration if isinstance(duration, int) and duration > 0 else 0
+        lifetime = min(duration, _LONGEST_LOGIN) if isinstance(duration, int) and duration > 0 else 0
         self._session = token
         self._fresh_until = time.monotonic() + lifetime * _LIFETIME_SHARE
 

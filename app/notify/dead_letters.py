@@ -1,4 +1,4 @@
-"""What an operator asks of the outbox: the log of deliveries, and replaying or purging dead letters."""
+"""What an operator asks of the outbox: the log of deliveries, replaying or purging dead letters, what is held."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 from psycopg.rows import dict_row
 
-from app.notify.policy import BREAKER_FAILURES
+from app.core.events import Event
+from app.notify import receivers
+from app.notify.policy import BREAKER_FAILURES, turn
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -29,6 +31,18 @@ class DeliveryFilter:
     limit: int = 100
 
 
+# What an unfinished delivery waits for, in words, and until when.
+_WAITS: LiteralString = """
+       CASE WHEN state <> 'pending' THEN ''
+            WHEN receiver.off_fingerprint IS NOT NULL THEN 'off (' || receiver.off_reason || '), probed from '
+                || to_char(coalesce(receiver.off_until, now()) AT TIME ZONE 'UTC', 'HH24:MI:SS"Z"')
+            WHEN receiver.rests_until > now() THEN 'left alone until '
+                || to_char(receiver.rests_until AT TIME ZONE 'UTC', 'HH24:MI:SS"Z"')
+            WHEN due_at <= now() THEN 'due'
+            ELSE CASE WHEN attempts = 0 THEN 'held until ' ELSE 'tried again at ' END
+                || to_char(due_at AT TIME ZONE 'UTC', 'HH24:MI:SS"Z"') END AS waits
+"""
+
 _FILTERED: LiteralString = """
   FROM secrets_bridge_worker.notification_delivery AS delivery
   JOIN secrets_bridge_worker.notification_event AS event ON event.id = delivery.event_id
@@ -44,9 +58,14 @@ _FILTERED: LiteralString = """
 LIST: LiteralString = (
     """
 SELECT delivery.id, target, state, reason, code, attempts, created_at, queued_at, due_at, finished_at, digest,
-       event_id::text AS event, component, severity, title, detail, metadata
+       event_id::text AS event, component, severity, title, detail, metadata,
 """
-    + _FILTERED
+    + _WAITS
+    + _FILTERED.replace(
+        " WHERE ",
+        " LEFT JOIN secrets_bridge_worker.notification_target AS receiver ON receiver.name = delivery.target WHERE ",
+        1,
+    )
     + " ORDER BY delivery.id DESC LIMIT %(limit)s"
 )
 
@@ -55,18 +74,19 @@ LOCK_TARGETS: LiteralString = """
 SELECT FROM secrets_bridge_worker.notification_target ORDER BY name FOR UPDATE
 """
 
-# Its age counts from now again. At least one attempt is counted, so that it is sent by itself: its receiver may have
-# seen it already, and knows it by the id that it had.
+# Its age counts from when it is due. At least one attempt is counted, so that it is sent by itself: its receiver may
+# have seen it already, and knows it by the id that it had.
 REPLAY: LiteralString = (
     """
 UPDATE secrets_bridge_worker.notification_delivery AS dead_letter
-   SET state = 'pending', reason = '', code = '', finished_at = NULL, queued_at = now(),
+   SET state = 'pending', reason = '', code = '', finished_at = NULL, queued_at = now() + chosen.turn * %(spacing)s,
        attempts = greatest(attempts, 1), due_at = now() + chosen.turn * %(spacing)s
   FROM (SELECT delivery.id, row_number() OVER (ORDER BY delivery.id) - 1 AS turn
 """
     + _FILTERED
     + """ ORDER BY delivery.id LIMIT %(limit)s) AS chosen
  WHERE dead_letter.id = chosen.id AND dead_letter.state = 'dead'
+RETURNING target
 """
 )
 
@@ -86,8 +106,19 @@ SELECT target, state, reason, count(*) AS number FROM secrets_bridge_worker.noti
 """
 
 TARGETS: LiteralString = """
-SELECT name, failures >= %(breaker_failures)s AS broken, rests_until, off_fingerprint, off_reason, off_at, now() AS now
+SELECT name, failures >= %(breaker_failures)s AS broken, rests_until, off_fingerprint, off_reason, off_at, off_until,
+       now() AS now
   FROM secrets_bridge_worker.notification_target
+"""
+
+HELD: LiteralString = """
+SELECT target, max(until) AS until FROM secrets_bridge_worker.notification_hold
+ WHERE until > now() AND starts_with(key, %(beginning)s) GROUP BY target
+"""
+
+OFF: LiteralString = """
+SELECT name, off_reason FROM secrets_bridge_worker.notification_target
+ WHERE off_fingerprint IS NOT NULL AND (name = %(sink)s OR name LIKE %(sink)s || ':%%') ORDER BY name
 """
 
 
@@ -96,12 +127,17 @@ def find(connection: Connection[Any], filters: DeliveryFilter) -> Iterator[dict[
     yield from connection.cursor(row_factory=dict_row).execute(LIST, _parameters(filters))
 
 
-def replay(connection: Connection[Any], filters: DeliveryFilter, *, per_second: float) -> int:
-    """Make dead letters due again, at most `per_second` of them a second; return how many. The relay sends them."""
+def replay(connection: Connection[Any], filters: DeliveryFilter, *, per_second: float) -> list[str]:
+    """Make dead letters due again, at most `per_second` of them a second; return the receiver of each.
+
+    The relay sends them.
+    """
     spacing = timedelta(seconds=1 / per_second)
     with connection.transaction():
         connection.execute(LOCK_TARGETS)
-        return connection.execute(REPLAY, {**_parameters(filters), "spacing": spacing, "state": "dead"}).rowcount
+        cursor = connection.cursor(row_factory=dict_row)
+        cursor.execute(REPLAY, {**_parameters(filters), "spacing": spacing, "state": "dead"})
+        return [row["target"] for row in cursor]
 
 
 def purge(connection: Connection[Any], filters: DeliveryFilter) -> int:
@@ -120,6 +156,21 @@ def targets(connection: Connection[Any]) -> dict[str, dict[str, Any]]:
     """Return what is known of each receiver, by name."""
     cursor = connection.cursor(row_factory=dict_row).execute(TARGETS, {"breaker_failures": BREAKER_FAILURES})
     return {row["name"]: row for row in cursor}
+
+
+def held(connection: Connection[Any], event: Event) -> dict[str, Any]:
+    """Return until when events such as this one are held for each receiver that was sent one a while ago."""
+    beginning = f"{turn(event.component, event.kind)}{event.severity}|"
+    cursor = connection.cursor(row_factory=dict_row).execute(HELD, {"beginning": beginning})
+    return {row["target"]: row["until"] for row in cursor}
+
+
+def enable(connection: Connection[Any], sink: str) -> list[str]:
+    """Switch a sink, or one receiver of it, on again; return the receivers that were off."""
+    with connection.transaction():
+        cursor = connection.cursor(row_factory=dict_row)
+        names = [row["name"] for row in cursor.execute(OFF, {"sink": sink})]
+        return receivers.switch_on(cursor, names)
 
 
 def _parameters(filters: DeliveryFilter) -> dict[str, Any]:

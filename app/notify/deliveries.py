@@ -4,106 +4,141 @@ What is decided about a receiver (what goes together, what waits, its breaker) i
 `notification_target`, by one process at a time; two receivers never wait for each other, and no process locks the row
 during an attempt. Where there is nothing to decide, for a healthy receiver that is sent every event by itself, one
 statement on the delivery's own row is enough.
+
+A delivery that cannot be read, such as one of a newer release, becomes a dead letter when it is met: it would stand in
+the way of its receiver's others.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from psycopg.rows import dict_row
+import psycopg
+import structlog
 
+from app.core import metrics
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
-from app.core.events import Notification
+from app.core.events import NOTIFICATIONS, Event, Kind, Notification, Severity
+from app.notify import receivers
 from app.notify.digest import digest
-from app.notify.outbox import read_notification, write_event
+from app.notify.outbox import Unreadable, read_notification, read_tally, write_event
 from app.notify.policy import BREAKER_FAILURES, Decision, Health, Policy, Waiting, backoff, cooldown, decide
 from app.storage.postgres import only_row
+from app.storage.transaction import bounded
 
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
 
+    from app.notify.outbox import Outbox
+    from app.notify.receivers import Receiver
     from app.notify.routing import Target
     from app.notify.settings import NotificationSettings
 
-#: Unfinished deliveries of one receiver that are read at once, and so the most events in one digest.
-MOST_WAITING = 20_000
+log = structlog.get_logger("notification")
+
+#: Unfinished deliveries of one receiver that are looked at at once, and so the most events in one digest; and the most
+#: different ones among them.
+MOST_WAITING, MOST_HEAPS = 20_000, 1_000
+#: Why a delivery is dead, when no attempt ended it.
+GAVE_UP, UNREADABLE = "gave_up", "unreadable"
 
 PEEK = """
-SELECT target FROM secrets_bridge_worker.notification_delivery
+SELECT target, queued_at > now() - interval '1 minute' AS young FROM secrets_bridge_worker.notification_delivery
  WHERE id = %(id)s AND (state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now())
 """
 
 CLAIM_ALONE = """
 UPDATE secrets_bridge_worker.notification_delivery AS delivery
-   SET state = 'sending', attempts = attempts + 1, lease_until = now() + %(lease)s
+   SET state = 'sending', attempts = attempts + 1, lease_until = clock_timestamp() + %(lease)s
   FROM secrets_bridge_worker.notification_event AS event
  WHERE delivery.id = %(id)s AND event.id = event_id
    AND (state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now())
    AND NOT EXISTS (SELECT FROM secrets_bridge_worker.notification_target
                     WHERE name = target AND (failures >= %(breaker_failures)s OR rests_until > now()
                                              OR off_fingerprint IS NOT NULL))
-RETURNING attempts, queued_at, event_id, created_at, kind, component, severity, title, detail, metadata, tallies
+RETURNING attempts, queued_at, event_id, created_at, kind, component, severity, title, detail,
+          metadata::text AS metadata, tallies::text AS tallies
 """
 
-ADD_TARGET = """
-INSERT INTO secrets_bridge_worker.notification_target AS target (name) VALUES (%(name)s)
-    ON CONFLICT (name) DO NOTHING
-"""
-LOCK_TARGET = """
-SELECT *, now() AS now FROM secrets_bridge_worker.notification_target WHERE name = %(name)s FOR UPDATE
-"""
-
+# Heaps of equal deliveries that stand alike: of a large backlog only ids leave PostgreSQL. What is not due matters only
+# to receivers that keep an order, and where it is a turn of an incident. Numbers are whole, of up to 18 digits, under
+# plain names; only what was never attempted may go into a digest, and so has to be readable by SQL.
 WAITING = """
-SELECT delivery.id, delivery.attempts, delivery.queued_at,
-       state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now() AS due,
-       state = 'sending' AND lease_until > now() AS busy, event.id AS event_id, event.created_at, event.kind,
-       event.component, event.severity, event.title, event.detail, event.metadata, event.tallies
-  FROM secrets_bridge_worker.notification_delivery AS delivery
-  JOIN secrets_bridge_worker.notification_event AS event ON event.id = delivery.event_id
- WHERE target = %(target)s AND state IN ('pending', 'sending') AND (%(id)s::bigint IS NULL OR delivery.id = %(id)s)
- ORDER BY delivery.id
- LIMIT %(most)s
+WITH waiting AS (
+    SELECT delivery.id, kind, component, severity, title, attempts > 0 OR tallies::text <> '[]' AS tried,
+           state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now() AS due,
+           state = 'sending' AND lease_until > now() AS busy,
+           kind = ANY (%(kinds)s) AND severity = ANY (%(severities)s)
+               AND (attempts > 0 OR tallies::text <> '[]' OR metadata::text ~ %(numbers)s) AS readable
+      FROM secrets_bridge_worker.notification_delivery AS delivery
+      JOIN secrets_bridge_worker.notification_event AS event ON event.id = delivery.event_id
+     WHERE target = %(target)s AND state IN ('pending', 'sending') AND (%(id)s::bigint IS NULL OR delivery.id = %(id)s)
+       AND (state = 'pending' AND due_at <= now() OR state = 'sending' AND lease_until <= now()
+            OR kind IN ('failed', 'recovered') AND (%(grouped)s OR state = 'pending' AND attempts = 0) OR %(grouped)s)
+     ORDER BY delivery.id
+     LIMIT %(most)s
+)
+SELECT kind, component, severity, title, tried, due, busy, readable, array_agg(id ORDER BY id) AS ids
+  FROM waiting
+ GROUP BY kind, component, severity, title, tried, due, busy, readable
+ ORDER BY tried OR busy DESC, min(id)
+ LIMIT %(heaps)s
+"""
+_NUMBER = r'"[^"\\]*"\s*:\s*-?[0-9]{1,18}'
+_NUMBERS = rf"^\s*\{{\s*({_NUMBER}\s*(,\s*{_NUMBER}\s*)*)?\}}\s*$"
+
+TALLY = """
+WITH chosen AS MATERIALIZED (
+    SELECT delivery.id, queued_at, component, severity, title, created_at, metadata
+      FROM secrets_bridge_worker.notification_delivery AS delivery
+      JOIN secrets_bridge_worker.notification_event AS event ON event.id = delivery.event_id
+     WHERE delivery.id = ANY (%(ids)s)
+), sums AS (
+    SELECT component, severity, title, name, sum(value::text::bigint) AS total, min(ARRAY[chosen.id, position]) AS seen
+      FROM chosen CROSS JOIN LATERAL json_each(metadata) WITH ORDINALITY AS number (name, value, position)
+     GROUP BY component, severity, title, name
+)
+SELECT component, severity, title, count(*) AS events, min(created_at) AS first, max(created_at) AS last,
+       max(queued_at) AS queued_at,
+       (SELECT coalesce(json_object_agg(name, total ORDER BY seen), '{}') FROM sums
+         WHERE sums.component = chosen.component AND sums.severity = chosen.severity
+           AND sums.title = chosen.title) AS counts
+  FROM chosen
+ GROUP BY component, severity, title
 """
 
-DEDUP_WINDOWS = """
-SELECT key, until FROM secrets_bridge_worker.notification_hold WHERE target = %(target)s AND until > now()
-"""
 POSTPONE = """
 UPDATE secrets_bridge_worker.notification_delivery SET due_at = %(until)s
  WHERE id = ANY (%(ids)s) AND state = 'pending'
 """
-OPEN_DEDUP_WINDOWS = """
-INSERT INTO secrets_bridge_worker.notification_hold (target, key, until)
-SELECT %(target)s, key, now() + %(repeat)s FROM unnest(%(keys)s::text[]) AS sent (key)
-    ON CONFLICT (target, key) DO UPDATE SET until = excluded.until
-"""
 
 CLAIM = """
-UPDATE secrets_bridge_worker.notification_delivery
-   SET state = 'sending', attempts = attempts + 1, lease_until = now() + %(lease)s
- WHERE id = %(id)s AND (state = 'pending' OR state = 'sending' AND lease_until <= now())
-RETURNING attempts, queued_at
+UPDATE secrets_bridge_worker.notification_delivery AS delivery
+   SET state = 'sending', attempts = attempts + 1, lease_until = clock_timestamp() + %(lease)s
+  FROM secrets_bridge_worker.notification_event AS event
+ WHERE delivery.id = %(id)s AND event.id = event_id
+   AND (state = 'pending' OR state = 'sending' AND lease_until <= now())
+RETURNING attempts, queued_at, event_id, created_at, kind, component, severity, title, detail,
+          metadata::text AS metadata, tallies::text AS tallies
 """
 ADD_DIGEST = """
 INSERT INTO secrets_bridge_worker.notification_delivery (event_id, target, state, attempts, queued_at, lease_until)
-VALUES (%(event)s, %(target)s, 'sending', 1, %(queued_at)s, now() + %(lease)s)
-RETURNING id, queued_at
+VALUES (%(event)s, %(target)s, 'sending', 1, %(queued_at)s, clock_timestamp() + %(lease)s)
+RETURNING id
 """
 DIGESTED = """
 UPDATE secrets_bridge_worker.notification_delivery
    SET state = 'digested', digest = %(digest)s, finished_at = clock_timestamp(), lease_until = NULL
- WHERE id = ANY (%(ids)s)
+ WHERE id = ANY (%(ids)s) AND state = 'pending' AND attempts = 0
 """
-RESERVE_SLOT = """
-UPDATE secrets_bridge_worker.notification_target
-   SET paced_until = coalesce(%(paced_until)s, paced_until),
-       probe_until = CASE WHEN %(probing)s THEN now() + %(lease)s ELSE probe_until END,
-       catch_up = catch_up AND NOT %(caught_up)s
- WHERE name = %(target)s
+BURY = """
+UPDATE secrets_bridge_worker.notification_delivery
+   SET state = 'dead', reason = %(reason)s, finished_at = clock_timestamp(), lease_until = NULL
+ WHERE id = ANY (%(ids)s) AND (state = 'pending' OR state = 'sending')
 """
 
 # The usual end, in one statement: delivered, to a receiver that was healthy before.
@@ -118,9 +153,11 @@ SELECT extract(epoch FROM clock_timestamp() - queued_at)::float8 AS age,
        EXISTS (SELECT FROM secrets_bridge_worker.notification_delivery AS sibling
                 WHERE sibling.event_id = settled.event_id AND state = 'dead') AS any_dead,
        NOT EXISTS (SELECT FROM secrets_bridge_worker.notification_target
-                    WHERE name = %(target)s AND (failures > 0 OR trips > 0 OR rests_until IS NOT NULL)) AS healthy,
+                    WHERE name = %(target)s AND (failures > 0 OR trips > 0 OR rests_until IS NOT NULL
+                                                 OR off_fingerprint IS NOT NULL)) AS healthy,
        EXISTS (SELECT FROM secrets_bridge_worker.notification_target
-                WHERE name = %(target)s AND (failures >= %(breaker_failures)s OR rests_until IS NOT NULL)) AS recovered,
+                WHERE name = %(target)s AND (failures >= %(breaker_failures)s OR rests_until IS NOT NULL
+                                             OR off_fingerprint IS NOT NULL)) AS recovered,
        event_id
   FROM settled
 """
@@ -132,30 +169,6 @@ UPDATE secrets_bridge_worker.notification_delivery
        finished_at = CASE WHEN %(state)s = 'pending' THEN NULL ELSE clock_timestamp() END
  WHERE id = %(id)s AND state = 'sending' AND attempts = %(attempt)s
 RETURNING event_id
-"""
-RESET_BREAKER = """
-UPDATE secrets_bridge_worker.notification_target
-   SET failures = 0, trips = 0, rests_until = NULL, probe_until = NULL
- WHERE name = %(target)s
-"""
-COUNT_FAILURE = """
-UPDATE secrets_bridge_worker.notification_target
-   SET failures = failures + %(failures)s, trips = %(trips)s, probe_until = NULL,
-       rests_until = CASE WHEN %(rest)s::interval IS NULL THEN rests_until
-                          ELSE greatest(rests_until, now() + %(rest)s) END,
-       catch_up = catch_up OR %(broken)s
- WHERE name = %(target)s
-"""
-SWITCH_OFF = """
-UPDATE secrets_bridge_worker.notification_target
-   SET off_fingerprint = %(fingerprint)s, off_reason = %(reason)s, off_at = now(), catch_up = true, probe_until = NULL
- WHERE name = %(target)s
-"""
-SWITCH_ON = """
-UPDATE secrets_bridge_worker.notification_target
-   SET off_fingerprint = NULL, off_reason = '', off_at = NULL, failures = 0, trips = 0, rests_until = NULL,
-       probe_until = NULL
- WHERE name = %(target)s
 """
 EXPEDITE_RETRIES = """
 UPDATE secrets_bridge_worker.notification_delivery SET due_at = now()
@@ -186,6 +199,10 @@ class ClaimedDelivery(NamedTuple):
         return sum(tally.events for tally in self.notification.event.tallies) or 1
 
 
+class UnknownReceiver(Exception):
+    """The delivery is for a receiver that this process is not configured for; another one may be."""
+
+
 class DeliveryOutcome(NamedTuple):
     """How an attempt was settled: the delivery's new state, and what follows from it."""
 
@@ -210,81 +227,82 @@ class Deliveries:
 
     targets: Mapping[str, Target]
     settings: NotificationSettings
+    outbox: Outbox
 
     def claim(self, connection: Connection[Any], delivery: int) -> ClaimedDelivery | None:
-        """Claim what the receiver of this delivery is to be sent now; None when that is nothing."""
-        cursor = connection.cursor(row_factory=dict_row)
-        row = cursor.execute(PEEK, {"id": delivery}).fetchone()
-        target = self.targets.get(row["target"]) if row else None
-        if target is None:
-            return None
-        policy = self.policy(target)
-        if not (policy.digests or policy.pace or policy.grouped):
-            query = {"id": delivery, "lease": self.settings.lease, "breaker_failures": BREAKER_FAILURES}
-            row = cursor.execute(CLAIM_ALONE, query).fetchone()
-            if row is not None:
-                return ClaimedDelivery(delivery, target, read_notification(row), row["attempts"], row["queued_at"])
-        with connection.transaction():
-            row = _lock(cursor, target.name)
-            if row["off_fingerprint"] is not None:
-                if row["off_fingerprint"] == target.fingerprint:
-                    return None
-                cursor.execute(SWITCH_ON, {"target": target.name})
-                row = _lock(cursor, target.name)
-            health = _health(row)
-            if health.closed_to_all(row["now"]):
+        """Claim what the receiver of this delivery is to be sent now; None when that is nothing.
+
+        Raises UnknownReceiver when it is another process's to send, for as long as that may still be in time.
+        """
+        with bounded(connection) as cursor:
+            row = cursor.execute(PEEK, {"id": delivery}).fetchone()
+            target = self.targets.get(row["target"]) if row else None
+            if row is None or target is None:
+                if row and row["young"]:
+                    raise UnknownReceiver
                 return None
-            return self._claim(cursor, delivery, target, health, row["now"])
+            policy = self.policy(target)
+            if not (policy.digests or policy.pace or policy.grouped):
+                query = {"id": delivery, "lease": self.settings.lease, "breaker_failures": BREAKER_FAILURES}
+                row = cursor.execute(CLAIM_ALONE, query).fetchone()
+                if row is not None:
+                    return _read(cursor, delivery, target, row)
+            return self._claim(cursor, delivery, target, policy)
 
     def _claim(
-        self, cursor: Cursor[dict[str, Any]], delivery: int, target: Target, health: Health, now: datetime
+        self, cursor: Cursor[dict[str, Any]], delivery: int, target: Target, policy: Policy
     ) -> ClaimedDelivery | None:
-        policy = self.policy(target)
+        name, receiver = target.name, self._lock(cursor, target)
+        if receiver.off_fingerprint and receiver.off_fingerprint != target.fingerprint:  # which is slow to compute
+            receivers.switch_on(cursor, [name])
+            receiver = self._lock(cursor, target)
+        health = receiver.health
+        if health.closed_to_all(receiver.now):
+            return None
         alone = not (policy.digests or policy.grouped or health.broken)
-        query = {"target": target.name, "id": delivery if alone else None, "most": MOST_WAITING}
-        rows = cursor.execute(WAITING, query).fetchall()
-        waiting = [_waiting(row, target) for row in rows]
-        windows = {}
-        if policy.repeat:
-            windows = {row["key"]: row["until"] for row in cursor.execute(DEDUP_WINDOWS, {"target": target.name})}
-        decision = decide(delivery, waiting, health, policy, windows, now)
+        waiting = _waiting(cursor, target, delivery if alone else None)
+        windows = receivers.windows(cursor, name, policy.repeat) if policy.repeat else {}
+        decision = decide(delivery, waiting, health, policy, windows, receiver.now)
         for until, ids in decision.postpone.items():
             cursor.execute(POSTPONE, {"ids": ids, "until": until})
         if not decision.send:
             return None
-        claimed = self._claim_decided(cursor, target, decision, {row["id"]: row["queued_at"] for row in rows})
-        caught_up = len(decision.send) > 1 or not any(other.due and not other.attempts for other in waiting)
-        cursor.execute(
-            RESERVE_SLOT,
-            {
-                "target": target.name,
-                "paced_until": decision.paced_until,
-                "probing": health.broken,
-                "lease": self.settings.lease,
-                "caught_up": caught_up,
-            },
+        claimed = self._claim_decided(cursor, target, decision)
+        if claimed is None:
+            return None
+        receivers.reserve(
+            cursor,
+            name,
+            paced_until=decision.paced_until,
+            probing=health.broken,
+            caught_up=len(decision.ids) > 1 or not any(heap.due and not heap.tried for heap in waiting),
+            lease=self.settings.lease,
         )
-        if decision.dedup_keys:
-            keys = list(decision.dedup_keys)
-            cursor.execute(OPEN_DEDUP_WINDOWS, {"target": target.name, "keys": keys, "repeat": policy.repeat})
+        receivers.turn_windows(cursor, name, decision.dedup_keys, decision.ended, policy.repeat)
         return claimed
 
+    def _lock(self, cursor: Cursor[dict[str, Any]], target: Target) -> Receiver:
+        return receivers.lock(cursor, target.name, self.policy(target), self.settings)
+
     def _claim_decided(
-        self, cursor: Cursor[dict[str, Any]], target: Target, decision: Decision, queued: Mapping[int, datetime]
+        self, cursor: Cursor[dict[str, Any]], target: Target, decision: Decision
     ) -> ClaimedDelivery | None:
-        lease = self.settings.lease
-        if len(decision.send) == 1:
-            (delivery,) = decision.send
-            row = cursor.execute(CLAIM, {"id": delivery.id, "lease": lease}).fetchone()
+        lease, ids = self.settings.lease, decision.ids
+        if len(ids) == 1:
+            row = cursor.execute(CLAIM, {"id": ids[0], "lease": lease}).fetchone()
             if row is None:  # another process has claimed it by CLAIM_ALONE meanwhile
                 return None
-            return ClaimedDelivery(delivery.id, target, delivery.notification, row["attempts"], row["queued_at"])
-        oldest = min(queued[delivery.id] for delivery in decision.send)
-        notification = write_event(cursor, digest([delivery.notification for delivery in decision.send]))
-        added = {"event": notification.id, "target": target.name, "queued_at": oldest, "lease": lease}
-        row = only_row(cursor.execute(ADD_DIGEST, added))
-        cursor.execute(DIGESTED, {"digest": row["id"], "ids": [delivery.id for delivery in decision.send]})
-        return ClaimedDelivery(row["id"], target, notification, 1, oldest)
+            return _read(cursor, ids[0], target, row)
+        rows = cursor.execute(TALLY, {"ids": ids}).fetchall()
+        newest = max(decision.send, key=lambda heap: heap.ids[-1]).event
+        notification = write_event(cursor, digest([read_tally(row) for row in rows], newest))
+        # Each event's own age counts, so a digest is as old as the youngest of its events.
+        queued_at = max(row["queued_at"] for row in rows)
+        added = {"event": notification.id, "target": target.name, "queued_at": queued_at, "lease": lease}
+        number = only_row(cursor.execute(ADD_DIGEST, added))["id"]
+        if cursor.execute(DIGESTED, {"digest": number, "ids": ids}).rowcount != len(ids):
+            raise psycopg.Rollback  # some were given up or claimed meanwhile; the relay has it decided anew
+        return ClaimedDelivery(number, target, notification, 1, queued_at)
 
     def policy(self, target: Target) -> Policy:
         """Return how a receiver is treated."""
@@ -299,62 +317,71 @@ class Deliveries:
         """Record how the attempt ended; None when its lease had ended and another process decides."""
         if error is None:
             return self._settle_delivered(connection, claimed)
-        return self._settle_failed(connection, claimed, error)
+        with bounded(connection) as cursor:
+            return self._settle_failed(cursor, claimed, error)
 
     def _settle_delivered(self, connection: Connection[Any], claimed: ClaimedDelivery) -> DeliveryOutcome | None:
-        cursor, name = connection.cursor(row_factory=dict_row), claimed.target.name
+        name = claimed.target.name
         query = {"id": claimed.id, "attempt": claimed.attempt, "target": name, "breaker_failures": BREAKER_FAILURES}
-        row = cursor.execute(DELIVERED, query).fetchone()
-        if row is None:
-            return None
-        final_states = _final_states(cursor, row["event_id"]) if row["any_dead"] else ()
+        with bounded(connection) as cursor:
+            row = cursor.execute(DELIVERED, query).fetchone()
+            if row is None:
+                return None
+            final_states = _final_states(cursor, row["event_id"]) if row["any_dead"] else ()
         outcome = DeliveryOutcome("delivered", age=row["age"], final_states=final_states)
         if row["healthy"] and not claimed.target.sink.grouped:
             return outcome
-        with connection.transaction():
-            _lock(cursor, name)
-            cursor.execute(RESET_BREAKER, {"target": name})
+        with bounded(connection) as cursor:  # by itself: who waits for the receiver's row holds none of its deliveries
+            self._lock(cursor, claimed.target)
+            receivers.switch_on(cursor, [name])
+            cursor.execute(receivers.RESET_BREAKER, {"name": name})
             if row["recovered"]:
                 cursor.execute(EXPEDITE_RETRIES, {"target": name})
             follow = _next_due(cursor, name)
         return outcome._replace(recovered=row["recovered"], follow=follow)
 
     def _settle_failed(
-        self, connection: Connection[Any], claimed: ClaimedDelivery, error: SinkRejected | SinkUnavailable
+        self, cursor: Cursor[dict[str, Any]], claimed: ClaimedDelivery, error: SinkRejected | SinkUnavailable
     ) -> DeliveryOutcome | None:
-        cursor, name = connection.cursor(row_factory=dict_row), claimed.target.name
-        with connection.transaction():
-            row = _lock(cursor, name)
-            health = _health(row)
-            outcome = self._outcome(claimed, error, health, row["now"])
-            settled = cursor.execute(
-                SETTLE,
-                {
-                    "id": claimed.id,
-                    "attempt": claimed.attempt,
-                    "state": outcome.state,
-                    "reason": outcome.reason,
-                    "code": error.code,
-                    "wait": outcome.wait,
-                },
-            ).fetchone()
-            if settled is None:
-                return None
-            self._update_health(cursor, claimed, error, health, outcome)
-            if outcome.recovered:
-                cursor.execute(EXPEDITE_RETRIES, {"target": name})
-            if outcome.recovered or (claimed.target.sink.grouped and outcome.state != "pending"):
-                outcome = outcome._replace(follow=_next_due(cursor, name))
-            if outcome.state != "pending":
-                outcome = outcome._replace(final_states=_final_states(cursor, settled["event_id"]))
+        name, receiver = claimed.target.name, self._lock(cursor, claimed.target)
+        outcome = self._outcome(claimed, error, receiver)
+        settled = cursor.execute(
+            SETTLE,
+            {
+                "id": claimed.id,
+                "attempt": claimed.attempt,
+                "state": outcome.state,
+                "reason": outcome.reason,
+                "code": error.code,
+                "wait": outcome.wait,
+            },
+        ).fetchone()
+        if settled is None:
+            return None
+        self._update_health(cursor, claimed, error, receiver.health, outcome)
+        if outcome.recovered:
+            cursor.execute(EXPEDITE_RETRIES, {"target": name})
+        if outcome.recovered or (claimed.target.sink.grouped and outcome.state != "pending"):
+            outcome = outcome._replace(follow=_next_due(cursor, name))
+        if outcome.state != "pending":
+            outcome = outcome._replace(final_states=_final_states(cursor, settled["event_id"]))
+        if outcome.switched_off:
+            told = self.outbox.write(cursor, [_switched_off(name, outcome.reason)], without=name)
+            outcome = outcome._replace(follow=(*outcome.follow, *told))
         return outcome
 
     def _outcome(
-        self, claimed: ClaimedDelivery, error: SinkRejected | SinkUnavailable, health: Health, now: datetime
+        self, claimed: ClaimedDelivery, error: SinkRejected | SinkUnavailable, receiver: Receiver
     ) -> DeliveryOutcome:
+        health, now = receiver.health, receiver.now
         age = now - claimed.queued_at
         seconds = age.total_seconds()
         if isinstance(error, SinkRejected):
+            off = health.off_until
+            if off is not None and (error.off or error.fault is Fault.AUTH):  # a probe does not cost its delivery
+                if age >= self.settings.give_up:
+                    return DeliveryOutcome("dead", GAVE_UP, age=seconds)
+                return DeliveryOutcome("pending", error.fault, max(off - now, timedelta(seconds=1)), age=seconds)
             return DeliveryOutcome("dead", error.fault, switched_off=error.off, recovered=health.broken, age=seconds)
         wait = backoff(claimed.attempt, random.random())  # noqa: S311 - not a secret
         if error.retry_after is not None:
@@ -364,7 +391,7 @@ class Deliveries:
         broken = not limited and not health.resting(now) and health.failures + 1 >= BREAKER_FAILURES
         opened = cooldown(health.trips + 1, self.settings.cooldown) if broken else None
         if age >= self.settings.give_up:
-            return DeliveryOutcome("dead", "gave_up", opened=opened, age=seconds)
+            return DeliveryOutcome("dead", GAVE_UP, opened=opened, age=seconds)
         return DeliveryOutcome("pending", error.fault, wait, opened=opened, age=seconds)
 
     def _update_health(
@@ -376,17 +403,18 @@ class Deliveries:
         outcome: DeliveryOutcome,
     ) -> None:
         name = claimed.target.name
-        if not isinstance(error, SinkUnavailable):
-            cursor.execute(RESET_BREAKER, {"target": name})
+        if isinstance(error, SinkRejected):
+            cursor.execute(receivers.RESET_BREAKER, {"name": name})
             if outcome.switched_off:
-                fingerprint = claimed.target.fingerprint
-                cursor.execute(SWITCH_OFF, {"target": name, "fingerprint": fingerprint, "reason": outcome.reason})
+                receivers.switch_off(cursor, name, claimed.target.fingerprint, outcome.reason)
+            elif outcome.recovered:
+                receivers.switch_on(cursor, [name])
             return
         limited = error.fault is Fault.RATE_LIMITED
         cursor.execute(
-            COUNT_FAILURE,
+            receivers.COUNT_FAILURE,
             {
-                "target": name,
+                "name": name,
                 "failures": int(not limited),
                 "trips": health.trips + 1 if outcome.opened else health.trips,
                 "rest": outcome.wait if limited else outcome.opened,
@@ -395,24 +423,61 @@ class Deliveries:
         )
 
 
-def _lock(cursor: Cursor[dict[str, Any]], name: str) -> dict[str, Any]:
-    row = cursor.execute(LOCK_TARGET, {"name": name}).fetchone()
-    if row is None:
-        cursor.execute(ADD_TARGET, {"name": name})
-        row = only_row(cursor.execute(LOCK_TARGET, {"name": name}))
-    return row
+def _read(
+    cursor: Cursor[dict[str, Any]], delivery: int, target: Target, row: Mapping[str, Any]
+) -> ClaimedDelivery | None:
+    """Return a delivery that has been claimed; None when it cannot be read and is dead now."""
+    try:
+        notification = read_notification(row)
+    except Unreadable:
+        _bury(cursor, target, [delivery])
+        return None
+    return ClaimedDelivery(delivery, target, notification, row["attempts"], row["queued_at"])
 
 
-def _health(row: Mapping[str, Any]) -> Health:
-    return Health(
-        row["failures"], row["trips"], row["rests_until"], row["probe_until"], row["catch_up"], row["paced_until"]
+def _waiting(cursor: Cursor[dict[str, Any]], target: Target, delivery: int | None) -> list[Waiting]:
+    """Return what waits for a receiver, or one delivery of it, in heaps; what cannot be read becomes a dead letter."""
+    query = {
+        "target": target.name,
+        "id": delivery,
+        "grouped": target.sink.grouped,
+        "kinds": list(Kind),
+        "severities": list(Severity),
+        "numbers": _NUMBERS,
+        "most": MOST_WAITING,
+        "heaps": MOST_HEAPS,
+    }
+    heaps = []
+    for row in cursor.execute(WAITING, query).fetchall():
+        if row["readable"]:
+            event = Event(row["component"], Severity(row["severity"]), row["title"], kind=Kind(row["kind"]))
+            group = target.sink.group(event)
+            heaps.append(Waiting(row["ids"], event, row["tried"], row["due"], row["busy"], group))
+        elif not row["busy"]:
+            _bury(cursor, target, row["ids"])
+    return heaps
+
+
+def _bury(cursor: Cursor[dict[str, Any]], target: Target, ids: Sequence[int]) -> None:
+    number = cursor.execute(BURY, {"ids": ids, "reason": UNREADABLE}).rowcount
+    metrics.NOTIFIED.labels(target.sink.name, "dead").inc(number)
+    log.error(
+        "notifications that cannot be read are dead letters; a newer release may have written them",
+        sink=target.name,
+        reason=UNREADABLE,
+        number=number,
+        deliveries=list(ids[:10]),
     )
 
 
-def _waiting(row: Mapping[str, Any], target: Target) -> Waiting:
-    notification = read_notification(row)
-    group = target.sink.group(notification.event)
-    return Waiting(row["id"], notification, row["attempts"], row["due"], row["busy"], group)
+def _switched_off(name: str, reason: str) -> Event:
+    return Event(
+        NOTIFICATIONS,
+        Severity.ERROR,
+        f"notification sink switched off: {name}",
+        f"reason={reason}; it stays off until its configuration changes or a probe gets through",
+        kind=Kind.NOTICE,
+    )
 
 
 def _next_due(cursor: Cursor[dict[str, Any]], name: str) -> tuple[int, ...]:

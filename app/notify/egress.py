@@ -1,24 +1,20 @@
-"""The egress policy: which addresses may be dialled.
+"""The egress policy: which addresses receivers may be dialled at.
 
 A receiver's name can be made to point anywhere, so what is checked is the address that is dialled, each time. Never:
-multicast, reserved, unspecified, link-local and the clouds' metadata services. Only in networks that the operator
-allows: loopback and private ranges, and those that carry or hide an IPv4 address (carrier NAT, NAT64, 6to4, ...).
+what `app.core.egress` lists. Only in networks that the operator allows: loopback and private ranges, and those that
+carry or hide an IPv4 address (carrier NAT, NAT64, 6to4, ...).
 """
 
 from __future__ import annotations
 
-import asyncio
-import socket
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 
+from app.core.egress import literal, never_dialled
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
+from app.core.lookup import NameUnknown, look_up
 from app.notify.settings import IPNetwork
 
-Address = IPv4Address | IPv6Address
-
-# Metadata services that are not link-local: AWS over IPv6, Alibaba, Azure; then "this network".
-_NEVER = tuple(map(ip_network, ("fd00:ec2::254/128", "100.100.100.200/32", "168.63.129.16/32", "0.0.0.0/8")))
 _CLOSED = tuple(
     map(
         ip_network,
@@ -40,8 +36,8 @@ class EgressPolicy:
 
     def allows(self, address: str, *, cleartext: bool = False) -> bool:
         """Return whether an address may be dialled; without TLS (`cleartext`) only in allowed networks."""
-        bare = _unwrap(ip_address(address.partition("%")[0]))
-        if _forbidden(bare):
+        bare = literal(address)
+        if bare is None or never_dialled(bare):
             return False
         allowed = any(bare in network for network in self._allowed)
         return allowed or (not cleartext and not any(bare in network for network in _CLOSED))
@@ -51,7 +47,10 @@ class EgressPolicy:
 
         Raises SinkUnavailable when the name is not known, SinkRejected when all its addresses are closed.
         """
-        addresses = [host] if _is_address(host) else await _look_up(host, port)
+        try:
+            addresses = [host] if literal(host) else await look_up(host, port)
+        except NameUnknown:
+            raise SinkUnavailable(Fault.DNS) from None
         allowed = [address for address in addresses if self.allows(address, cleartext=cleartext)]
         if not allowed:
             raise SinkRejected(Fault.BLOCKED_ADDRESS)
@@ -61,36 +60,4 @@ class EgressPolicy:
         """Return whether a URL's host is an address that is never dialled; a name is checked when it is resolved."""
         if cleartext and not self._allowed:
             return True
-        return _is_address(host) and not self.allows(host, cleartext=cleartext)
-
-
-async def _look_up(host: str, port: int) -> list[str]:
-    try:
-        infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise SinkUnavailable(Fault.DNS) from None
-    return list(dict.fromkeys(str(info[4][0]) for info in infos))
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _unwrap(address: Address) -> Address:
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return mapped or address
-
-
-def _forbidden(address: Address) -> bool:
-    """Return whether no allowance opens the address."""
-    if any(address in network for network in _NEVER):
-        return True
-    if address.is_multicast or address.is_unspecified or address.is_link_local:
-        return True
-    # Python counts ::/8 as reserved; the loopback and embedded IPv4 addresses in it are closed, not reserved.
-    closed = isinstance(address, IPv6Address) and any(address in network for network in _CLOSED)
-    return address.is_reserved and not closed
+        return literal(host) is not None and not self.allows(host, cleartext=cleartext)

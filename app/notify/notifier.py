@@ -10,22 +10,23 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import structlog
-from psycopg.rows import dict_row
 from psycopg_pool import PoolTimeout
 
 from app.core import metrics
 from app.core.errors import Fault, SinkRejected, SinkUnavailable, describe
-from app.core.events import NOTIFICATIONS, Event, Kind, Notification, Severity
-from app.notify import relay
-from app.notify.deliveries import ClaimedDelivery, Deliveries, DeliveryOutcome
+from app.core.events import Notification
+from app.notify import receivers, relay
+from app.notify.deliveries import ClaimedDelivery, Deliveries, DeliveryOutcome, UnknownReceiver
+from app.notify.policy import LONGEST_BACKOFF
+from app.notify.relay import Pruner
 
 if TYPE_CHECKING:
-    from datetime import timedelta
-
     from psycopg import Connection
     from psycopg_pool import ConnectionPool
 
@@ -39,6 +40,14 @@ log = structlog.get_logger("notification")
 Run = Callable[[Callable[["Transport"], Coroutine[Any, Any, None]]], None]
 
 
+#: After this long a message for a receiver that only other processes are configured for comes back to the queue.
+ELSEWHERE = timedelta(seconds=1)
+
+
+#: Seconds that an attempt has to tidy up after its deadline.
+TIDY_UP = 1.0
+
+
 class RetryLater(Exception):
     """This delivery is to be attempted again after a wait."""
 
@@ -48,10 +57,23 @@ class RetryLater(Exception):
 
 
 async def attempt(target: Target, notification: Notification, transport: Transport, seconds: float) -> None:
-    """Send once, within so many seconds in all. Raises SinkRejected or SinkUnavailable, and nothing else."""
+    """Send once, within so many seconds in all. Raises SinkRejected or SinkUnavailable, and nothing else.
+
+    An attempt that is cut has another second to tidy up; one that hangs in that is left behind.
+    """
+    sending = asyncio.ensure_future(target.sink.send(notification, target.settings, target.receiver, transport))
     try:
-        async with asyncio.timeout(seconds):
-            await target.sink.send(notification, target.settings, target.receiver, transport)
+        await _until(sending, seconds)
+        if sending.done():
+            sending.result()
+            return
+        sending.cancel()
+        await _until(sending, TIDY_UP)
+        if not sending.done():
+            log.error("attempt does not end; it is left behind", sink=target.sink.name)
+        elif not sending.cancelled() and sending.exception() is None:
+            return  # it had got through
+        raise SinkUnavailable(Fault.TIMEOUT)  # noqa: TRY301 - as if the sink had raised it
     except (SinkRejected, SinkUnavailable):
         raise
     except TimeoutError:
@@ -59,6 +81,16 @@ async def attempt(target: Target, notification: Notification, transport: Transpo
     except Exception as error:  # noqa: BLE001 - a bug in a sink must not lose a notification
         log.error("sink failed in a way of its own", sink=target.sink.name, error=describe(error).error)
         raise SinkUnavailable(Fault.PROTOCOL) from None
+
+
+async def _until(task: asyncio.Future[None], seconds: float) -> None:
+    """Wait for a task, at most so many seconds; cancel it when the one who waits is cancelled."""
+    try:
+        await asyncio.wait([task], timeout=seconds)
+    except asyncio.CancelledError:
+        task.cancel()
+        await asyncio.wait([task], timeout=TIDY_UP)
+        raise
 
 
 @dataclass
@@ -75,6 +107,8 @@ class Notifier:
         try:
             with self.pool.connection() as connection:
                 claimed = self.deliveries.claim(connection, delivery)
+        except UnknownReceiver:
+            raise RetryLater(delivery, ELSEWHERE) from None
         except (psycopg.Error, PoolTimeout) as error:
             log.warning("delivery put off, PostgreSQL is away", **describe(error)._asdict())
             return
@@ -105,15 +139,21 @@ class Notifier:
                 return outcome
         return None
 
-    def relay(self) -> bool:
-        """Do one round: give up what is too old, trigger what is due, prune. Return whether PostgreSQL was there."""
-        settings = self.deliveries.settings
+    def relay(self, check: Callable[[], None] = lambda: None) -> bool:
+        """Do one round: give up what is too old, trigger what is due, prune. Return whether PostgreSQL was there.
+
+        `check` is called between its steps, and ends the round by what it raises.
+        """
+        settings, farthest = self.deliveries.settings, self._farthest
         targets = [(target.name, target.fingerprint) for target in self.deliveries.targets.values()]
         try:
             with self.pool.connection() as connection:
+                for target, ahead in relay.put_right(connection, farthest).items():
+                    receivers.tell_ahead(target, ["due_at"], ahead)
+                check()
                 given_up = relay.give_up(connection, settings.give_up)
-                due = relay.due(connection, targets)
-                relay.prune(connection, settings.retention)
+                check()
+                due = relay.due(connection, targets, farthest)
         except (psycopg.Error, PoolTimeout) as error:
             log.warning("relay put off, PostgreSQL is away", **describe(error)._asdict())
             return False
@@ -121,7 +161,30 @@ class Notifier:
             metrics.NOTIFIED.labels(target.partition(":")[0], "dead").inc(number)
             log.error("notifications given up", sink=target, reason="gave_up", number=number)
         self.outbox.trigger(due)
+        check()
+        return self._prune()
+
+    def _prune(self) -> bool:
+        """Prune, last and by itself: what is old must not stand in the way of what is due."""
+        try:
+            with self.pool.connection() as connection:
+                self._pruner.prune(connection)
+        except (psycopg.Error, PoolTimeout) as error:
+            log.warning("notifications not pruned", **describe(error)._asdict())
+            return False
         return True
+
+    @cached_property
+    def _pruner(self) -> Pruner:
+        settings = self.deliveries.settings
+        return Pruner(settings.retention, settings.dead_retention)
+
+    @property
+    def _farthest(self) -> timedelta:
+        """The longest wait that anything here may be told to make."""
+        settings = self.deliveries.settings
+        own = (settings.repeat, settings.pace * settings.burst, settings.cooldown, settings.lease)
+        return max(LONGEST_BACKOFF, *own) + timedelta(minutes=1)
 
     def _attempt(self, claimed: ClaimedDelivery) -> SinkRejected | SinkUnavailable | None:
         sink, started = claimed.target.sink.name, time.perf_counter()
@@ -131,6 +194,9 @@ class Notifier:
             self.run(lambda transport: attempt(claimed.target, claimed.notification, transport, seconds))
         except (SinkRejected, SinkUnavailable) as problem:
             error = problem
+        except Exception as problem:  # noqa: BLE001 - what failed is our own way to it
+            log.error("attempt failed in a way of its own", sink=sink, error=describe(problem).error)
+            error = SinkUnavailable(Fault.PROTOCOL)
         outcome = "delivered" if error is None else "rejected" if isinstance(error, SinkRejected) else "unavailable"
         metrics.ATTEMPTS.labels(sink, outcome, error.fault if error else "").inc()
         metrics.ATTEMPT_SECONDS.labels(sink).observe(time.perf_counter() - started)
@@ -161,18 +227,4 @@ class Notifier:
         elif outcome.recovered:
             log.info("sink answers again", sink=name)
         if outcome.switched_off:
-            self._switched_off(name, outcome.reason)
-
-    def _switched_off(self, name: str, reason: str) -> None:
-        """Log it as an error, and notify all other receivers."""
-        log.error("sink switched off until its configuration changes", sink=name, reason=reason)
-        event = Event(
-            NOTIFICATIONS,
-            Severity.ERROR,
-            f"notification sink switched off: {name}",
-            f"reason={reason}; it stays off until its configuration changes",
-            kind=Kind.NOTICE,
-        )
-        with self.pool.connection() as connection, connection.transaction():
-            written = self.outbox.write(connection.cursor(row_factory=dict_row), [event], without=name)
-        self.outbox.trigger(written)
+            log.error("sink switched off until its configuration changes", sink=name, reason=outcome.reason)

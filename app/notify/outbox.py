@@ -5,6 +5,7 @@ What is committed is never lost: the message is only a trigger, and the relay fi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -94,19 +95,37 @@ def write_event(cursor: Cursor[dict[str, Any]], event: Event) -> Notification:
     return Notification(str(row["id"]), row["created_at"].astimezone(UTC), event)
 
 
+class Unreadable(Exception):
+    """An event that this release cannot read: a newer one, or somebody by hand, has written it."""
+
+
 def read_notification(row: Mapping[str, Any]) -> Notification:
-    """Return the notification of a row with `event_id`, `created_at` and the event's own columns."""
-    event = Event(
-        row["component"],
-        Severity(row["severity"]),
-        row["title"],
-        row["detail"],
-        row["metadata"],
-        Kind(row["kind"]),
-        tuple(_unpacked(packed) for packed in row["tallies"]),
+    """Return the notification of a row with `event_id`, `created_at` and the event's own columns, its JSON as text.
+
+    Raises Unreadable.
+    """
+    try:
+        event = Event(
+            row["component"],
+            Severity(row["severity"]),
+            row["title"],
+            row["detail"],
+            _counts(json.loads(row["metadata"])),
+            Kind(row["kind"]),
+            tuple(_unpacked(packed) for packed in json.loads(row["tallies"])),
+        )
+        moment: datetime = row["created_at"]
+        return Notification(str(row["event_id"]), moment.astimezone(UTC), event)
+    except Exception:  # noqa: BLE001 - JSON can be wrong in any way
+        raise Unreadable from None
+
+
+def read_tally(row: Mapping[str, Any]) -> Tally:
+    """Return the tally of a row with the columns of that name."""
+    first, last = row["first"].astimezone(UTC), row["last"].astimezone(UTC)
+    return Tally(
+        row["component"], Severity(row["severity"]), row["title"], row["events"], first, last, dict(row["counts"])
     )
-    moment: datetime = row["created_at"]
-    return Notification(str(row["event_id"]), moment.astimezone(UTC), event)
 
 
 def _packed(tally: Tally) -> dict[str, Any]:
@@ -115,5 +134,13 @@ def _packed(tally: Tally) -> dict[str, Any]:
 
 
 def _unpacked(packed: Mapping[str, Any]) -> Tally:
-    times = {name: datetime.fromisoformat(packed[name]) for name in ("first", "last")}
-    return Tally(**{**packed, **times, "severity": Severity(packed["severity"])})
+    first, last = (datetime.fromisoformat(packed[name]) for name in ("first", "last"))
+    counts, severity = _counts(packed["counts"]), Severity(packed["severity"])
+    return Tally(str(packed["component"]), severity, str(packed["title"]), int(packed["events"]), first, last, counts)
+
+
+def _counts(numbers: Any) -> dict[str, int]:
+    """Return what are names and whole numbers. Raises TypeError for anything else."""
+    if not isinstance(numbers, dict) or not all(type(number) is int for number in numbers.values()):
+        raise TypeError
+    return numbers

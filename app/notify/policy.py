@@ -1,6 +1,6 @@
 """What a receiver is sent next: one delivery, many in one digest, or nothing yet. No SQL, no clock of its own.
 
-off, resting, probed by another       nothing
+resting, probed by another, off       nothing
 probing                               one that was attempted before, else a digest of all
 attempted before                      that one, by itself: an attempt may have arrived although we think it failed, so
                                       its id must not change
@@ -8,17 +8,21 @@ equal to one that was just sent       postponed to the end of its dedup window, 
 out of pace                           postponed until the pace allows it
 few                                   the one that was triggered
 many, or after an outage              a digest of all
+
+What waits is given in heaps: the deliveries of equal events that stand alike, by their ids. A backlog of many thousands
+is a few heaps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from app.core.backoff import exponential, jittered
-from app.core.events import Notification
+from app.core.events import Event, Kind
 
 #: Failures in a row that open a receiver's breaker.
 BREAKER_FAILURES = 5
@@ -26,6 +30,9 @@ BREAKER_FAILURES = 5
 LONGEST_COOLDOWN = timedelta(minutes=10)
 #: The wait after a delivery's first failure, and the longest between two attempts of it.
 FIRST_BACKOFF, LONGEST_BACKOFF = timedelta(seconds=1), timedelta(hours=1)
+#: A receiver that is switched off is probed this often, in its first hour and then.
+FIRST_OFF_PROBES, LATER_OFF_PROBES = timedelta(minutes=10), timedelta(hours=1)
+_INCIDENTS = (Kind.FAILED, Kind.RECOVERED)
 
 
 class Policy(NamedTuple):
@@ -52,6 +59,7 @@ class Health(NamedTuple):
     """What is known of a receiver; times aware.
 
     `failures` in a row, `trips` of the breaker in a row, `catch_up` after an outage: what has piled up is one digest.
+    `off_until` is when it is probed although it is switched off; None when it is not.
     """
 
     failures: int
@@ -60,28 +68,34 @@ class Health(NamedTuple):
     probe_until: datetime | None
     catch_up: bool
     paced_until: datetime
+    off_until: datetime | None = None
 
     @property
     def broken(self) -> bool:
-        """Whether the breaker is open, or half open because the rest is over."""
-        return self.failures >= BREAKER_FAILURES
+        """Whether what is sent now is a probe: the breaker is not closed, or the receiver is switched off."""
+        return self.failures >= BREAKER_FAILURES or self.off_until is not None
 
     def resting(self, now: datetime) -> bool:
         """Return whether it is left alone until a later time."""
         return self.rests_until is not None and now < self.rests_until
 
     def closed_to_all(self, now: datetime) -> bool:
-        """Return whether nothing may be sent now: it rests, or another process probes it."""
+        """Return whether nothing may be sent now: it rests, it is off, or another process probes it."""
         probed = self.broken and self.probe_until is not None and now < self.probe_until
-        return self.resting(now) or probed
+        off = self.off_until is not None and now < self.off_until
+        return self.resting(now) or probed or off
 
 
 class Waiting(NamedTuple):
-    """An unfinished delivery: `due` when it may be sent now, `busy` while a process is sending it."""
+    """A heap of unfinished deliveries, by their ids in order, of equal events.
 
-    id: int
-    notification: Notification
-    attempts: int
+    `event` has no texts or numbers but those that make events equal. `tried` when they were attempted before, `due`
+    when they may be sent now, `busy` while a process is sending them.
+    """
+
+    ids: Sequence[int]
+    event: Event
+    tried: bool
     due: bool
     busy: bool
     group: str
@@ -89,8 +103,16 @@ class Waiting(NamedTuple):
     @property
     def key(self) -> str:
         """The key of its dedup window: equal events have equal keys."""
-        event = self.notification.event
-        return f"{event.component}|{event.severity}|{event.title}"
+        return f"{turn(self.event.component, self.event.kind)}{self.event.severity}|{self.event.title}"
+
+    def before(self, number: int) -> Waiting:
+        """Return the part of it with smaller ids."""
+        return self._replace(ids=self.ids[: bisect_left(self.ids, number)])
+
+
+def turn(component: str, kind: str) -> str:
+    """Return how the keys of the dedup windows of a component's events of one kind begin."""
+    return f"{component}|{kind}|"
 
 
 @dataclass(frozen=True)
@@ -102,6 +124,13 @@ class Decision:
     paced_until: datetime | None = None
     #: Keys whose dedup windows begin now.
     dedup_keys: frozenset[str] = frozenset()
+    #: Beginnings of the keys whose dedup windows end now: a recovery ends that of its failure, and the reverse.
+    ended: frozenset[str] = frozenset()
+
+    @property
+    def ids(self) -> list[int]:
+        """The deliveries to send, in order."""
+        return sorted(number for heap in self.send for number in heap.ids)
 
 
 def decide(  # noqa: PLR0913, PLR0917 - all that a decision depends on
@@ -115,39 +144,40 @@ def decide(  # noqa: PLR0913, PLR0917 - all that a decision depends on
     """Decide about one receiver.
 
     `triggered` is the id of the delivery that a message asks for, `waiting` are the receiver's unfinished deliveries,
-    oldest first, `windows` the ends of its dedup windows by their keys.
+    `windows` the ends of its dedup windows by their keys.
     """
-    due = [delivery for delivery in _in_order(waiting) if delivery.due]
+    due = [heap for heap in _in_order(waiting) if heap.due]
     if not due:
         return Decision()
-    retries = [delivery for delivery in due if delivery.attempts]
-    candidate = {delivery.id: delivery for delivery in due}.get(triggered) or (retries or due)[0]
-    if health.broken and retries:
-        return Decision(send=(retries[0],))
-    if candidate.attempts:
-        return Decision(send=(candidate,))
+    tried, fresh = [heap for heap in due if heap.tried], [heap for heap in due if not heap.tried]
+    candidate = _only(triggered, due) or _oldest(tried or fresh)
+    if health.broken and tried:
+        return Decision((_oldest(tried),))
+    if candidate.tried:
+        return Decision((candidate,))
     if not policy.digests:
-        return _paced(Decision(send=(candidate,)), [candidate], health, policy, now)
+        return _paced(Decision((candidate,)), [candidate], health, policy, now)
     ready: list[Waiting] = []
     postpone: dict[datetime, list[int]] = {}
-    for delivery in due:
-        if delivery.attempts:
-            continue
-        until = now if delivery.group else windows.get(delivery.key, now)
+    for heap in fresh:
+        until = now if heap.group else windows.get(heap.key, now)
         if until > now:
-            postpone.setdefault(until, []).append(delivery.id)
+            postpone.setdefault(until, []).extend(heap.ids)
         else:
-            ready.append(delivery)
+            ready.append(heap)
     if not ready:
         return Decision(postpone=postpone)
-    group = candidate.group if candidate in ready else ready[0].group
-    digestible = [delivery for delivery in ready if delivery.group == group]
-    if len(digestible) > policy.digest_over or health.catch_up or health.broken:
+    group = next((heap.group for heap in ready if candidate.ids[0] in heap.ids), _oldest(ready).group)
+    digestible = [heap for heap in ready if heap.group == group]
+    if sum(len(heap.ids) for heap in digestible) > policy.digest_over or health.catch_up or health.broken:
         chosen = digestible
     else:
-        chosen = [candidate] if candidate in digestible and not group else digestible[:1]
-    keys = frozenset(delivery.key for delivery in chosen if not delivery.group) if policy.repeat else frozenset()
-    return _paced(Decision(tuple(chosen), postpone, dedup_keys=keys), ready, health, policy, now)
+        chosen = [(not group and _only(candidate.ids[0], digestible)) or _oldest(digestible)]
+    chosen += _earlier_turns(chosen, waiting)
+    keys = frozenset(heap.key for heap in chosen if not heap.group) if policy.repeat else frozenset()
+    ended = frozenset(_ended(chosen))
+    keys = frozenset(key for key in keys if not key.startswith(tuple(ended)))
+    return _paced(Decision(tuple(chosen), postpone, dedup_keys=keys, ended=ended), ready, health, policy, now)
 
 
 def _paced(decision: Decision, ready: Iterable[Waiting], health: Health, policy: Policy, now: datetime) -> Decision:
@@ -156,23 +186,61 @@ def _paced(decision: Decision, ready: Iterable[Waiting], health: Health, policy:
         return decision
     next_at = health.paced_until - policy.pace * (policy.burst - 1)
     if next_at > now:
-        return Decision(postpone={**decision.postpone, next_at: [delivery.id for delivery in ready]})
-    return Decision(decision.send, decision.postpone, max(health.paced_until, now) + policy.pace, decision.dedup_keys)
+        held = [number for heap in ready for number in heap.ids]
+        return Decision(postpone={**decision.postpone, next_at: held})
+    return replace(decision, paced_until=max(health.paced_until, now) + policy.pace)
 
 
-def _in_order(waiting: Iterable[Waiting]) -> list[Waiting]:
+def _only(number: int, heaps: Iterable[Waiting]) -> Waiting | None:
+    """Return the delivery of this number, out of its heap."""
+    return next((heap._replace(ids=(number,)) for heap in heaps if number in heap.ids), None)
+
+
+def _oldest(heaps: Iterable[Waiting]) -> Waiting:
+    oldest = min(heaps, key=lambda heap: heap.ids[0])
+    return oldest._replace(ids=oldest.ids[:1])
+
+
+def _earlier_turns(chosen: Sequence[Waiting], waiting: Iterable[Waiting]) -> Iterator[Waiting]:
+    """Yield what is held of the turns before those that are chosen: told later, it would have the last word."""
+    newest = {heap.event.component: heap.ids[-1] for heap in _turns(chosen)}
+    if not newest:
+        return
+    taken = {number for heap in chosen for number in heap.ids}
+    for heap in waiting:
+        if heap.event.kind in _INCIDENTS and not (heap.group or heap.tried or heap.busy):
+            before = heap.before(newest.get(heap.event.component, 0))
+            if ids := [number for number in before.ids if number not in taken]:
+                yield before._replace(ids=ids)
+
+
+def _ended(chosen: Iterable[Waiting]) -> Iterator[str]:
+    """Yield how the keys of the dedup windows begin that the newest of the chosen turns end."""
+    newest = {heap.event.component: heap.event.kind for heap in _turns(chosen)}
+    for component, kind in newest.items():
+        yield turn(component, Kind.FAILED if kind is Kind.RECOVERED else Kind.RECOVERED)
+
+
+def _turns(heaps: Iterable[Waiting]) -> list[Waiting]:
+    """Return those that are turns of incidents that nothing else keeps in order, the newest last."""
+    turns = (heap for heap in heaps if heap.event.kind in _INCIDENTS and not heap.group)
+    return sorted(turns, key=lambda heap: heap.ids[-1])
+
+
+def _in_order(waiting: Iterable[Waiting]) -> Iterator[Waiting]:
     """Leave out what follows an unfinished delivery of its group: an end must not overtake its beginning."""
-    blocked: set[str] = set()
-    unblocked: list[Waiting] = []
-    for delivery in waiting:
-        waits = delivery.busy or (delivery.attempts and not delivery.due)
-        if delivery.group and (delivery.group in blocked or waits):
-            blocked.add(delivery.group)
-            continue
-        unblocked.append(delivery)
-        if delivery.group and delivery.attempts:  # it goes first, and alone
-            blocked.add(delivery.group)
-    return unblocked
+    first: dict[str, int] = {}
+    for heap in waiting:
+        if heap.group and (heap.busy or heap.tried):
+            first[heap.group] = min(heap.ids[0], first.get(heap.group, heap.ids[0]))
+    for heap in waiting:
+        stop = first.get(heap.group)
+        if stop is None:
+            yield heap
+        elif heap.ids[0] == stop and not heap.busy:  # it goes first, and alone
+            yield heap._replace(ids=heap.ids[:1])
+        elif (part := heap.before(stop)).ids:
+            yield part
 
 
 def backoff(attempts: int, draw: float) -> timedelta:

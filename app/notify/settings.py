@@ -85,7 +85,12 @@ class NotificationSettings(Settings):
         meaning="how often due notifications are looked for that no message in Redis stands for",
     )
     retention: PositiveDuration = variable(
-        "SB_NOTIFICATION_RETENTION", default="168h", meaning="how long delivered notifications are kept; dead ones stay"
+        "SB_NOTIFICATION_RETENTION", default="168h", meaning="how long delivered notifications are kept"
+    )
+    dead_retention: PositiveDuration = variable(
+        "SB_NOTIFICATION_DEAD_RETENTION",
+        default="2160h",
+        meaning="how long dead letters are kept, at least as long as delivered ones",
     )
 
     @property

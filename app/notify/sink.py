@@ -256,6 +256,14 @@ def sink(
 _MOST_STATUS = 599
 
 
+def seconds(number: object) -> float | None:
+    """Return a number of a vendor's JSON answer as seconds; None when it is none, or none that a float can hold."""
+    try:
+        return float(number) if isinstance(number, int | float) else None
+    except OverflowError:
+        return None
+
+
 def judge(answer: Answer, now: datetime, retry: frozenset[int] = frozenset()) -> None:
     """Raise SinkRejected or SinkUnavailable by an HTTP status; nothing for 2xx.
 

@@ -7,21 +7,22 @@ no read ever times out. Only SinkRejected and SinkUnavailable are raised: a libr
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aiosmtplib
-import httpcore
 import httpx
-from httpcore import AnyIOBackend, AsyncNetworkBackend, AsyncNetworkStream
 
 from app.core import http
+from app.core.dialling import PATIENCE, DiallingTransport
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
 from app.notify.egress import EgressPolicy
 from app.notify.sink import Answer, MailServer
@@ -35,8 +36,15 @@ if TYPE_CHECKING:
 
 #: Bytes of a response's body that are kept; a hostile one has no end.
 MOST_BODY = 64 * 1024
-#: Connections of one thread to all receivers together, and those kept open between attempts.
-MOST_CONNECTIONS, KEPT_CONNECTIONS = 16, 8
+#: Connections of one thread that are kept open between attempts, and for how long.
+KEPT_CONNECTIONS, KEPT_SECONDS = 8, 30.0
+#: Variables that a child gets: what Python needs to start, where certificates are, and which networks are allowed. No
+#: other: the environment holds every secret of this process.
+CHILDS_VARIABLES = (
+    *("PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ"),
+    *("TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    "SB_NOTIFICATION_ALLOWED_NETWORKS",
+)
 #: SMTP replies from here up are permanent.
 _PERMANENT_REPLY = 500
 
@@ -50,49 +58,6 @@ def tls_context(settings: NotificationSettings) -> ssl.SSLContext:
         except (OSError, ssl.SSLError):
             raise ValueError("SB_NOTIFICATION_CA_BUNDLE: no certificate could be read from it; accepted: PEM") from None
     return context
-
-
-class _Backend(AsyncNetworkBackend):
-    """Dials the very addresses that the egress policy has allowed: a second lookup could return another one."""
-
-    def __init__(self, egress: EgressPolicy, *, cleartext: bool) -> None:
-        self._egress = egress
-        self._cleartext = cleartext
-        self._inner = AnyIOBackend()
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - the interface's
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> AsyncNetworkStream:
-        *others, last = await self._egress.resolve(host, port, cleartext=self._cleartext)
-        for address in others:
-            with suppress(httpcore.ConnectError):
-                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
-        return await self._inner.connect_tcp(last, port, timeout, local_address, socket_options)
-
-    async def connect_unix_socket(self, *_: Any, **__: Any) -> AsyncNetworkStream:
-        raise SinkRejected(Fault.BLOCKED_ADDRESS)
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-
-
-class _EgressTransport(httpx.AsyncHTTPTransport):
-    """httpx's own transport over a pool that dials by the egress policy."""
-
-    def __init__(self, context: ssl.SSLContext, egress: EgressPolicy, *, cleartext: bool) -> None:
-        super().__init__(verify=context, trust_env=False)
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=MOST_CONNECTIONS,
-            max_keepalive_connections=KEPT_CONNECTIONS,
-            keepalive_expiry=30,
-            network_backend=_Backend(egress, cleartext=cleartext),
-        )
 
 
 class _Mailer(aiosmtplib.SMTP):
@@ -114,14 +79,16 @@ class NetworkTransport:
         self._client = self._connect()
 
     def _connect(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            transport=_EgressTransport(self._context, self._egress, cleartext=False),
-            mounts={"http://": _EgressTransport(self._context, self._egress, cleartext=True)},
-            timeout=None,  # noqa: S113 - the attempt's deadline is the only clock
-            follow_redirects=False,
-            trust_env=False,
-            headers=http.HEADERS,
+        secure, clear = (
+            DiallingTransport(
+                self._context,
+                partial(self._egress.resolve, cleartext=cleartext),
+                kept=KEPT_CONNECTIONS,
+                seconds=KEPT_SECONDS,
+            )
+            for cleartext in (False, True)
         )
+        return http.client(secure, mounts={"http://": clear})
 
     @property
     def now(self) -> datetime:
@@ -142,8 +109,7 @@ class NetworkTransport:
             finally:
                 await response.aclose()
         except asyncio.CancelledError:
-            # httpcore's pool never frees the place of a connection that was cancelled while it was made: after
-            # MOST_CONNECTIONS of them nothing would be sent any more.
+            # httpcore's pool never forgets a connection that was cancelled while it was made.
             cancelled, self._client = self._client, self._connect()
             await cancelled.aclose()
             raise
@@ -178,10 +144,9 @@ class NetworkTransport:
                 raise SinkUnavailable(Fault.TLS) from None
             except (aiosmtplib.SMTPException, OSError) as error:
                 raise _mail_error(error) from None
-            # The server has the message now, whatever it answers to QUIT.
-            with suppress(aiosmtplib.SMTPException, OSError, TimeoutError):
-                async with asyncio.timeout(1):
-                    await client.quit()
+            # The server has the message now. Who waited for its answer to QUIT could still run into the deadline.
+            if isinstance(client.transport, asyncio.WriteTransport):
+                client.transport.write(b"QUIT\r\n")
         finally:
             client.close()
             # The event loop closes the socket in its next turns, and may have none before the next attempt.
@@ -198,6 +163,7 @@ class NetworkTransport:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
+            env={name: os.environ[name] for name in CHILDS_VARIABLES if name in os.environ},
         )
         try:
             await process.communicate(stdin)
@@ -209,12 +175,14 @@ class NetworkTransport:
 
     async def _dial(self, server: MailServer) -> socket.socket:
         error: OSError | None = None
-        for address in await self._egress.resolve(server.host, server.port, cleartext=server.tls == "none"):
+        addresses = await self._egress.resolve(server.host, server.port, cleartext=server.tls == "none")
+        for address in addresses:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             connection = socket.socket(family, socket.SOCK_STREAM)
             connection.setblocking(False)
             try:
-                await asyncio.get_running_loop().sock_connect(connection, (address, server.port))
+                async with asyncio.timeout(None if address == addresses[-1] else PATIENCE):
+                    await asyncio.get_running_loop().sock_connect(connection, (address, server.port))
             except OSError as problem:
                 connection.close()
                 error = problem
@@ -239,16 +207,17 @@ class ThreadLoops:
 
     def __call__(self, attempt: Callable[[NetworkTransport], Coroutine[Any, Any, None]]) -> None:
         """Run one attempt to its end. It must have a deadline of its own."""
-        if not hasattr(self._local, "runner"):
-            self._local.runner = asyncio.Runner()
+        if not hasattr(self._local, "loop"):
+            self._local.loop = asyncio.new_event_loop()
             self._local.transport = NetworkTransport(self._settings, self._context)
-        self._local.runner.run(attempt(self._local.transport))
+        self._local.loop.run_until_complete(attempt(self._local.transport))
 
     def close(self) -> None:
-        """Close the calling thread's transport and event loop."""
-        if hasattr(self._local, "runner"):
-            self._local.runner.run(self._local.transport.close())
-            self._local.runner.close()
+        """Close the calling thread's transport and event loop, whatever is left behind on it."""
+        if hasattr(self._local, "loop"):
+            with suppress(TimeoutError):
+                self._local.loop.run_until_complete(asyncio.wait_for(self._local.transport.close(), 1))
+            self._local.loop.close()
 
 
 async def _start_tls(client: aiosmtplib.SMTP, server: MailServer) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
 from typing import Any, LiteralString
 
 import psycopg
 from psycopg import Connection
 from psycopg.rows import scalar_row
 
-from app.core.errors import SchemaError
+from app.core.errors import BootError, SchemaError, describe
+from app.storage.connection import BoundedConnection
 
+#: How long an upgrade may take: an index of a large outbox is built by one statement.
+UPGRADE_WITHIN = timedelta(minutes=10)
+#: Whoever reads a table that an upgrade waits for waits behind it: so it waits for a moment only, but a few times.
+TRIES, PAUSE_SECONDS = 30, 1.0
 # One entry a version; entries are never edited once released. The unique index sweep_run_once makes the database itself
-# guarantee that one sweeper has at most one run for a slot that did not fail.
+# guarantee that one sweeper has at most one run for a slot that is under way or done.
 _VERSIONS: tuple[LiteralString, ...] = (
     """
 CREATE TABLE secrets_bridge_worker.sweep_state (
@@ -121,6 +128,26 @@ CREATE TABLE secrets_bridge_worker.gitops_rest (
 );
 COMMENT ON TABLE secrets_bridge_worker.gitops_rest IS 'until when an ArgoCD has asked to be left alone';
 """,
+    """
+ALTER TABLE secrets_bridge_worker.sweep_state
+    ADD COLUMN failures    bigint NOT NULL DEFAULT 0,
+    ADD COLUMN rows_failed bigint NOT NULL DEFAULT 0,
+    ADD COLUMN batch_rows  integer;
+COMMENT ON COLUMN secrets_bridge_worker.sweep_state.failures IS
+    'failed attempts since the last success; the first one was reported in the transaction that counted it';
+COMMENT ON COLUMN secrets_bridge_worker.sweep_state.rows_failed IS 'rows that the last run could not sweep';
+COMMENT ON COLUMN secrets_bridge_worker.sweep_state.batch_rows IS 'rows a batch, where the usual number is too slow';
+DROP INDEX secrets_bridge_worker.sweep_run_once;
+CREATE UNIQUE INDEX sweep_run_once ON secrets_bridge_worker.sweep_run (name, slot)
+    WHERE outcome IN ('running', 'success');
+""",
+    """
+ALTER TABLE secrets_bridge_worker.notification_target ADD COLUMN off_until timestamptz;
+CREATE INDEX notification_delivery_age ON secrets_bridge_worker.notification_delivery (queued_at)
+    WHERE state IN ('pending', 'sending');
+CREATE INDEX notification_event_order ON secrets_bridge_worker.notification_event (created_at, id);
+DROP INDEX secrets_bridge_worker.notification_event_age;
+""",
 )
 VERSION = len(_VERSIONS)
 
@@ -150,23 +177,41 @@ def migrate(connection: Connection[Any]) -> int:
     """Create or upgrade our schema. Return the version now installed, which may be one of a newer release.
 
     Idempotent, and safe to be called by any number of processes at once: an advisory lock makes them wait for each
-    other. Raises SchemaError with the SQL to run when this role may not do it.
+    other. Raises SchemaError with the SQL to run when this role may not do it, BootError when PostgreSQL refuses it.
     """
     if (version := _installed_or_fail(connection)) >= VERSION:
         return version
+    if isinstance(connection, BoundedConnection):
+        connection.answer_within = UPGRADE_WITHIN.total_seconds()
     try:
-        with connection.transaction():
-            connection.execute(_LOCK)
-            connection.execute(_BOOTSTRAP)
-            for number in range(installed(connection) + 1, VERSION + 1):
-                connection.execute(_VERSIONS[number - 1])
-                connection.execute(_RECORD, [number])
+        for _ in range(TRIES - 1):
+            try:
+                return _upgrade(connection)
+            except psycopg.errors.LockNotAvailable:
+                time.sleep(PAUSE_SECONDS)
+        return _upgrade(connection)
     except psycopg.errors.InsufficientPrivilege as error:
         raise SchemaError(
             f"the schema secrets_bridge_worker is at version {version}, needed is {VERSION}, and this role may not "
             "create it; run the SQL below as a role that may, or run `sb-worker migrate` as one",
             script(version),
         ) from error
+    except psycopg.Error as error:
+        failure = describe(error)
+        raise BootError(
+            f"the schema secrets_bridge_worker is at version {version} and cannot be brought to {VERSION}: "
+            f"{failure.error} {failure.sqlstate}; LockNotAvailable means that another session holds one of its tables"
+        ) from None
+
+
+def _upgrade(connection: Connection[Any]) -> int:
+    with connection.transaction():
+        connection.execute(_LOCK)
+        connection.execute("SET LOCAL lock_timeout = '1s'")
+        connection.execute(_BOOTSTRAP)
+        for number in range(installed(connection) + 1, VERSION + 1):
+            connection.execute(_VERSIONS[number - 1])
+            connection.execute(_RECORD, [number])
     return VERSION
 
 

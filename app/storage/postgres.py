@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psycopg
 from psycopg import Connection, Cursor
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool
 
 from app.core.errors import BootError
+from app.storage.connection import ANSWER_WITHIN, BoundedConnection
 
 if TYPE_CHECKING:
     from app.storage.settings import DatabaseSettings
@@ -17,8 +21,10 @@ Row = TypeVar("Row")
 
 #: Seconds to wait for a connection: a run that cannot have one soon fails and is retried.
 CONNECT_SECONDS = 2
-#: Connections of one process at most, when neither a setting nor the URL bounds them.
-DEFAULT_CONNECTIONS = 10
+#: Seconds in which a connection that is lent must answer; a silent one costs its borrower no more.
+CHECK_SECONDS = 1.0
+#: For so many seconds after an answer a connection counts as alive: a run borrows it anew for each transaction.
+FRESH_SECONDS = 1.0
 #: PostgreSQL 14 is the first with the range scans that the sweeps use.
 OLDEST_SERVER = 140_000
 
@@ -42,38 +48,86 @@ _REASONS = (
 )
 
 
-def pool(settings: DatabaseSettings) -> ConnectionPool[Connection[Any]]:
+def pool(settings: DatabaseSettings, answer_within: timedelta = ANSWER_WITHIN) -> ConnectionPool[Connection[Any]]:
     """Return a pool that is not open yet: open it after the fork. It keeps no connection that nobody uses.
 
-    Each connection is checked when it is lent, so that a server that was restarted costs no run.
+    No statement is waited for longer than `answer_within`. Each connection is checked when it is lent, so that a
+    server that was restarted costs no run. When one has to be given up, all that were made before it are replaced.
     """
-    most = settings.max_connections or settings.url.max_connections or DEFAULT_CONNECTIONS
-    lifetime = settings.connection_lifetime.total_seconds()
+    seconds = answer_within.total_seconds()
     arguments: dict[str, Any] = {"autocommit": True, "connect_timeout": CONNECT_SECONDS}
     if not settings.url.prepare:  # behind a pooler that shares sessions
         arguments["prepare_threshold"] = None
-    return ConnectionPool(
-        settings.url.conninfo,
+    drained_at = 0.0
+
+    def replace_all(lost: BoundedConnection) -> None:
+        nonlocal drained_at
+        if lost.made_at > drained_at:  # else it is one of those that are being replaced already
+            drained_at = time.monotonic()
+            connections.drain()
+
+    def configure(connection: BoundedConnection) -> None:
+        connection.answer_within, connection.made_at, connection.on_loss = seconds, time.monotonic(), replace_all
+
+    connections = ConnectionPool(
+        lambda: with_keepalives(settings.current_url().conninfo, answer_within),
+        connection_class=BoundedConnection,
         kwargs=arguments,
+        configure=configure,
         min_size=0,
-        max_size=most,
-        timeout=CONNECT_SECONDS + 1,
-        max_lifetime=lifetime,
+        max_size=settings.connections,
+        timeout=min(CONNECT_SECONDS + 1, seconds),
+        max_lifetime=settings.connection_lifetime.total_seconds(),
         max_idle=60,
         reconnect_timeout=CONNECT_SECONDS,
-        check=ConnectionPool.check_connection,
+        check=_check,
         num_workers=1,
         open=False,
         name="secrets-bridge-worker",
     )
+    return cast("ConnectionPool[Connection[Any]]", connections)
 
 
-def connect(settings: DatabaseSettings) -> Connection[Any]:
-    """Connect once, outside of any pool. Raises BootError with the reason when there is no connection."""
+def with_keepalives(conninfo: str, answer_within: timedelta) -> str:
+    """Return the connection string with the kernel's own limits below ours, where it does not name its own.
+
+    They free what nobody waits on: a connection that is idle, or closed by us while the other side is gone.
+    """
+    seconds = max(1, int(answer_within.total_seconds()) // 4)
+    own = {
+        "keepalives_idle": seconds,
+        "keepalives_interval": seconds,
+        "keepalives_count": 2,
+        "tcp_user_timeout": answer_within // timedelta(milliseconds=1),
+    }
+    return make_conninfo(
+        conninfo, **{name: value for name, value in own.items() if name not in conninfo_to_dict(conninfo)}
+    )
+
+
+def _check(connection: BoundedConnection) -> None:
+    """Raise unless the connection answers soon, or has done so a moment ago."""
+    if time.monotonic() - connection.answered_at < FRESH_SECONDS:
+        return
+    usual, connection.answer_within = connection.answer_within, min(connection.answer_within, CHECK_SECONDS)
     try:
-        return psycopg.connect(settings.url.conninfo, autocommit=True, connect_timeout=CONNECT_SECONDS)
+        ConnectionPool.check_connection(connection)
+    finally:
+        connection.answer_within = usual
+
+
+def connect(settings: DatabaseSettings, answer_within: timedelta = ANSWER_WITHIN) -> Connection[Any]:
+    """Connect once, outside of any pool; no statement is waited for longer than `answer_within`.
+
+    Raises BootError with the reason when there is no connection.
+    """
+    conninfo = with_keepalives(settings.current_url().conninfo, answer_within)
+    try:
+        connection = BoundedConnection.connect(conninfo, autocommit=True, connect_timeout=CONNECT_SECONDS)
     except psycopg.Error as error:
         raise BootError(f"DATABASE_URL: PostgreSQL cannot be reached: {_reason(error)}") from None
+    connection.answer_within = answer_within.total_seconds()
+    return connection
 
 
 def ping(connections: ConnectionPool[Connection[Any]]) -> None:

@@ -1,41 +1,129 @@
-"""Redis clients with bounded waits, and one kind of error when Redis does not answer."""
+"""Redis clients with bounded waits, which leave a server that is no longer the one to talk to."""
 
 from __future__ import annotations
 
+import re
+import threading
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from app.core.errors import BootError, describe
+from app.storage.redis_connection import time_limit
+
 if TYPE_CHECKING:
+    from app.storage.redis_connection import Pool
     from app.storage.settings import RedisSettings
+
+# What a server says that has been demoted, is not up yet or has lost its own master, and one that has forgotten our
+# login. A connection to it may live on for hours, so dialling anew helps, where a name leads to another server by then.
+_LEAVE = frozenset(["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "NOAUTH", "WRONGPASS"])
+# What dialling does not help against.
+_STAY = frozenset(["OOM", "MISCONF", "NOREPLICAS", "NOPERM", "CROSSSLOT", "BUSY", "NOSCRIPT", "EXECABORT"])
+# Before Redis 7 an error inside of a script comes wrapped in a text of the script's own.
+_CODE = re.compile(rf"(?:\A|-)({'|'.join(sorted(_LEAVE | _STAY))})\b")
+
+
+def reason(error: redis.RedisError) -> str:
+    """Return the server's word for what is wrong, such as READONLY, or else the name of the error's class."""
+    code = getattr(error, "status_code", None)
+    if code in _LEAVE | _STAY:
+        return str(code)
+    text = str(error)
+    if "user executing the script" in text or "ACL failure in script" in text:
+        return "NOPERM"
+    match = _CODE.search(text)
+    return match[1] if match else describe(error).error
 
 
 class Client(redis.Redis):
-    """A client whose time-outs are connection errors, the only ones that Dramatiq survives."""
+    """A client each call of which ends within `answer_within`, looking up, dialling and waiting for others included.
+
+    A call that meets a dead connection, or a server to leave, is made once more on a new one, to where the URL leads
+    by then; any further retry is the caller's. Time-outs are redis.ConnectionErrors.
+    """
+
+    def __init__(self, settings: RedisSettings, answer_within: timedelta) -> None:
+        self._settings = settings
+        self._within = answer_within.total_seconds()
+        self._url = settings.url
+        self._leaving = threading.Lock()
+        super().__init__(connection_pool=self._pool())
+        self.auto_close_connection_pool = True  # it is this client's alone
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Execute a command. Raises redis.ConnectionError when there is no answer, a time-out included."""
-        try:
-            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        except redis.TimeoutError:
-            raise redis.ConnectionError("Redis did not answer in time") from None
+        """Execute a command. Raises redis.ConnectionError when there is no answer in time."""
+        with time_limit(self._within):
+            try:
+                return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            except redis.TimeoutError:
+                self._leave()
+                raise redis.ConnectionError("Redis did not answer in time") from None
+            except redis.RedisError as error:
+                if not isinstance(error, redis.ConnectionError) and reason(error) not in _LEAVE:
+                    raise
+                self._leave()
+            try:
+                return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            except redis.TimeoutError:
+                raise redis.ConnectionError("Redis did not answer in time") from None
+
+    def _leave(self) -> None:
+        """Have the next calls dial anew, and by the URL as it stands now."""
+        with self._leaving:
+            pool = cast("Pool", self.connection_pool)
+            if (url := self._settings.current_url()) != self._url:
+                self._url = url
+                self.connection_pool = self._pool()
+        pool.drop_idle()
+
+    def _pool(self) -> Pool:
+        within = min(self._within, self._url.arguments.get("socket_timeout", self._within))
+        return self._url.pool(
+            max_connections=self._settings.connections,
+            timeout=within / 2,
+            socket_timeout=within,
+            socket_connect_timeout=min(self._settings.dial_timeout.total_seconds(), within),
+            retry=Retry(NoBackoff(), 0),
+        )
 
 
 def connect(settings: RedisSettings, *, answer_within: timedelta) -> Client:
-    """Return a client; nothing is sent before its first use. Every call ends within `answer_within`, or nearly.
+    """Return a client; nothing is sent before its first use."""
+    return Client(settings, answer_within)
 
-    A dead connection is replaced at once and the call is made again, once; any further retry is the caller's.
-    """
-    seconds = answer_within.total_seconds()
-    dial = min(settings.dial_timeout, answer_within).total_seconds()
-    return Client(
-        connection_pool=settings.url.pool(
-            socket_timeout=seconds,
-            socket_connect_timeout=dial,
-            retry=Retry(NoBackoff(), 1),
-            max_connections=settings.pool_size,
+
+def shards(client: redis.Redis) -> int:
+    """Return how many shards the server's cluster has; 0 when it is in none. Raises redis.RedisError."""
+    try:
+        hello: Any = client.execute_command("HELLO")  # type: ignore[no-untyped-call]
+    except redis.ResponseError:  # proxies do not know it
+        return 0
+    pairs = hello if isinstance(hello, dict) else dict(zip(hello[::2], hello[1::2], strict=True))
+    if pairs.get(b"mode", pairs.get("mode")) not in (b"cluster", "cluster"):
+        return 0
+    try:
+        info: Any = client.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]
+    except redis.ResponseError:
+        return 1  # not told
+    return max(int(info["cluster_size"]), 1)
+
+
+def check_shards(client: redis.Redis) -> int:
+    """Return the number of shards. Raises BootError when they are several, and redis.RedisError."""
+    if (number := shards(client)) > 1:
+        raise BootError(
+            f"REDIS_URL: a Redis Cluster of {number} shards; accepted: a server of its own, or a cluster of one shard"
         )
-    )
+    return number
+
+
+def queue_prefix(client: redis.Redis, namespace: str) -> str:
+    """Return the prefix of Dramatiq's keys, which its scripts use together. Raises redis.RedisError.
+
+    In a cluster it stands in braces, so that all keys are in one slot. All replicas ask the same server and agree.
+    """
+    return f"{{{namespace}}}" if shards(client) else namespace

@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 import ssl
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import redis
-from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
-
 from app.core.values import parse_duration, parse_int
+from app.storage.redis_connection import Pool, TcpConnection, TlsConnection, UnixConnection
 
+#: Connections at most where neither a setting nor the URL bounds them: more than a process has threads.
+DEFAULT_CONNECTIONS = 100
 _ACCEPTED = "accepted: redis://user:password@host:port/db, rediss://... or unix:///path?db=0"
 # go-redis knows these; redis-py has no counterpart.
 _IGNORED = frozenset(
@@ -40,7 +40,7 @@ _KNOWN = ("db", "dial_timeout", "read_timeout", "pool_size", "protocol", "client
 # Broken escapes, and what would end a text early: after "#" the beginning of a password would pass for a port.
 _UNFIT = re.compile(r"%(?![0-9A-Fa-f]{2})|[\x00-\x1f\x7f#]")
 
-_ConnectionClass = type[Connection | SSLConnection | UnixDomainSocketConnection]
+_ConnectionClass = type[TcpConnection | TlsConnection | UnixConnection]
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,19 @@ class RedisUrl:
     def __str__(self) -> str:
         return "set"
 
-    def pool(self, *, max_connections: int | None = None, **defaults: Any) -> redis.ConnectionPool:
-        """Return a connection pool, not connected yet. The URL's parameters go before the defaults."""
-        return redis.ConnectionPool(
-            connection_class=cast("Any", self.connection_class),
-            max_connections=max_connections or self.max_connections,
+    def pool(self, *, max_connections: int | None = None, timeout: float = 1.0, **defaults: Any) -> Pool:
+        """Return a pool, not connected yet, that waits at most `timeout` seconds for a free connection.
+
+        The URL's parameters go before the defaults.
+        """
+        kind: Any = Pool
+        pool: Pool = kind(
+            max_connections=max_connections or self.max_connections or DEFAULT_CONNECTIONS,
+            timeout=timeout,
+            connection_class=self.connection_class,
             **(defaults | self.arguments),
         )
+        return pool
 
 
 def parse_redis_url(text: str) -> RedisUrl:
@@ -89,7 +95,7 @@ def _location(
     if scheme == "unix":
         if not path:
             raise ValueError
-        return UnixDomainSocketConnection, {"path": path}
+        return UnixConnection, {"path": path}
     if scheme not in ("redis", "rediss") or port == 0:
         raise ValueError
     number = path.strip("/")
@@ -97,9 +103,9 @@ def _location(
         query["db"] = query.get("db") or str(parse_int(number))
     arguments: dict[str, Any] = {"host": host or "localhost", "port": port or 6379}
     if scheme == "redis":
-        return Connection, arguments
+        return TcpConnection, arguments
     tls = {"ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_min_version": ssl.TLSVersion.TLSv1_2}
-    return SSLConnection, arguments | tls
+    return TlsConnection, arguments | tls
 
 
 def _parameters(query: dict[str, str]) -> dict[str, Any]:

@@ -8,8 +8,14 @@ from pydantic import AfterValidator, BeforeValidator
 
 from app.core.config import Settings, variable
 from app.core.values import PositiveDuration, PositiveInt
+from app.storage import redis_dsn
 from app.storage.postgres_dsn import DatabaseUrl, parse_database_url
 from app.storage.redis_dsn import RedisUrl, parse_redis_url
+
+#: Connections to PostgreSQL at most, where neither a setting nor the URL bounds them.
+DEFAULT_CONNECTIONS = 10
+#: One for what takes long, and one for the others meanwhile.
+LEAST_CONNECTIONS = 2
 
 
 def _database_url(value: object) -> DatabaseUrl:
@@ -41,6 +47,25 @@ class DatabaseSettings(Settings):
         "DATABASE_CONN_LIFETIME", default="30m", meaning="age at which an idle connection is replaced"
     )
 
+    @property
+    def connections(self) -> int:
+        """Connections of one process at most."""
+        return max(self._asked or DEFAULT_CONNECTIONS, LEAST_CONNECTIONS)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """That there are more connections than were asked for."""
+        return _too_few("DATABASE_MAX_CONNS", self._asked)
+
+    @property
+    def _asked(self) -> int | None:
+        return self.max_connections or self.url.max_connections
+
+    def current_url(self) -> DatabaseUrl:
+        """Return the URL as it is now: that of DATABASE_URL_FILE is read anew."""
+        url: DatabaseUrl = self.current("url")
+        return url
+
 
 class RedisSettings(Settings):
     """Redis: locks shared with the Go worker, and Dramatiq's queues."""
@@ -64,3 +89,28 @@ class RedisSettings(Settings):
     queue_namespace: Annotated[str, AfterValidator(_namespace)] = variable(
         "SB_WORKER_QUEUE_NAMESPACE", default="dramatiq", meaning="prefix of Dramatiq's own keys"
     )
+
+    @property
+    def connections(self) -> int:
+        """Connections of one process at most, to each of its two clients."""
+        return max(self._asked or redis_dsn.DEFAULT_CONNECTIONS, LEAST_CONNECTIONS)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """That there are more connections than were asked for."""
+        return _too_few("REDIS_POOL_SIZE", self._asked)
+
+    @property
+    def _asked(self) -> int | None:
+        return self.pool_size or self.url.max_connections
+
+    def current_url(self) -> RedisUrl:
+        """Return the URL as it is now: that of REDIS_URL_FILE is read anew."""
+        url: RedisUrl = self.current("url")
+        return url
+
+
+def _too_few(name: str, asked: int | None) -> tuple[str, ...]:
+    if asked is None or asked >= LEAST_CONNECTIONS:
+        return ()
+    return (f"{name}: a worker needs {LEAST_CONNECTIONS} connections at least, and takes them",)

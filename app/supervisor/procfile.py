@@ -23,6 +23,7 @@ from functools import partial
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
+from app.supervisor import stops
 from app.supervisor.console import Multiplexer
 from app.supervisor.parent_death import signal_at_parent_death
 
@@ -35,7 +36,6 @@ KILL_AFTER_SECONDS = 5.0
 RELEASE = "release"
 #: A shell's exit statuses for a program that does not exist, and for one that cannot be started.
 NOT_FOUND, NOT_STARTED = 127, 126
-_STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: So many Ctrl-C at a terminal kill at once.
 _INTERRUPTS_THAT_KILL = 3
 #: Bytes of one read: more than a pipe holds, so that one read empties it. Also bounds the unfinished line in memory.
@@ -49,7 +49,7 @@ def parse(text: str) -> dict[str, str]:
         if not line or line.startswith("#"):
             continue
         match = re.fullmatch(r"([A-Za-z0-9_-]+):\s*(.+)", line)
-        if match is None or not _is_command(match[2]):
+        if match is None or "\0" in line or not _is_command(match[2]):
             raise ValueError(f"line {number} of the Procfile is not `name: command`")
         if match[1] in commands:
             raise ValueError(f"line {number} of the Procfile names {match[1]} a second time")
@@ -213,7 +213,8 @@ class _Runner:
         self._selector.register(reader, selectors.EVENT_READ)
         waker = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         # Without a handler of SIGCHLD, be it one that does nothing, the end of a child would not wake us.
-        before = {number: signal.signal(number, self._on_signal) for number in (*_STOPS, signal.SIGCHLD)}
+        before = {number: signal.signal(number, self._on_signal) for number in (*stops.STOPS, signal.SIGCHLD)}
+        stops.release()
         try:
             yield
         finally:
@@ -221,7 +222,7 @@ class _Runner:
             self._stop()
             for number, handler in before.items():
                 # Signals come in pairs, and one that comes while the program leaves must not become its status.
-                signal.signal(number, signal.SIG_IGN if self.stops and number in _STOPS else handler)
+                signal.signal(number, signal.SIG_IGN if self.stops and number in stops.STOPS else handler)
             signal.set_wakeup_fd(waker)
             self._selector.close()
             os.close(reader)
@@ -314,7 +315,7 @@ class _Runner:
                     os.waitpid(ended.si_pid, 0)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if number in _STOPS:
+        if number in stops.STOPS:
             self.stops.append(number)
 
 
@@ -335,8 +336,10 @@ def become(commands: Mapping[str, str], *, environs: Mapping[int, Mapping[str, s
 
     The caller has read the settings, with all the libraries that this takes; a runner that lives as long as the
     replica should not carry them. `environs` is added to the environment of replicas number 1, 2, ...; the other
-    options are those of `run`.
+    options are those of `run`. A stop that comes on the way is the runner's. Raises OSError when all of that is longer
+    than the system lets an argument be.
     """
+    stops.hold()
     task = json.dumps({"commands": dict(commands), "environs": environs, "options": options})
     os.execv(sys.executable, [sys.executable, "-m", "app.supervisor.procfile", task])
 

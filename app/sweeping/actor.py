@@ -16,14 +16,22 @@ from app.core import metrics
 from app.core.backoff import exponential, jittered
 from app.core.errors import LeaseLost, NotDue, Reason, SweepFailed
 from app.sweeping import lock
-from app.sweeping.lock import RunOutcome, Tick
-from app.sweeping.runner import Runner
+from app.sweeping.lock import RunOutcome
+from app.sweeping.runner import RunFailed, Runner
 from app.sweeping.sweeper import Sweeper, SweeperSettings
 
 log = structlog.get_logger("scheduler")
 
 #: The wait before the first retry, and the longest one.
 FIRST_RETRY, LONGEST_RETRY = timedelta(seconds=1), timedelta(hours=1)
+
+
+class RetryRun(Retry):
+    """A run failed and is worth another attempt after a wait."""
+
+    def __init__(self, failed: SweepFailed, outcome: RunOutcome, wait: timedelta) -> None:
+        super().__init__(str(failed), delay=wait // timedelta(milliseconds=1))
+        self.outcome = outcome
 
 
 class SweepActor:
@@ -36,41 +44,39 @@ class SweepActor:
         self._resting = False
 
     def run(self) -> RunOutcome:
-        """Do one run and return how it ended. Raises Retry, with the wait, when it is worth another attempt."""
+        """Do one run and return how it ended. Raises RetryRun when it is worth another attempt."""
         tick = lock.current.get()
         if tick is None:  # the middleware's doing; without a lock nothing may run
             raise LeaseLost
         count = metrics.RUNS.labels
         name = self._sweeper.name
         try:
-            state = self._runner.run(self._sweeper, self._settings, tick)
+            self._runner.run(self._sweeper, self._settings, tick)
         except NotDue as error:
-            return self._not_due(tick, error.reason)
+            return self._not_due(error.reason)
         except LeaseLost:
             count(name, "failure").inc()
-            return lock.UNKNOWN
-        except SweepFailed as error:
+            return lock.NOT_DONE
+        except RunFailed as error:
+            outcome = RunOutcome(done=False, afterwards=error.write_down)
             wait = backoff(tick.attempt, self._settings.interval)
             if wait is not None:
-                raise Retry(str(error), delay=wait // timedelta(milliseconds=1)) from None
+                raise RetryRun(error, outcome, wait) from None
             count(name, "failure").inc()
-            return lock.FAILED
+            return outcome
         count(name, "success").inc()
         self._rest(missing=False)
-        return state.outcome
+        return lock.DONE
 
-    def _not_due(self, tick: Tick, reason: Reason) -> RunOutcome:
+    def _not_due(self, reason: Reason) -> RunOutcome:
         name = self._sweeper.name
         if reason is Reason.TABLE_MISSING:
             self._rest(missing=True)
-            return lock.UNKNOWN
+            return lock.NOT_DONE
         metrics.TICKS_DROPPED.labels(name, reason.value).inc()
-        if reason is Reason.FUTURE:
-            log.warning("tick from the future refused; a scheduler's clock is ahead of the database's", task=name)
-            return lock.UNKNOWN
         metrics.RUNS.labels(name, "skipped_lock").inc()
         metrics.LOCK_SKIPPED.labels(name).inc()
-        return RunOutcome(finished=tick.slot)  # so that no other replica asks PostgreSQL
+        return lock.DONE  # so that no other replica asks PostgreSQL
 
     def _rest(self, *, missing: bool) -> None:
         """Log once that the api's table is missing, and once that it is there."""

@@ -20,12 +20,22 @@ class BatchSizer:
     def __init__(self) -> None:
         self.rows = FIRST_ROWS
         self.pages = FIRST_PAGES
+        self._fewest = FEWEST_ROWS
+
+    def begin_with(self, rows: int) -> None:
+        """Begin with fewer rows than usual, and allow for as few."""
+        self.rows, self._fewest = min(rows, self.rows), min(rows, self._fewest)
+
+    def shrink(self) -> None:
+        """Make the next transaction much smaller, after one that was too slow to end."""
+        self.begin_with(max(1, self.rows // 4))
+        self.pages = max(1, self.pages // 4)
 
     def observe(self, seconds: float, found: int) -> None:
         """Move towards AIM by at most a factor of two up and four down; `found` rows were there to be changed."""
         factor = min(2.0, max(0.25, AIM / max(seconds, 1e-6)))
         full = found >= self.rows
         if full or (factor < 1 and found):
-            self.rows = int(min(MOST_ROWS, max(FEWEST_ROWS, self.rows * factor)))
+            self.rows = int(min(MOST_ROWS, max(self._fewest, self.rows * factor)))
         if not full:
             self.pages = int(min(MOST_PAGES, max(FEWEST_PAGES, self.pages * factor)))

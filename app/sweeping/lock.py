@@ -1,9 +1,9 @@
-"""The Redis lock of a sweeper: one holder at a time, on keys and in a form that a Go replica understands.
+"""The Redis lock of a sweeper: one holder at a time, on a key and in a form that a Go replica understands.
 
-Three keys a sweeper, below `<namespace>:`:
-  lock:worker:sweeper:<name>     the holder's token, 32 hex digits, expiring with the lease (shared with Go)
-  tick:worker:sweeper:<name>     the newest finished slot (ours; a Go replica ignores it)
-  streak:worker:sweeper:<name>   how many attempts failed since the last success (ours)
+Two keys a sweeper:
+  <namespace>:lock:worker:sweeper:<name>           the holder's token, 32 hex digits, expiring with the lease
+  {<namespace>:lock:worker:sweeper:<name>}:tick    the newest finished slot by this Redis's clock (ours alone; the
+                                                   braces put it into the lock's slot of a cluster)
 
 The lock keeps replicas from working at once and losers from asking PostgreSQL anything. It is not what makes a
 slot run once: a paused holder does not know that it lost. That is the fence's part (`app.sweeping.ledger`).
@@ -14,18 +14,21 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import redis
 import structlog
 
+from app.core import threads
 from app.core.errors import LeaseLost, describe
+from app.storage.connection import BoundedConnection, shut
+from app.sweeping import clocks
 from app.sweeping.schedule import Slot
 
 if TYPE_CHECKING:
@@ -33,25 +36,30 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("lease")
 
-#: TTL of marks and streaks: longer than any sensible interval, yet bounded.
+#: How long a server may take to cancel a statement, seconds.
+_CANCEL_SECONDS = 1.0
+#: TTL of marks: longer than any sensible interval, yet bounded.
 _MEMORY = timedelta(days=7)
 
-# One call decides: is the tick too old (by this server's clock alone), is its slot done, is the lock free. A run takes
-# the newest due slot, so an older tick asks for that one: else a scheduler whose clock is behind would find all its
-# slots done, by the runs that its own ticks had caused. A call whose reply was lost is repeated with the same token and
-# must find its own lock acquired, not held by a stranger.
+# One call decides: is the tick too old, is its slot done, is the lock free; all by this server's clock alone. A tick
+# stands for the newest slot that is due, if its own is older (else a scheduler whose clock is behind would find all
+# its slots done, by the runs that its own ticks had caused) or more than half an interval ahead (else it would mark
+# slots to come as done). A mark that is ahead of this clock was made when the clock was, and does not count. A call
+# whose reply was lost is repeated with the same token and must find its own lock acquired, not held by a stranger.
 _ACQUIRE = """
 local now = redis.call('TIME')
 local micros = now[1] * 1000000 + now[2]
 local sent, interval = tonumber(ARGV[4]), tonumber(ARGV[5])
-if sent and micros - sent > interval then return {'stale', 0} end
+if sent and micros - sent > interval then return {'stale', '', 0} end
 local slot, mark = tonumber(ARGV[3]), tonumber(redis.call('GET', KEYS[2]) or '')
-if slot then slot = math.max(slot, micros - micros % interval) end
-if slot and mark and mark >= slot then return {'done', 0} end
+local current, ahead = micros - micros % interval, 0
+if slot and slot - micros > interval / 2 then ahead = slot - current end
+if slot and (slot < current or ahead > 0) then slot = current end
+if slot and mark and mark >= slot and mark <= micros + interval then return {'done', '', ahead} end
 local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return {'held', 0} end
+if holder and holder ~= ARGV[1] then return {'held', '', ahead} end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return {'acquired', tonumber(redis.call('GET', KEYS[3]) or '0')}
+return {'acquired', slot and string.format('%.0f', slot) or '', ahead, string.format('%.0f', micros)}
 """
 
 _RENEW = """
@@ -61,17 +69,13 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 
 # The mark moves forward only, and also for a holder that lost its lock: what is marked has been committed.
 _RELEASE = """
+local now = redis.call('TIME')
+local furthest = now[1] * 1000000 + now[2] + tonumber(ARGV[4])
 local mark = tonumber(redis.call('GET', KEYS[2]) or '')
-if ARGV[2] ~= '' and not (mark and mark >= tonumber(ARGV[2])) then
-  redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[4])
+if ARGV[2] ~= '' and not (mark and mark >= tonumber(ARGV[2]) and mark <= furthest) then
+  redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 end
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if ARGV[3] == 'failed' then
-  redis.call('INCR', KEYS[3])
-  redis.call('PEXPIRE', KEYS[3], ARGV[4])
-elseif ARGV[3] == 'succeeded' then
-  redis.call('DEL', KEYS[3])
-end
 return redis.call('DEL', KEYS[1])
 """
 
@@ -84,17 +88,21 @@ class Refusal(StrEnum):
     STALE = "stale"
 
 
-class RunOutcome(NamedTuple):
-    """How a run ended, as far as the next ticks need to know; written down with the lock's release."""
-
-    #: The slot that needs no other run.
-    finished: Slot | None = None
-    #: What becomes of the streak of failures: `failed` adds one, `succeeded` ends it.
-    streak: Literal["", "failed", "succeeded"] = ""
+def _nothing() -> None:
+    pass
 
 
-#: The outcomes of a run that failed, and of one of which nothing is known.
-FAILED, UNKNOWN = RunOutcome(streak="failed"), RunOutcome()
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended, as far as its lock is concerned."""
+
+    #: Whether the slot needs no other run.
+    done: bool
+    #: What is still to be done, once the lock is free.
+    afterwards: Callable[[], None] = _nothing
+
+
+DONE, NOT_DONE = RunOutcome(done=True), RunOutcome(done=False)
 
 
 class Lease:
@@ -106,6 +114,7 @@ class Lease:
         self._lost = threading.Event()
         self._guard = threading.Lock()
         self._connection: Connection[Any] | None = None
+        self._progressed = since
         self.extend(since, length)
 
     def extend(self, since: float, length: timedelta) -> None:
@@ -119,9 +128,14 @@ class Lease:
         return self._lost.is_set() or time.monotonic() >= self.deadline
 
     def check(self) -> None:
-        """Raise LeaseLost unless the lock is held for certain."""
+        """Raise LeaseLost unless the lock is held for certain. A run that asks is one that makes progress."""
         if self.lost:
             raise LeaseLost
+        self._progress()
+
+    def idle(self, longest: timedelta) -> bool:
+        """Return whether the run under it has not asked for the lock for so long."""
+        return time.monotonic() - self._progressed >= longest.total_seconds()
 
     def lose(self) -> None:
         """Declare the lock lost and cut the statement that runs under it."""
@@ -129,22 +143,33 @@ class Lease:
         self.cut()
 
     def cut(self) -> None:
-        """Cancel the statement that runs under this lease, if there is one."""
+        """Cancel the statement that runs under this lease, if there is one; by force if the server does not answer."""
         with self._guard:
-            if self._connection is not None:
-                with suppress(Exception):
-                    self._connection.cancel_safe(timeout=1.0)
+            if self._connection is None:
+                return
+            try:
+                self._connection.cancel_safe(timeout=_CANCEL_SECONDS)
+            except Exception:  # noqa: BLE001 - whatever kept it from being cancelled
+                shut(self._connection)
 
     @contextmanager
     def guarding(self, connection: Connection[Any]) -> Iterator[None]:
         """Have `cut` reach this connection while the body runs, and never after: the pool lends it on."""
         with self._guard:
             self._connection = connection
+        bounded = connection if isinstance(connection, BoundedConnection) else None
+        if bounded is not None:
+            bounded.on_answer = self._progress
         try:
             yield
         finally:
+            if bounded is not None:
+                bounded.on_answer = None
             with self._guard:
                 self._connection = None
+
+    def _progress(self) -> None:
+        self._progressed = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -152,12 +177,15 @@ class Tick:
     """A tick whose lock is held: what the middleware hands to the actor."""
 
     lease: Lease
-    #: The slot that it asks for; None for whichever is current.
+    interval: timedelta
+    #: The slot that it stands for, by Redis's clock; None for whichever is current.
     slot: Slot | None = None
     #: How often it was tried before.
     attempt: int = 0
-    #: Failed attempts of its sweeper since the last success, by any replica.
-    streak: int = 0
+    #: The time by Redis's clock when the lock was taken, microseconds since the epoch.
+    taken_at: int = 0
+    #: How far the clock of its scheduler was ahead of Redis's, microseconds.
+    ahead: int = 0
 
 
 #: The tick that this thread is working on.
@@ -191,10 +219,10 @@ class Locks:
 
     def start(self) -> None:
         """Start the renewing thread; call it after the fork."""
-        threading.Thread(target=self._keep, name="lease-keeper", daemon=True).start()
+        threads.start("lease-keeper", self._keep)
 
-    def acquire(
-        self, name: str, *, slot: Slot | None, sent: int | None, interval: timedelta, attempt: int = 0
+    def acquire(  # noqa: PLR0913 - what a tick says of itself
+        self, name: str, *, slot: Slot | None, sent: int | None, interval: timedelta, attempt: int = 0, ahead: int = 0
     ) -> Tick | Refusal:
         """Take the lock for one tick, or return why not. Times in microseconds. Raises redis.RedisError.
 
@@ -210,31 +238,43 @@ class Locks:
         ]
         before = time.monotonic()
         try:
-            answer, streak = self._acquire(keys=self._keys(name), args=args)
+            answer = self._acquire(keys=self._keys(name), args=args)
         except redis.ConnectionError:  # the reply may be lost, not the call: ask again, as the same holder
             before = time.monotonic()
-            answer, streak = self._acquire(keys=self._keys(name), args=args)
-        word = answer.decode() if isinstance(answer, bytes) else answer
+            answer = self._acquire(keys=self._keys(name), args=args)
+        word, due, clamped, *taken_at = (part.decode() if isinstance(part, bytes) else part for part in answer)
+        clocks.report("scheduler", timedelta(microseconds=int(clamped)), timedelta(0), name)
         if word != "acquired":
             return Refusal(word)
         lease = Lease(name, token, before, self._length)
         with self._changed:
             self._held[token] = lease
             self._changed.notify()
-        return Tick(lease, slot, attempt, int(streak))
+        return Tick(lease, interval, int(due) if due else None, attempt, int(taken_at[0]), ahead)
 
-    def release(self, lease: Lease, outcome: RunOutcome = UNKNOWN) -> None:
-        """Give the lock back and write down how the run ended. Never raises: the lock expires by itself."""
+    def renew(self, lease: Lease) -> bool:
+        """Have the lock's key live for another lease; return whether it is still ours. Raises redis.RedisError."""
+        return bool(self._renew(keys=self._keys(lease.name)[:1], args=[lease.token, _ms(self._length)]))
+
+    def release(self, tick: Tick, *, done: bool) -> None:
+        """Give the lock back, and mark the slot if it needs no other run. Never raises: the lock expires by itself."""
+        lease = tick.lease
         with self._changed:
             self._held.pop(lease.token, None)
-        args: list[str | int] = [lease.token, _text(outcome.finished), outcome.streak, _ms(_MEMORY)]
+        args: list[str | int] = [
+            lease.token,
+            _text(tick.slot if done else None),
+            _ms(_MEMORY),
+            tick.interval // timedelta(microseconds=1),
+        ]
         try:
             self._release(keys=self._keys(lease.name), args=args)
         except redis.RedisError as error:
             log.warning("lock not released; it expires by itself", task=lease.name, error=describe(error).error)
 
     def _keys(self, name: str) -> list[str]:
-        return [f"{self._namespace}:{kind}:worker:sweeper:{name}" for kind in ("lock", "tick", "streak")]
+        lock = f"{self._namespace}:lock:worker:sweeper:{name}"
+        return [lock, f"{{{lock}}}:tick"]
 
     def _keep(self) -> None:
         while True:
@@ -245,14 +285,20 @@ class Locks:
                     continue
             for lease in self.held:
                 if lease.renew_at <= time.monotonic():
-                    self._renew_one(lease)
+                    self._keep_one(lease)
 
-    def _renew_one(self, lease: Lease) -> None:
+    def _keep_one(self, lease: Lease) -> None:
+        """Renew a lock whose run makes progress. Never raises: this thread holds all locks of the process."""
+        if lease.idle(self._length):
+            log.warning("run stuck; its lock is given up", task=lease.name)
+            self._lose(lease)
+            return
         before = time.monotonic()
         try:
-            kept = bool(self._renew(keys=self._keys(lease.name)[:1], args=[lease.token, _ms(self._length)]))
-        except redis.RedisError:
+            kept = self.renew(lease)
+        except Exception as error:  # noqa: BLE001 - from redis-py, or of the system: no descriptors, no memory
             # Not lost yet: the key lives on until the lease, counted from before the last good call, is over.
+            log.debug("lock not renewed", task=lease.name, error=describe(error).error)
             kept = time.monotonic() < lease.deadline
             lease.renew_at = min(time.monotonic() + self._pause / 4, lease.deadline)
         else:

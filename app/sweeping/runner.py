@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import psycopg
@@ -23,11 +24,11 @@ from psycopg.rows import dict_row
 
 from app.core import metrics
 from app.core.errors import Failure, Fenced, LeaseLost, NotDue, PartlyFailed, Reason, SweepFailed, describe
-from app.sweeping import ledger
-from app.sweeping.ledger import Claimed, Interrupted, Progress
-from app.sweeping.lock import RunOutcome, Tick
+from app.sweeping import clocks, ledger
+from app.sweeping.ledger import Claimed, Interrupted, Progress, Rest
+from app.sweeping.lock import Tick
 from app.sweeping.schedule import Slot, microseconds, moment, slot_at
-from app.sweeping.strategy import Run, Strategy
+from app.sweeping.strategy import Run, Step, Strategy
 from app.sweeping.sweeper import Sweep, Sweeper, SweeperSettings
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ S = TypeVar("S", bound=SweeperSettings)
 
 #: Share of its interval that a run may take, and the most it may take, unless the operator says otherwise.
 BUDGET_SHARE, BUDGET_MOST = 0.5, timedelta(seconds=30)
+#: Rows that a run steps around before it hands over: each is a failing statement, and lines in the server's log.
+MOST_ROWS_FAILED = 1_000
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,21 @@ class RunState:
     #: Deliveries of the events that it wrote, to be triggered when it is over.
     deliveries: tuple[int, ...] = ()
 
-    @property
-    def outcome(self) -> RunOutcome:
-        """What its lock is released with, once it is over."""
-        return RunOutcome(finished=self.claimed.slot, streak="succeeded")
+
+class RunFailed(SweepFailed):
+    """A run ended by an error, and its lock is still held. `write_down` is to be called once it is free."""
+
+    def __init__(self, failure: Failure, write_down: Callable[[], None]) -> None:
+        super().__init__(failure)
+        self.write_down = write_down
+
+
+class _StepFailed(Exception):
+    """A step failed by an error of its statement, and was rolled back."""
+
+    def __init__(self, error: psycopg.Error) -> None:
+        super().__init__()
+        self.error = error
 
 
 @dataclass
@@ -81,26 +95,24 @@ class Runner:
     def run(self, sweeper: Sweeper[S], settings: S, tick: Tick) -> RunState:
         """Do one run under a held lock and return how it ended.
 
-        Raises NotDue when there is nothing to do for this tick, LeaseLost when the lock went away, SweepFailed
+        Raises NotDue when there is nothing to do for this tick, LeaseLost when the lock went away, RunFailed
         for every other error; its text and cause chain are safe to show.
         """
         attempt = _Attempt(self, sweeper, settings, tick)
-        failed: list[int] = []
         try:
             state = attempt.go()
         except NotDue:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it was, only its name may go on
+            attempt.trigger()
             if tick.lease.lost or isinstance(error, LeaseLost):
                 _count_loss(sweeper.name, error)
                 raise LeaseLost from None
             failure = describe(error)
             where = _where(failure, error)
             log.warning("scheduler: task failed", task=sweeper.name, attempt=tick.attempt + 1, **where)
-            failed = attempt.fail(failure)
-            raise SweepFailed(failure) from None
-        finally:
-            self.outbox.trigger([*(attempt.newest.deliveries if attempt.newest else ()), *failed])
+            raise RunFailed(failure, partial(attempt.write_failure, failure)) from None
+        attempt.trigger()
         _report_done(sweeper.name, state)
         metrics.RUN_SECONDS.labels(sweeper.name).observe(attempt.seconds)
         return state
@@ -127,34 +139,62 @@ class _Attempt(Generic[S]):
         return time.perf_counter() - self._started
 
     def go(self) -> RunState:
-        """Do the run, transaction by transaction, and return how it ended."""
-        with (
-            closing(self._sweeper.strategy(self._settings)) as strategy,
-            self._runner.pool.connection() as connection,
-            self._tick.lease.guarding(connection),
-        ):
-            cursor = connection.cursor(row_factory=dict_row)
-            state = self._transaction(cursor, strategy, None)
+        """Do the run, transaction by transaction, and return how it ended.
+
+        A connection is borrowed for each: nobody waits for one behind a run that is long, or that waits for others.
+        """
+        with closing(self._sweeper.strategy(self._settings)) as strategy:
+            state = self._next(strategy, None)
             while not state.over:
                 strategy.wait(self._stopping)
-                state = self._transaction(cursor, strategy, state)
+                state = self._next(strategy, state)
         if self._has_failed(state.sweep):
             raise PartlyFailed
         return state
 
-    def fail(self, failure: Failure) -> list[int]:
-        """Write the failure down where that is possible, with an event once a streak; return its deliveries."""
-        events = self._failed_events(failure, self.newest.sweep if self.newest else Sweep())
+    def trigger(self) -> None:
+        """Have the deliveries sent that were committed."""
+        if self.newest is not None:
+            self._runner.outbox.trigger(self.newest.deliveries)
+
+    def write_failure(self, failure: Failure) -> None:
+        """Write the failure down where that is possible, with an event when it is the first of a streak."""
+        sweep = self.newest.sweep if self.newest else Sweep()
         try:
             with self._runner.pool.connection() as connection, connection.transaction():
                 cursor = connection.cursor(row_factory=dict_row)
-                if self._write_failure(cursor, failure):
-                    return self._runner.outbox.write(cursor, events)
+                failures, reported = self._count_failure(cursor, failure)
+                events = self._failed_events(failure, Sweep() if reported else sweep, failures)
+                written = self._runner.outbox.write(cursor, events)
+                ledger.prune(cursor, self._sweeper.name, self._runner.retention)
+        except NotDue:
+            return  # the api's table has gone meanwhile: then the sweep rests
         except psycopg.Error:
             # PostgreSQL is what failed, and the outbox is in it: the log is the one sink that is left.
-            for event in events:
+            for event in self._failed_events(failure, sweep, 1):
                 log.error("event not stored", component=event.component, title=event.title, detail=event.detail)
-        return []
+        else:
+            self._runner.outbox.trigger(written)
+
+    def _next(self, strategy: Strategy, before: RunState | None) -> RunState:
+        """Do the next transaction; a smaller one as long as its rows are what fails.
+
+        Without time for that the run is handed over: it keeps its place and the size that it has found.
+        """
+        hand_over = False
+        while True:
+            with self._runner.pool.connection() as connection, self._tick.lease.guarding(connection):
+                cursor = connection.cursor(row_factory=dict_row)
+                try:
+                    return self._transaction(cursor, strategy, before, hand_over=hand_over)
+                except _StepFailed as problem:
+                    error = problem.error
+            self._tick.lease.check()
+            failed = strategy.rows_failed
+            if not strategy.recover(error):
+                raise error
+            metrics.ROWS_FAILED.labels(self._sweeper.name).inc(strategy.rows_failed - failed)
+            hand_over = self._time_is_up() or strategy.rows_failed >= MOST_ROWS_FAILED
 
     def _stopping(self) -> bool:
         """Return whether the process is to end; raises LeaseLost."""
@@ -167,8 +207,10 @@ class _Attempt(Generic[S]):
     def _has_failed(self, sweep: Sweep) -> bool:
         return bool(sweep.counts.get(self._sweeper.fails_by))
 
-    def _transaction(self, cursor: Cursor[dict[str, Any]], strategy: Strategy, before: RunState | None) -> RunState:
-        """Do one step, in the transaction that claims the slot if there is none `before`."""
+    def _transaction(
+        self, cursor: Cursor[dict[str, Any]], strategy: Strategy, before: RunState | None, *, hand_over: bool
+    ) -> RunState:
+        """Do one step, or none to hand over; in the transaction that claims the slot if there is none `before`."""
         self._tick.lease.check()
         started = time.perf_counter()
         with cursor.connection.transaction():
@@ -177,8 +219,10 @@ class _Attempt(Generic[S]):
                 before = self._claim(cursor, now, now - strategy.older_than)
             else:
                 ledger.fence(cursor, before.claimed)
-            after = self._step(cursor, strategy, before)
+            after = self._step(cursor, strategy, before, hand_over=hand_over) if before else None
             self._tick.lease.check()
+        if before is None or after is None:
+            raise NotDue(Reason.SUPERSEDED)
         seconds = time.perf_counter() - started
         self._observe(before, after, seconds)
         strategy.committed(seconds)
@@ -186,30 +230,47 @@ class _Attempt(Generic[S]):
         self.newest = after
         return after
 
-    def _claim(self, cursor: Cursor[dict[str, Any]], now: datetime, cutoff: datetime) -> RunState:
-        """Claim the newest due slot, and report what unfinished runs before this one had done."""
+    def _claim(self, cursor: Cursor[dict[str, Any]], now: datetime, cutoff: datetime) -> RunState | None:
+        """Claim the newest due slot, if it was not, and report what unfinished runs before this one had done."""
         runner, name, interval = self._runner, self._sweeper.name, self._settings.interval
         slot = self._due(now)
         claimed = ledger.claim(cursor, name, slot, interval, worker=runner.worker, now=now, cutoff=cutoff)
+        if claimed is None:
+            return None
         deliveries = runner.outbox.write(cursor, self._interrupted_events(claimed.interrupted))
         return RunState(claimed, Sweep(cutoff=cutoff), deliveries=tuple(deliveries))
 
     def _due(self, now: datetime) -> Slot:
-        """Return the newest due slot by the database's clock; a tick may be ahead of it by half an interval."""
-        interval, asked = self._settings.interval, self._tick.slot
-        current = slot_at(microseconds(now), interval)
-        if asked is None or asked <= current:
-            return current
-        if moment(asked) - now > interval / 2:
-            raise NotDue(Reason.FUTURE)
-        return asked
+        """Return the newest due slot by the database's clock; a tick may be ahead of it by half an interval.
 
-    def _step(self, cursor: Cursor[dict[str, Any]], strategy: Strategy, before: RunState) -> RunState:
+        A tick that is further ahead stands for the newest slot that is due, as an old one does.
+        """
+        tick, interval = self._tick, self._settings.interval
+        if tick.taken_at:
+            redis_ahead = moment(tick.taken_at) - now
+            clocks.observe("redis", redis_ahead)
+            clocks.observe("scheduler", redis_ahead + timedelta(microseconds=tick.ahead))
+        clocks.observe("worker", datetime.now(UTC) - now)
+        current = slot_at(microseconds(now), interval)
+        if tick.slot is None or tick.slot <= current:
+            return current
+        ahead = moment(tick.slot) - now
+        clocks.report("redis", ahead, interval / 2, self._sweeper.name)
+        return current if ahead > interval / 2 else tick.slot
+
+    def _step(
+        self, cursor: Cursor[dict[str, Any]], strategy: Strategy, before: RunState, *, hand_over: bool
+    ) -> RunState:
         claimed, outbox = before.claimed, self._runner.outbox
-        run = Run(cursor, self._sweeper.table, claimed.slot, claimed.began, claimed.cutoff, claimed.position)
-        step = strategy.step(run, over=self._time_is_up())
-        handed_over = not step.last and step.resume_at is not None and self._time_is_up()
+        table, position, rows = self._sweeper.table, claimed.position, claimed.batch_rows
+        run = Run(cursor, table, claimed.slot, claimed.began, claimed.cutoff, position, rows)
+        step = Step({}, last=False, resume_at=strategy.resume_at)
+        if not hand_over:
+            step = self._strategy_step(strategy, run, begun=before.transactions > 0)
+        handed_over = hand_over or (not step.last and step.resume_at is not None and self._time_is_up())
         sweep = before.sweep.plus(step.counts)
+        if strategy.rows_failed:
+            sweep = sweep.plus({"rows_failed": strategy.rows_failed - sweep.counts.get("rows_failed", 0)})
         after = replace(
             before,
             sweep=sweep,
@@ -218,13 +279,30 @@ class _Attempt(Generic[S]):
             handed_over=handed_over,
         )
         progress = Progress(sweep.changed, after.transactions, sweep.counts)
-        if not after.over or self._has_failed(sweep):
+        if not after.over:
             ledger.count(cursor, claimed, progress)
             return after
-        position = step.resume_at if handed_over else None
-        ledger.finish(cursor, claimed, progress, position=position, retention=self._runner.retention)
-        written = outbox.write(cursor, self._done_events(sweep))
+        if self._has_failed(sweep):
+            ledger.count(cursor, claimed, progress)
+            ledger.move_on(cursor, claimed, (step.resume_at or 0) if handed_over else 0)
+            return after
+        # What some run of a pass through the table has found counts for the whole pass.
+        whole = not handed_over and not claimed.position
+        rows_failed = strategy.rows_failed if whole else max(strategy.rows_failed, claimed.rows_failed)
+        rest = Rest(step.resume_at if handed_over else None, rows_failed, strategy.batch_rows)
+        ledger.finish(cursor, claimed, progress, rest)
+        ledger.prune(cursor, claimed.name, self._runner.retention)
+        written = outbox.write(cursor, self._done_events(claimed, sweep, strategy.rows_failed))
         return replace(after, deliveries=(*after.deliveries, *written))
+
+    def _strategy_step(self, strategy: Strategy, run: Run, *, begun: bool) -> Step:
+        """Have the strategy do a step. Raises _StepFailed."""
+        # The first step is never over: a run that was late to begin would get nothing done, again and again.
+        over = self._time_is_up() if begun else self._runner.stopping()
+        try:
+            return strategy.step(run, over=over)
+        except psycopg.Error as error:
+            raise _StepFailed(error) from None
 
     def _observe(self, before: RunState, after: RunState, seconds: float) -> None:
         name, claimed = self._sweeper.name, after.claimed
@@ -234,31 +312,36 @@ class _Attempt(Generic[S]):
             for run in claimed.interrupted:
                 metrics.INTERRUPTED.labels(name).inc()
                 log.warning("an earlier run was interrupted", task=name, changed=run.changed)
+        metrics.SKIPPED_LOCKED.labels(name).inc(
+            after.sweep.counts.get("skipped_locked", 0) - before.sweep.counts.get("skipped_locked", 0)
+        )
         metrics.BATCHES.labels(name).inc()
         metrics.BATCH_SECONDS.labels(name).observe(seconds)
         metrics.ROWS_CHANGED.labels(name).inc(after.sweep.changed - before.sweep.changed)
 
-    def _write_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> bool:
-        """Return whether the failure is news: a run whose last commit got through is closed already."""
+    def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[int, bool]:
+        """Write the failure into the ledger; return how many there were in a row, and whether its rows are reported."""
         now = ledger.begin(cursor, self._sweeper.table, self._limits)
         if self.newest is not None:
             return ledger.fail(cursor, self.newest.claimed, failure)
         name, slot = self._sweeper.name, slot_at(microseconds(now), self._settings.interval)
         began, worker = now - timedelta(seconds=self.seconds), self._runner.worker
-        ledger.record_failed(cursor, name, slot, started_at=began, worker=worker, failure=failure)
-        return True
+        return ledger.record_failed(cursor, name, slot, started_at=began, worker=worker, failure=failure), True
 
-    def _failed_events(self, failure: Failure, sweep: Sweep) -> list[Event]:
-        """Return the events of what was changed before the failure, and of the failure itself once a streak."""
-        events = [self._sweeper.done(sweep)] if sweep.changed else []
-        if self._tick.streak == 0:
+    def _failed_events(self, failure: Failure, sweep: Sweep, failures: int) -> list[Event]:
+        """Return the events of what was changed before the failure, and of the failure if it begins a streak."""
+        events = [self._sweeper.done(sweep)] if sweep.changed and failures else []
+        if failures == 1:
             events.append(self._sweeper.failed(str(SweepFailed(failure)), sweep))
         return events
 
-    def _done_events(self, sweep: Sweep) -> list[Event]:
-        events = [self._sweeper.recovered(self._tick.streak)] if self._tick.streak else []
+    def _done_events(self, claimed: Claimed, sweep: Sweep, rows_failed: int) -> list[Event]:
+        """Return the events of a run's end; rows that it could not sweep are news unless the run before had some."""
+        events = [self._sweeper.recovered(claimed.failures)] if claimed.failures else []
         if sweep.changed:
             events.append(self._sweeper.done(sweep))
+        if rows_failed and not claimed.rows_failed:
+            events.append(self._sweeper.rows_failed(rows_failed))
         return events
 
     def _interrupted_events(self, runs: Iterable[Interrupted]) -> list[Event]:
@@ -274,7 +357,7 @@ def _count_loss(name: str, error: BaseException) -> None:
 
 def _report_done(name: str, state: RunState) -> None:
     claimed, sweep = state.claimed, state.sweep
-    metrics.LAST_SUCCESS.labels(name).set_to_current_time()
+    metrics.LAST_SUCCESS.labels(name).set(claimed.began.timestamp())  # the database's time, as all others read it
     metrics.HANDED_OVER.labels(name).inc(state.handed_over)
     level = log.info if sweep.changed or claimed.covered else log.debug
     level(

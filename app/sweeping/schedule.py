@@ -54,11 +54,17 @@ class Every:
         return slot_at(int(self._clock() * 1_000_000), self.interval)
 
     def validate(self, _now: datetime) -> bool:
-        """Return whether the current slot is still to be fired, and take it as fired."""
+        """Return whether the current slot is still to be fired, and take it as fired.
+
+        A clock that was set back by more than a slot counts as it is now: else it would mute the ticks for as long as
+        it was ahead. One that wavers about a boundary fires once.
+        """
         slot = self.current()
-        due, self._fired = slot > self._fired, max(slot, self._fired)
+        back = moment(self._fired) - moment(slot)
+        due = back < timedelta(0) or back > self.interval
+        self._fired = slot if due else self._fired
         return due
 
     def next_valid_date(self, _last: datetime) -> datetime:
-        """Return the start of the next slot. A clock set back far makes it wait, not fire twice."""
-        return moment(max(self.current(), self._fired)) + self.interval
+        """Return the start of the next slot."""
+        return moment(self.current()) + self.interval

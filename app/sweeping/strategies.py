@@ -11,14 +11,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Generic, LiteralString, TypeVar
+from typing import Any, Generic, LiteralString, TypeVar
 
-from app.sweeping.batch_size import BatchSizer
+import psycopg
+import structlog
+
+from app.core.errors import Failure, describe
+from app.sweeping.batch_size import FEWEST_ROWS, BatchSizer
 from app.sweeping.strategy import Run, Step, Strategy
 
-T = TypeVar("T")
+log = structlog.get_logger("sweep")
 
-_PAGES = "SELECT pg_relation_size(to_regclass(%(table)s)) / current_setting('block_size')::int AS pages"
+T = TypeVar("T")
+R = TypeVar("R")
+
+#: Items that one statement takes at most.
+MOST_ITEMS = 256
+
+# Of a partitioned table the largest partition counts, since a range is one of all of them.
+_PAGES = """
+SELECT coalesce(max(pg_relation_size(part.relid)), 0) / current_setting('block_size')::int AS pages,
+       bool_or(swept.relkind = 'p') AS partitioned
+  FROM pg_class AS swept
+ CROSS JOIN LATERAL (SELECT swept.oid UNION SELECT relid FROM pg_partition_tree(swept.oid)) AS part (relid)
+ WHERE swept.oid = to_regclass(%(table)s)
+"""
+#: Classes of SQLSTATEs that are not about the rows at hand, but about the statement, its role or the server.
+_NOT_BY_ROWS = frozenset({"08", "0A", "25", "26", "28", "3D", "3F", "42", "53", "57", "58"})
 
 
 class PageRanges:
@@ -54,9 +73,14 @@ class PageRanges:
         stop = min(self._page + pages, self._ranges[0][1])
         return f"({self._page},{self._item})", f"({stop},0)"
 
-    def move(self, stop: str, last: str | None) -> None:
-        """Go on behind `last`, the last row found when a range was cut short, else at `stop`."""
-        page, item = (last or stop).strip("()").split(",")
+    def move(self, stop: str) -> None:
+        """Go on at this tuple id."""
+        page, item = stop.strip("()").split(",")
+        self._page, self._item = int(page), max(1, int(item))
+
+    def move_behind(self, last: str) -> None:
+        """Go on behind this tuple id, the last row found when a range was cut short."""
+        page, item = last.strip("()").split(",")
         self._page, self._item = int(page), int(item) + 1
 
 
@@ -64,7 +88,11 @@ class _Scan(Strategy):
     """One statement, again and again, on a number of rows that adapts to how long it takes.
 
     The statement gets `%(limit)s` rows and `%(cutoff)s`, and answers with one row: how many rows it `found` (at most
-    the limit), the `last` of them, and counts, `changed` among them.
+    the limit), the `last` of them, and counts, `changed` among them; `skipped_locked` are those that others held.
+    With `%(look)s` it only finds, and changes nothing.
+
+    A step that took too long is made much smaller, one that a row made fail (by data, constraint or trigger) is
+    halved, down to one row. If that one fails, it is stepped around and counted.
     """
 
     def __init__(self, query: LiteralString, *, older_than: timedelta = timedelta(0)) -> None:
@@ -72,62 +100,207 @@ class _Scan(Strategy):
         self.sizer = BatchSizer()
         self._query: LiteralString = query
         self._found = 0
+        #: How many rows a step takes after one that failed; None while all is well.
+        self._fewer: int | None = None
+        #: Whether the next step is to begin behind the first row that it finds.
+        self._around = False
+
+    @property
+    def limit(self) -> int:
+        """How many rows the next step takes at most."""
+        return self._fewer or self.sizer.rows
+
+    @property
+    def batch_rows(self) -> int | None:
+        """How many rows the next run is to begin with: fewer than usual if that was too many."""
+        return self.limit if self._fewer is not None or self.limit < FEWEST_ROWS else None
+
+    def recover(self, error: psycopg.Error) -> bool:
+        """Make the next step smaller, or step around the one row that is left."""
+        slow = isinstance(error, psycopg.errors.QueryCanceled)
+        if not slow and not _by_rows(error):
+            return False
+        if self.limit > 1:
+            self._fewer = max(1, self.limit // (4 if slow else 2))
+            if slow:
+                self.sizer.shrink()
+            return True
+        self.rows_failed += 1
+        if self.rows_failed == 1:
+            log.warning("a row could not be swept, the others go on", **describe(error)._asdict())
+        self._around = True
+        return True
 
     def committed(self, seconds: float) -> None:
         """Adapt the size of the next step."""
-        self.sizer.observe(seconds, self._found)
+        if self._fewer is None:
+            self.sizer.observe(seconds, self._found)
+        else:
+            self._fewer = self._fewer * 2 if self._fewer * 2 < self.sizer.rows else None
+
+    def _begin(self, run: Run) -> None:
+        if run.batch_rows is not None:
+            self.sizer.begin_with(run.batch_rows)
 
 
 class PageScan(_Scan):
-    """Scan a table's heap. The statement also gets `%(start)s` and `%(stop)s`; those and `last` are tuple ids."""
+    """Scan a table's heap. The statement also gets `%(start)s` and `%(stop)s`; those and `last` are tuple ids.
+
+    A partitioned table is scanned as one: the same range of each of its partitions at a time. So a row that is stepped
+    around there hides, until the next run, those that stand at the very same place of other partitions.
+    """
 
     _ranges: PageRanges | None = None
+    _partitioned = False
+
+    @property
+    def resume_at(self) -> int:
+        """The page that the next run goes on with."""
+        return self._ranges.position if self._ranges else 0
 
     def step(self, run: Run, *, over: bool) -> Step:
         """Sweep the next range of pages."""
         del over
-        ranges = self._ranges = self._ranges or PageRanges(run.position, self._size(run))
-        limit = self.sizer.rows
-        start, stop = ranges.next(self.sizer.pages)
-        counts = run.row(self._query, start=start, stop=stop, limit=limit, cutoff=run.cutoff)
-        self._found, last = counts.pop("found"), counts.pop("last")
-        ranges.move(stop, last if self._found >= limit else None)
+        if self._ranges is None:
+            self._begin(run)
+            self._ranges = PageRanges(run.position, self._size(run))
+        ranges, limit = self._ranges, self.limit
+        if self._around:
+            last = self._sweep(run, 1, look=True).pop("last")
+            self._around = False
+            if last is not None:
+                ranges.move_behind(last)
+        counts = self._sweep(run, limit)
+        last, stop = counts.pop("last"), counts.pop("stop")
+        if self._found < limit:
+            ranges.move(stop)
+        elif not self._partitioned:
+            ranges.move_behind(last)
+        # Else what is left may be anywhere in the range, which is swept again: what was found is gone from it.
         if ranges.done:
             ranges.grow(self._size(run))
         return Step(counts, ranges.done, ranges.position)
 
+    def _sweep(self, run: Run, limit: int, *, look: bool = False) -> dict[str, Any]:
+        assert self._ranges is not None
+        start, stop = self._ranges.next(self.sizer.pages)
+        counts = run.row(self._query, start=start, stop=stop, limit=limit, cutoff=run.cutoff, look=look)
+        self._found = counts.pop("found")
+        return {**counts, "stop": stop}
+
     def _size(self, run: Run) -> int:
-        pages: int = run.row(_PAGES, table=run.table)["pages"]
+        row = run.row(_PAGES, table=run.table)
+        self._partitioned = row["partitioned"]
+        pages: int = row["pages"]
         return pages
 
 
 class KeysetScan(_Scan):
-    """Scan an index that serves the sweep in full, until nothing is found. The statement also gets `%(after)s`.
+    """Scan an index that serves the sweep in full, until nothing is found.
 
-    `last` is the value of the index that the next step goes on after: what was found before is dead in the index, and
-    reading it again and again would take longer and longer.
+    The statement also gets `%(after)s`, the value of the index to begin with, and `%(skip)s`, how many rows to leave
+    out there; `last` is the value to go on with: what was found before is dead in the index, and reading it again and
+    again would take longer and longer.
     """
 
     _after: object = "-infinity"
+    _skip = 0
+    _begun = False
 
     def step(self, run: Run, *, over: bool) -> Step:
         """Sweep the next keys."""
         del over
-        counts = run.row(self._query, after=self._after, limit=self.sizer.rows, cutoff=run.cutoff)
-        self._found, last = counts.pop("found"), counts.pop("last")
-        self._after = self._after if last is None else last
+        if not self._begun:
+            self._begin(run)
+            self._begun = True
+        if self._around:
+            last = self._sweep(run, 1, look=True)["last"]
+            self._around = False
+            if last is not None:
+                self._after, self._skip = last, (self._skip if last == self._after else 0) + 1
+        counts = self._sweep(run, self.limit)
+        last = counts.pop("last")
+        if last is not None and last != self._after:
+            self._after, self._skip = last, 0
+        elif not counts["changed"]:
+            self._skip += self._found  # others hold them, at this very key
         return Step(counts, self._found == 0)
+
+    def _sweep(self, run: Run, limit: int, *, look: bool = False) -> dict[str, Any]:
+        counts = run.row(self._query, after=self._after, skip=self._skip, limit=limit, cutoff=run.cutoff, look=look)
+        self._found = counts.pop("found")
+        return counts
+
+
+def _by_rows(error: psycopg.Error) -> bool:
+    return (error.sqlstate or "08")[:2] not in _NOT_BY_ROWS
+
+
+def step_aside(run: Run, work: Callable[[], R]) -> R | Failure:
+    """Do work that may fail without harm to the rest of the step; return its failure when PostgreSQL refuses its rows.
+
+    What it would refuse whatever the rows is raised.
+    """
+    connection = run.cursor.connection
+    try:
+        with connection.transaction():
+            return work()
+    except psycopg.errors.QueryCanceled:
+        raise  # the lease is gone or time is up: that is not this work's fault
+    except psycopg.DatabaseError as error:
+        if connection.closed or not _by_rows(error):
+            raise
+        return describe(error)
 
 
 class Items(Strategy, Generic[T]):
-    """Go through a list, one item a step."""
+    """Go through a list, as many items a step as one statement takes, from where the run before had no more time.
 
-    def __init__(self, items: Sequence[T], work: Callable[[Run, T], Mapping[str, int]]) -> None:
-        self._items = list(items)
+    `work` is given some of the items and returns counts. When PostgreSQL refuses these, they are taken by halves, until
+    the one that cannot be done is alone: it is counted as `failed`, told under its `name`, and the others are done.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[T],
+        work: Callable[[Run, Sequence[T]], Mapping[str, int]],
+        name: Callable[[T], Mapping[str, str]],
+    ) -> None:
+        """`name` says in the log what failed, in words from the configuration, never from a row."""
+        self._items = items
         self._work = work
+        self._name = name
+        #: How many items are done, and how many of the next ones are tried at once.
+        self._start, self._done, self._size = 0, 0, MOST_ITEMS
 
     def step(self, run: Run, *, over: bool) -> Step:
-        """Do the next item's work."""
+        """Do the next items' work."""
         del over
-        counts = self._work(run, self._items.pop(0)) if self._items else {}
-        return Step(counts, not self._items)
+        start = self._start = run.position if run.position < len(self._items) else 0
+        order = [*self._items[start:], *self._items[:start]]
+        chosen = order[self._done : self._done + self._size]
+        counts = step_aside(run, lambda: self._work(run, chosen)) if chosen else {}
+        if isinstance(counts, Failure) and len(chosen) > 1:
+            self._size = len(chosen) // 2
+            return Step({}, last=False, resume_at=self._position(start))
+        if isinstance(counts, Failure):
+            log.warning("one target failed, the others go on", **self._name(chosen[0]), **counts._asdict())
+            counts = {"failed": 1}
+        else:
+            self._size = min(self._size * 2, MOST_ITEMS)
+        self._done += len(chosen)
+        return Step(counts, self._done >= len(order), self._position(start))
+
+    @property
+    def resume_at(self) -> int:
+        """The item that the next run goes on with."""
+        return self._position(self._start)
+
+    def recover(self, error: psycopg.Error) -> bool:
+        """Take fewer items after a step that was too slow."""
+        slower = isinstance(error, psycopg.errors.QueryCanceled) and self._size > 1
+        self._size = max(1, self._size // 4) if slower else self._size
+        return slower
+
+    def _position(self, start: int) -> int:
+        return (start + self._done) % len(self._items) if self._items else 0

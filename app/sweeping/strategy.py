@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 import psycopg
 import structlog
 
-from app.core.errors import describe
 from app.storage.postgres import only_row
 from app.sweeping.schedule import Slot, moment
 
@@ -48,6 +47,8 @@ class Run:
     cutoff: datetime
     #: Where the run before this one stopped for lack of time, 0 if it did not.
     position: int = 0
+    #: How many rows to begin with, where a run before this one found the usual number too slow.
+    batch_rows: int | None = None
 
     @property
     def slot_start(self) -> datetime:
@@ -62,32 +63,36 @@ class Run:
         """Execute a statement and return its rows."""
         return self.cursor.execute(query, parameters).fetchall()
 
-    def attempt(self, query: LiteralString, names: Mapping[str, str], **parameters: object) -> dict[str, Any] | None:
-        """Execute a statement that may fail without harm to the rest of the step; return None if it did.
-
-        `names` says in the log what failed, in words from the configuration, never from a row.
-        """
-        try:
-            with self.cursor.connection.transaction():
-                return self.row(query, **parameters)
-        except psycopg.errors.QueryCanceled:
-            raise  # the lease is gone or time is up: that is not this statement's fault
-        except psycopg.DatabaseError as error:
-            if self.cursor.connection.closed:
-                raise
-            log.warning("one target failed, the others go on", **names, **describe(error)._asdict())
-            return None
-
 
 class Strategy:
     """How one run goes through its work. Made for each run, used by one thread."""
 
     #: How far before the database's now the run's cutoff lies.
     older_than = timedelta(0)
+    #: Rows that could not be swept and were stepped around.
+    rows_failed = 0
+
+    @property
+    def resume_at(self) -> int:
+        """Where the next run goes on if this one ends after a step that failed."""
+        return 0
 
     def step(self, run: Run, *, over: bool) -> Step:
         """Do one bounded piece of work in the transaction that is open. `over`: time is up, begin nothing new."""
         raise NotImplementedError
+
+    @property
+    def batch_rows(self) -> int | None:
+        """How many rows the next run is to begin with; None for the usual number."""
+        return None
+
+    def recover(self, error: psycopg.Error) -> bool:
+        """Make the next step smaller after one that failed by its rows; return whether it is worth another try.
+
+        A row that fails by itself is stepped around. The failed step has been rolled back.
+        """
+        del error
+        return False
 
     def committed(self, seconds: float) -> None:
         """Note that the step's transaction is committed; it took `seconds`, commit included."""

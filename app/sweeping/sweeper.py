@@ -120,6 +120,11 @@ class Sweeper(Generic[S]):
         """Return the event of the end of a streak of failures."""
         return Event(self.name, Severity.INFO, "sweep recovered", "", {"failed_attempts": streak}, Kind.RECOVERED)
 
+    def rows_failed(self, number: int) -> Event:
+        """Return the event of rows that could not be swept."""
+        title = "rows could not be swept and were stepped around"
+        return Event(self.name, Severity.WARN, title, "", {"rows_failed": number}, Kind.NOTICE)
+
 
 def _not_zero(sweep: Sweep) -> dict[str, int]:
     return {name: number for name, number in sweep.counts.items() if number}

@@ -7,13 +7,12 @@ wrong with the settings ends either of them with status 1 and one line a problem
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import dramatiq
@@ -22,32 +21,39 @@ import structlog
 from dramatiq.middleware import Callbacks
 
 from app import __version__
-from app.core import config, metrics
-from app.core.errors import BootError, ConfigError, SchemaError
+from app.core import config, metrics, threads
+from app.core.errors import BootError, ConfigError, LeaseLost, SchemaError
 from app.core.logging import configure_logging
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind, this_process
+from app.gitops.settings import GitopsSettings
 from app.notify import routing
 from app.notify.collector import NotificationCollector
 from app.notify.deliveries import Deliveries
 from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
 from app.storage import migrations, postgres
-from app.storage.redis import Client, connect
+from app.storage.redis import Client, check_shards, connect, reason
 from app.sweeping import lock
 from app.sweeping.actor import SweepActor
 from app.sweeping.lock import RunOutcome
 from app.sweeping.runner import Runner
 from app.sweeping.schedule import Every
 from app.sweeping.sweeper import SweeperSettings
-from app.worker import probes
+from app.worker import file_limit, probes
 from app.worker.broker import Broker
+from app.worker.exposition import Exposition
 from app.worker.loading import AnySweeper, Loaded, groups, load, refuse
+from app.worker.messages import Fault
 from app.worker.middleware.lifecycle import Lifecycle
 from app.worker.middleware.lock import SweepLock
 from app.worker.middleware.metrics import dramatiq_metrics
 from app.worker.middleware.retries import SweepAndSinkRetries
+from app.worker.overdue import Overdue, Watched
+from app.worker.readiness import Check, Readiness, Unready, postgres_check, redis_check
 
 if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
+
     from app.notify.sink import Transport
     from app.notify.transport import ThreadLoops
 
@@ -71,14 +77,13 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
     if this_process().first:
         for name in config.unknown(*groups(sweepers, sinks)):
             log.warning("variable not known, and not read", variable=name)
-    metrics.prepare()
+        for warning in loaded.warnings:
+            log.warning(warning)
     process = _Assembly(loaded)
     for sweeper, settings in zip(sweepers, loaded.sweepers, strict=True):
         process.register(sweeper, settings)
     process.register_notifier()
     dramatiq.set_broker(process.broker)
-    if this_process().kind is Kind.SCHEDULER:
-        _end_on_signals()
     return process.broker
 
 
@@ -89,12 +94,18 @@ class _Assembly:
         worker, store = loaded.worker, loaded.redis
         self.loaded = loaded
         self.role = this_process()
-        self.pool = postgres.pool(loaded.database)
+        self.pool = postgres.pool(loaded.database, worker.lease / 2)  # before its lock is lost, a run is ended
         self.queue: Client = connect(store, answer_within=timedelta(seconds=3))
         # The lock's calls must fail while there is still time to act on it.
         self.client: Client = connect(store, answer_within=min(timedelta(seconds=2), worker.lease / 5))
         self.locks = lock.Locks(self.client, namespace=store.namespace, lease=worker.lease)
-        self.readiness = probes.Readiness({"postgres": self._ping_postgres, "redis": self.client.ping})
+        self.readiness = Readiness(
+            {
+                "postgres": postgres_check(self.pool),
+                "redis": self._check_redis,
+            }
+        )
+        self.shared_values = metrics.prepare(worker.metrics_directory)
         self.router = routing.Router(loaded.targets)
         self.outbox = Outbox(self.router, self._trigger)
         self.runner = Runner(
@@ -107,6 +118,7 @@ class _Assembly:
             stopping=lambda: self.readiness.draining,
         )
         self.registered: list[str] = []
+        self.watched: list[Watched] = []
         grace = worker.shutdown_grace.total_seconds()
         self.broker = Broker(
             client=self.queue,
@@ -114,7 +126,7 @@ class _Assembly:
             heartbeat_timeout=HEARTBEAT // timedelta(milliseconds=1),
             maintenance_chance=MAINTENANCE_CHANCE,
             middleware=[
-                dramatiq_metrics(),
+                dramatiq_metrics(self.shared_values),
                 Lifecycle(boot=self._boot, locks=self.locks, readiness=self.readiness, grace=grace),
                 Callbacks(),
                 SweepAndSinkRetries(),
@@ -134,20 +146,26 @@ class _Assembly:
         )
         declare(SweepActor(self.runner, sweeper, settings).run)
         self.registered.append(sweeper.name)
+        self.watched.append(Watched(sweeper.name, sweeper.table, settings.interval))
         log.info("scheduler task registered", task=sweeper.name, interval=settings.interval)
 
     def register_notifier(self) -> None:
         """Make the two actors of the queue `sinks`: one delivers, one finds what Redis has lost."""
         settings = self.loaded.notification
-        notifier = Notifier(self.pool, Deliveries(self.router.targets, settings), self.outbox, self._attempt)
+        deliveries = Deliveries(self.router.targets, settings, self.outbox)
+        notifier = Notifier(self.pool, deliveries, self.outbox, self._attempt)
 
         def relay() -> RunOutcome:
-            fine = notifier.relay()
+            tick = lock.current.get()
+            if tick is None:  # the middleware's doing; without a lock nothing may run
+                raise LeaseLost
+            fine = False
+            with suppress(LeaseLost):
+                fine = notifier.relay(tick.lease.check)
             metrics.RUNS.labels(RELAY, "success" if fine else "failure").inc()
             if fine:
-                metrics.LAST_SUCCESS.labels(RELAY).set_to_current_time()
-            tick = lock.current.get()
-            return RunOutcome(finished=tick.slot if tick else None)
+                metrics.LAST_SUCCESS.labels(RELAY).set(tick.taken_at / 1e6)
+            return lock.DONE
 
         declare = dramatiq.actor(actor_name=DELIVER, queue_name=SINK_QUEUE, broker=self.broker, throws=(RetryLater,))
         declare(notifier.deliver)
@@ -173,16 +191,19 @@ class _Assembly:
         address, host, port = self._address
         log.info("starting secrets-bridge worker", version=__version__, local_addr=f"{host}:{port}")
         try:
+            file_limit.ensure(self._files)
             self._check_servers()
         except (BootError, SchemaError) as error:
             self._fail(str(error), error.sql if isinstance(error, SchemaError) else "")
         self.pool.open()
         for name in self.registered:
             metrics.preset(name)
+        metrics.preset_messages(self.role.queues, Fault)
         for target in self.loaded.targets:
             metrics.preset_sink(target.sink.name)
+        metrics.preset_process()
         metrics.BUILD_INFO.labels(__version__).set(1)
-        collectors = []
+        collectors: list[Collector] = []
         if self.role.notifies:
             collectors.append(NotificationCollector(self.pool, list(self.router.targets)))
             try:
@@ -190,8 +211,12 @@ class _Assembly:
             except ValueError as error:  # the one setting that only TLS itself can judge
                 refuse(ConfigError([str(error)]))
         if self.role.first:
+            if SWEEP_QUEUE in self.role.queues:
+                overdue = Overdue(self.pool, self.watched)
+                collectors.append(overdue)
+                threads.start("overdue", overdue.watch)
             try:
-                probes.serve((host, port), self.readiness, os.environ["PROMETHEUS_MULTIPROC_DIR"], collectors)
+                probes.serve((host, port), self.readiness, Exposition(self.shared_values, collectors))
             except OSError:
                 self._fail(f"{address}: {host}:{port} cannot be listened on; is it taken?")
 
@@ -210,23 +235,25 @@ class _Assembly:
             return "SB_NOTIFICATION_LOCAL_ADDR", *self.loaded.notification.local_address
         return "SB_WORKER_LOCAL_ADDR", *self.loaded.worker.local_address
 
+    @property
+    def _files(self) -> int:
+        """How many files this process may have open at a time."""
+        gitops = any(isinstance(settings, GitopsSettings) and settings.enabled for settings in self.loaded.sweepers)
+        return file_limit.needed(self.role, database_connections=self.pool.max_size, gitops=gitops)
+
     def _check_servers(self) -> None:
         try:
             self.client.ping()
+            check_shards(self.client)
         except redis.RedisError as error:
-            raise BootError(f"REDIS_URL: Redis cannot be reached or refuses us ({type(error).__name__})") from None
+            raise BootError(f"REDIS_URL: Redis cannot be reached or refuses us ({reason(error)})") from None
         with postgres.connect(self.loaded.database) as connection:
             migrations.migrate(connection)
 
-    def _ping_postgres(self) -> None:
-        postgres.ping(self.pool)
+    @cached_property
+    def _redis_check(self) -> Check:
+        return redis_check(self.client, self.loaded.redis.namespace, self.broker.namespace)
 
-
-def _end_on_signals() -> None:
-    """Have SIGTERM end the scheduler with status 0: periodiq has no handler, and process 1 would ignore it."""
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        sys.exit(0)
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, end)
+    def _check_redis(self) -> Unready | None:
+        self.broker.check()
+        return self._redis_check()

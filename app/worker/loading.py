@@ -28,6 +28,12 @@ class Loaded(NamedTuple):
     sweepers: tuple[SweeperSettings, ...]
     targets: tuple[routing.Target, ...]
 
+    @property
+    def warnings(self) -> list[str]:
+        """What of a process's own settings is accepted and still worth a line at boot."""
+        own = (self.worker, self.database, self.redis, self.notification)
+        return [warning for settings in own for warning in settings.warnings]
+
 
 CORE = (WorkerSettings, DatabaseSettings, RedisSettings, NotificationSettings)
 

@@ -57,5 +57,5 @@ class WorkerSettings(Settings):
         "SB_WORKER_METRICS_DIR",
         default=memory_directory(),
         documented="/dev/shm, else the system's temporary folder",  # noqa: S108 - only shown
-        meaning="the one directory that must be writable: metric files of the worker's processes, a few 100 KiB",
+        meaning="where the processes of one worker share their metrics; not used by a worker of one process",
     )

@@ -13,6 +13,7 @@ from psycopg import Connection
 from actors.discover_scheduler import DiscoverScheduler, discover_scheduler
 from app.core import metrics
 from app.discovery.targets import parse
+from app.sweeping.strategies import MOST_ITEMS
 from tests.support.replica import Replica
 from tests.support.rows import column, insert_agent, insert_job, rows
 
@@ -250,3 +251,67 @@ def test_a_job_in_the_making_elsewhere_is_not_waited_for(database: str, replica:
             "INSERT INTO sync_jobs (job_type, correlation_id, payload) VALUES ('discover', gen_random_uuid(), '{}')"
         )
         assert replica.run(discover_scheduler, settings({"cluster": "c", "provider": "vault"})).changed == 1
+
+
+# ---------------------------------------------------------------------------------------- values, turns and company
+
+
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        ('{"cluster": "c", "provider": "vault", "config": {"x": NaN}}', "a number that is none or has no end"),
+        ('{"cluster": "c", "provider": "vault", "config": {"x": 1e400}}', "a number that is none or has no end"),
+        ('{"cluster": "c", "provider": "vault", "config": {"x": "\\u0000"}}', "NUL"),
+        ('{"cluster": "c", "provider": "vault", "config": {"\\u0000": 1}}', "NUL"),
+        ('{"cluster": "c", "provider": "vault", "scope": "\\ud800"}', "half a surrogate pair"),
+        ('{"cluster": "c", "provider": "vault", "scope": {"labels": {"a": "\\udc00"}}}', "half a surrogate pair"),
+        ('{"cluster": "c\\u0000", "provider": "vault", "scope": "\\ud800"}', "NUL, half a surrogate pair"),
+        ('{"cluster": "c", "provider": "vault", "config": {"x": ' + "[" * 90 + "]" * 90 + "}}", "more than 64 levels"),
+    ],
+)
+def test_what_postgresql_cannot_store_is_refused_with_one_line_a_target(entry: str, what: str) -> None:
+    with pytest.raises(ValueError, match="target 2") as refused:
+        parse(f'[{{"cluster": "a", "provider": "vault"}}, {entry}]')
+    assert str(refused.value).splitlines() == [f"target 2: holds what PostgreSQL cannot store: {what}"]
+
+
+def test_levels_without_end_are_no_list() -> None:
+    with pytest.raises(ValueError, match="not JSON; accepted"):
+        parse("[" * 100_000)
+
+
+def many(number: int) -> DiscoverScheduler:
+    return settings(*({"name": f"t{n:03}", "cluster": f"c{n:03}", "provider": "vault"} for n in range(number)))
+
+
+def served(sql: Connection[Any]) -> list[str]:
+    return column(sql, "SELECT DISTINCT payload ->> 'target_name' FROM sync_jobs ORDER BY 1")
+
+
+def test_one_look_at_the_jobs_serves_many_targets(replica: Replica, sql: Connection[Any]) -> None:
+    """Also in a run that has time for one statement only."""
+    replica.runner.budget = timedelta(microseconds=1)
+    assert replica.run(discover_scheduler, many(40)).changed == 40
+    assert column(sql, "SELECT batches FROM secrets_bridge_worker.sweep_run") == [1]
+
+
+def test_a_run_goes_on_where_the_one_before_had_no_more_time(replica: Replica, sql: Connection[Any]) -> None:
+    replica.runner.budget = timedelta(microseconds=1)
+    own, found = many(2 * MOST_ITEMS + 10), list[int]()
+    for _ in range(3):
+        replica.run(discover_scheduler, own)
+        found.append(len(served(sql)))
+        assert column(sql, "SELECT handed_over FROM secrets_bridge_worker.sweep_run") == [True]
+        sql.execute("UPDATE sync_jobs SET status = 'succeeded'")
+        sql.execute("DELETE FROM secrets_bridge_worker.sweep_run")
+        next_slot(sql, replica)
+    assert found == [MOST_ITEMS, 2 * MOST_ITEMS, 2 * MOST_ITEMS + 10]
+
+
+def test_each_of_several_bad_targets_is_singled_out(replica: Replica, sql: Connection[Any]) -> None:
+    sql.execute("ALTER TABLE sync_jobs ADD CHECK (payload ->> 'target_name' NOT IN ('t000', 't017', 't018', 't039'))")
+    error = replica.fails(discover_scheduler, many(40))
+    assert str(error) == "PartlyFailed"
+    assert len(served(sql)) == 36
+    (counts,) = column(sql, "SELECT counts FROM secrets_bridge_worker.sweep_run")
+    assert counts["failed"] == 4

@@ -578,15 +578,15 @@ def test_a_hanging_endpoint_does_not_hold_up_the_others_past_the_runs_time(
 
     def hang(connection: socket.socket, _over: threading.Event) -> None:
         connection.recv(65536)
-        eventually(lambda: len(server.seen) >= 4 * 2 * len(names))  # so three polls of each are over
+        eventually(lambda: len(server.seen) >= 7 * 2 * len(names))  # so six polls of each are over
 
-    replica.runner.budget = timedelta(milliseconds=500)
+    replica.runner.budget = timedelta(seconds=3)  # in which no more than four slots begin
     with Rude(hang) as dead:
         insert_observations(sql, insert_endpoint(sql, "dead", dead.url), "app")
         insert_observations(sql, insert_endpoint(sql, "main", server.url), *names)
         replica.run(gitops_poller, settings(interval=timedelta(seconds=1), timeout=timedelta(seconds=2 * HUNG)))
     polls = column(sql, "SELECT polls_count FROM gitops_observations WHERE application_name <> 'app'")
-    assert min(polls) >= 3
+    assert min(polls) > 4
     assert column(sql, "SELECT polls_count FROM gitops_observations WHERE application_name = 'app'") == [1]
 
 
@@ -763,7 +763,8 @@ def test_an_observation_at_its_very_time_is_not_late(replica: Replica, sql: Conn
         cursor = connection.cursor()
         for cutoff, found in ((CREATED, 0), (CREATED + timedelta(microseconds=1), 1)):
             cursor.execute("UPDATE gitops_observations SET timeout_at = %s, polling_state = 'active'", [CREATED])
-            row = cursor.execute(GIVE_UP, {"after": "-infinity", "cutoff": cutoff, "limit": 10}).fetchone()
+            given = {"after": "-infinity", "skip": 0, "cutoff": cutoff, "limit": 10, "look": False}
+            row = cursor.execute(GIVE_UP, given).fetchone()
             assert row is not None
             assert row[0] == found
 

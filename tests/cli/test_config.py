@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,3 +52,21 @@ def test_variables_are_described_once_and_apart_from_their_values(monkeypatch: p
     ]
     shown = [(row.name, row.value, row.source, row.default) for row in config.rows(Group, Group)]
     assert shown == [("X_URL", "set", "X_URL", "required"), ("X_SIZE", "3", "default", "3")]
+
+
+def test_a_value_that_is_no_text_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of bytes that are not UTF-8 Python makes what no database takes."""
+
+    class Group(config.Settings):
+        name: str = config.variable("X_NAME", meaning="who")
+        token: str = config.variable("X_TOKEN", meaning="what with", secret=True)
+
+    file = tmp_path / "token"
+    file.write_bytes(b"s3cret\x00")
+    monkeypatch.setenv("X_NAME", os.fsdecode(b"s3cret\xff"))
+    monkeypatch.setenv("X_TOKEN_FILE", str(file))
+    _, problems = config.attempt(Group)
+    assert problems == [
+        "X_NAME: not a text; accepted: UTF-8, without NUL",
+        "X_TOKEN_FILE: not a text; accepted: UTF-8, without NUL",
+    ]

@@ -16,6 +16,7 @@ from app.demo.servers import Redis
 from tests.support.http_server import Receiver, Reply
 from tests.support.processes import BIN, ROOT, environment
 from tests.support.rows import column
+from tests.support.waiting import HUNG_PROCESS
 
 LOCAL = {"SB_NOTIFICATION_ALLOWED_NETWORKS": "127.0.0.0/8"}
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -34,12 +35,18 @@ STATES = "SELECT state || ' ' || reason FROM secrets_bridge_worker.notification_
 
 @pytest.fixture
 def run(database: str, redis_server: Redis) -> Run:
-    """Give a function that runs `sb-worker` with these words and variables."""
+    """Return a function that runs `sb-worker` with these words and variables."""
 
     def command(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         whole = {**environment(database, redis_server.url()), **LOCAL, **env}
         return subprocess.run(
-            [BIN / "sb-worker", *words], cwd=ROOT, env=whole, capture_output=True, text=True, timeout=60, check=False
+            [BIN / "sb-worker", *words],
+            cwd=ROOT,
+            env=whole,
+            capture_output=True,
+            text=True,
+            timeout=HUNG_PROCESS,
+            check=False,
         )
 
     return command
@@ -53,13 +60,13 @@ def test_a_test_is_one_attempt_to_each_sink_and_shows_how_it_went(run: Run) -> N
     with Receiver() as good, Receiver(Reply(503)) as bad:
         sinks = {"SB_NOTIFICATION_WEBHOOK_URL": good.url, "SB_NOTIFICATION_DISCORD_URL": f"{bad.url}/canary"}
         done = run("notify", "test", **sinks)
-        outcomes = {one["sink"]: (one["outcome"], one["reason"], one["code"]) for one in objects(done)}
+        outcomes = {record["sink"]: (record["outcome"], record["reason"], record["code"]) for record in objects(done)}
         assert outcomes == {
             "noop": ("delivered", "", ""),
             "webhook": ("delivered", "", ""),
             "discord": ("unavailable", "server_error", "503"),
         }
-        assert all(one["ms"] >= 0 for one in objects(done))
+        assert all(record["ms"] >= 0 for record in objects(done))
         assert done.returncode == 1
         assert (len(good.seen), len(bad.seen)) == (1, 1)
         assert good.seen[0].json["component"] == "notify-test"
@@ -93,13 +100,15 @@ def test_explains_who_gets_an_event_and_why_not_the_others(run: Run, sql: Connec
         "INSERT INTO secrets_bridge_worker.notification_target (name, failures, rests_until)"
         " VALUES ('teams', 7, '2100-01-01 12:00Z')"
     )
-    found = {one["sink"]: (one["gets it"], one["why"]) for one in objects(run("notify", "explain", **sinks))}
+    found = {
+        record["sink"]: (record["gets it"], record["why"]) for record in objects(run("notify", "explain", **sinks))
+    }
     assert found["noop"] == ("yes", "")
     assert found["webhook"] == ("no", "its sweepers are agents-stale")
     assert found["discord"] == ("no", "quieter than its minimum, warn")
     assert found["email"] == ("no", "not configured; set SB_NOTIFICATION_EMAIL_HOST")
     warned = objects(run("notify", "explain", "--severity", "warn", **sinks))
-    found = {one["sink"]: (one["gets it"], one["why"]) for one in warned}
+    found = {record["sink"]: (record["gets it"], record["why"]) for record in warned}
     assert found["discord"] == ("yes", "")
     assert found["teams"] == ("later", "later: left alone until 12:00:00Z")
 
@@ -127,7 +136,7 @@ def test_dead_letters_are_listed_shown_replayed_and_purged(run: Run, sql: Connec
     assert run("dead", "purge", "--all", "--sweeper", "agents-stale").stdout == "1 closed\n"
     assert sorted(column(sql, STATES)) == ["dead client_error"] * 2 + ["pending "] * 3 + ["suppressed purged"]
     assert len(objects(run("notify", "log"))) == 6
-    sums = {(one["target"], one["state"]): one["number"] for one in objects(run("notify", "log", "--sums"))}
+    sums = {(record["target"], record["state"]): record["number"] for record in objects(run("notify", "log", "--sums"))}
     assert sums == {("slack", "pending"): 3, ("webhook", "dead"): 2, ("webhook", "suppressed"): 1}
 
 
@@ -153,9 +162,57 @@ def test_check_tells_of_a_sink_that_is_off_and_of_a_queue_that_nobody_serves(
     )
     redis.rpush("dramatiq:sinks", *range(1001))
     done = run("check", SB_NOTIFICATION_WEBHOOK_URL="https://example.org/canary")
-    found = {one["subject"]: one["text"] for one in objects(done)}
+    found = {record["subject"]: record["text"] for record in objects(done)}
     assert found["sinks"] == "noop, webhook"
     assert found["sink slack"].startswith("switched off (auth) until its configuration changes")
     assert found["queue sinks"].startswith("1001 messages wait")
     assert "canary" not in done.stdout + done.stderr
     assert done.returncode == 0
+
+
+OFF = """
+INSERT INTO secrets_bridge_worker.notification_target (name, off_fingerprint, off_reason, off_at)
+SELECT name, 'x', 'auth', now() FROM unnest(ARRAY['webhook', 'slack']) AS name
+"""
+STILL_OFF = "SELECT name FROM secrets_bridge_worker.notification_target WHERE off_fingerprint IS NOT NULL ORDER BY name"
+
+
+def test_a_sink_is_switched_on_by_hand_or_by_a_test_that_it_takes(run: Run, sql: Connection[Any]) -> None:
+    sql.execute(OFF)
+    with Receiver(Reply(401)) as receiver:
+        sinks = {"SB_NOTIFICATION_WEBHOOK_URL": receiver.url}
+        assert run("notify", "test", "webhook", **sinks).returncode == 1
+        assert column(sql, STILL_OFF) == ["slack", "webhook"]
+        receiver.answer = Reply(200)
+        assert "webhook is switched on again" in run("notify", "test", "webhook", **sinks).stderr
+    assert column(sql, STILL_OFF) == ["slack"]
+    assert "slack is switched on again" in run("notify", "enable", "slack").stderr
+    assert column(sql, STILL_OFF) == []
+    done = run("notify", "enable", "slack")
+    assert (done.returncode, done.stderr.startswith("error: slack is not switched off")) == (1, True)
+
+
+def test_a_replay_to_a_sink_that_is_off_says_so(run: Run, sql: Connection[Any]) -> None:
+    sql.execute(DEAD.encode())
+    sql.execute(OFF)
+    done = run("dead", "replay", "--all", "--sink", "slack")
+    assert done.stdout == "3 to be delivered again, over 2s\n"
+    assert done.stderr.startswith(
+        "warning: slack is switched off (auth): they wait until `sb-worker notify enable slack`"
+    )
+
+
+def test_what_is_held_is_told_and_until_when(run: Run, sql: Connection[Any]) -> None:
+    sql.execute(DEAD.encode())
+    sql.execute(
+        "UPDATE secrets_bridge_worker.notification_delivery SET state = 'pending', finished_at = NULL, attempts = 0,"
+        " due_at = '2100-01-01 12:00Z' WHERE target = 'webhook'"
+    )
+    assert {one["waits"] for one in objects(run("notify", "log", "--sink", "webhook"))} == {"held until 12:00:00Z"}
+    assert {one["waits"] for one in objects(run("notify", "log", "--sink", "slack"))} == {""}
+    sql.execute(
+        "INSERT INTO secrets_bridge_worker.notification_hold"
+        " VALUES ('noop', 'wraps-expired|swept|info|expired wraps purged', '2100-01-01 12:00Z')"
+    )
+    found = {one["sink"]: (one["gets it"], one["why"]) for one in objects(run("notify", "explain"))}
+    assert found["noop"] == ("later", "later, if equal to one that was sent: those are held until 12:00:00Z")

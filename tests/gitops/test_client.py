@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +19,7 @@ from app.kms.envelope import Envelope
 from tests.support.argocd import TOKEN, Argo, document
 from tests.support.http_server import Receiver, Reply
 from tests.support.tls import Authority
+from tests.support.waiting import HUNG
 
 PREFIX = "/argo"
 
@@ -24,7 +27,7 @@ PREFIX = "/argo"
 def client(url: str, token: bytes = TOKEN.encode(), **columns: str | None) -> Client:
     given: dict[str, str | None] = {"ca_pem": None, "server_name": None, **columns}
     return Client(
-        url, bytearray(token), ca_pem=given["ca_pem"], server_name=given["server_name"], deadline=5, connections=2
+        url, bytearray(token), ca_pem=given["ca_pem"], server_name=given["server_name"], deadline=HUNG, connections=2
     )
 
 
@@ -72,12 +75,12 @@ def test_another_base_path_is_refused_as_well() -> None:
         asyncio.run(ask(server.url))
 
 
-def read(one: Client, name: str = "app") -> object:
+def read(client: Client, name: str = "app") -> object:
     async def run() -> object:
         try:
-            return (await one.application(name, {}))[0]
+            return (await client.application(name, {}))[0]
         finally:
-            await one.close()
+            await client.close()
 
     return asyncio.run(run())
 
@@ -88,6 +91,22 @@ def test_no_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
     with Receiver(Argo({"app": document("app")})) as server:
         assert read(client(server.url))
+    assert len(server.seen) == 1
+
+
+def test_the_addresses_of_a_name_are_tried_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The metadata service's is left out, and at the next one nobody is there."""
+    real = socket.getaddrinfo
+
+    def resolver(host: Any, *arguments: Any, **more: Any) -> Any:
+        if host != "argocd.example":
+            return real(host, *arguments, **more)
+        found = ("169.254.169.254", "127.0.0.2", "127.0.0.1")
+        return [info for address in found for info in real(address, *arguments, **more)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    with Receiver(Argo({"app": document("app")})) as server:
+        assert read(client(f"http://argocd.example:{server.port}"))
     assert len(server.seen) == 1
 
 

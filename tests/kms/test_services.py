@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import re
+import socket
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,15 +18,16 @@ from urllib.parse import parse_qs
 import pytest
 from pydantic import SecretStr
 
-from app.core import http
-from app.core.errors import UnwrapFailed
+from app.core import egress, http
+from app.core.errors import AddressBlocked, UnwrapFailed
 from app.kms import aws, vault
-from app.kms.envelope import KeyManager
+from app.kms.envelope import Envelope, KeyManager, open_token
 from app.kms.settings import KmsSettings
-from app.kms.transport import MOST_BODY, KeyServiceTransport
+from app.kms.transport import CREDENTIALS, MOST_BODY, KeyServiceTransport
 from tests.support import http_server
 from tests.support.http_server import Receiver, Reply, Rude, Seen
 from tests.support.tls import Authority
+from tests.support.waiting import HUNG, eventually
 
 KEY = bytes(range(100, 132))
 KEY_TEXT = base64.b64encode(KEY).decode()
@@ -38,9 +40,11 @@ def answer(status: int, **content: Any) -> Reply:
     return Reply(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
 
-def unwrap(keys: KeyManager, wrapped: bytes = SEALED, *, times: int = 1, pem: str | None = None) -> list[bytearray]:
+def unwrap(
+    keys: KeyManager, wrapped: bytes = SEALED, *, times: int = 1, pem: str | None = None, seconds: float = HUNG
+) -> list[bytearray]:
     async def run() -> list[bytearray]:
-        transport = KeyServiceTransport(http.tls_context(pem=pem) if pem else None, deadline=2)
+        transport = KeyServiceTransport(http.tls_context(pem=pem) if pem else None, deadline=seconds)
         try:
             return await asyncio.gather(*(keys.unwrap(wrapped, "whatever", transport) for _ in range(times)))
         finally:
@@ -49,9 +53,9 @@ def unwrap(keys: KeyManager, wrapped: bytes = SEALED, *, times: int = 1, pem: st
     return asyncio.run(run())
 
 
-def refusal(keys: KeyManager, wrapped: bytes = SEALED) -> str:
+def refusal(keys: KeyManager, wrapped: bytes = SEALED, *, seconds: float = HUNG) -> str:
     with pytest.raises(UnwrapFailed) as refused:
-        unwrap(keys, wrapped)
+        unwrap(keys, wrapped, seconds=seconds)
     assert CANARY not in repr(refused.value)
     assert refused.value.__cause__ is None
     return str(refused.value)
@@ -138,12 +142,12 @@ def test_what_is_not_vaults_text_is_not_sent(wrapped: bytes) -> None:
 def test_a_vault_that_hangs_is_cut_off() -> None:
     with Rude(http_server.body_drip) as server:
         keys = _with_token(vault.VaultKeys(vault.Place(server.url.rstrip("/"), "transit", "k", "")))
-        assert refusal(keys) == "vault cannot be reached (timeout)"
+        assert refusal(keys, seconds=0.3) == "vault cannot be reached (timeout)"
 
 
 def test_a_service_that_hangs_is_waited_for_once_a_run() -> None:
     async def run(keys: KeyManager) -> list[str]:
-        transport, told = KeyServiceTransport(deadline=0.3), []
+        transport, told = KeyServiceTransport(deadline=1), []
         for _ in range(20):
             with pytest.raises(UnwrapFailed) as refused:
                 await keys.unwrap(SEALED, "", transport)
@@ -154,7 +158,7 @@ def test_a_service_that_hangs_is_waited_for_once_a_run() -> None:
     with Rude(http_server.silence) as server:
         keys = _with_token(vault.VaultKeys(vault.Place(server.url.rstrip("/"), "transit", "k", "")))
         first, *others = asyncio.run(run(keys))
-        assert server.connections == 1
+        eventually(lambda: server.connections == 1)
     assert first == "vault cannot be reached (timeout)"
     assert set(others) == {"vault cannot be reached, as found before in this run"}
 
@@ -433,13 +437,136 @@ def test_credentials_that_are_not_there_say_what_to_look_at(environ: dict[str, s
 
 def test_sources_that_refuse_say_so(tmp_path: Path) -> None:
     with Receiver(Reply(403, CANARY.encode())) as server:
-        told = [refusal(kms(server.url, one), b"blob") for one in sources(server.url, tmp_path).values()]
+        told = [refusal(kms(server.url, source), b"blob") for source in sources(server.url, tmp_path).values()]
     assert told == [
         "aws web identity: refused (HTTP 403); check AWS_ROLE_ARN and its trust policy",
         "aws container credentials: refused (HTTP 403)",
         "aws instance metadata: no session (HTTP 403); is its hop limit too low for a container?",
     ]
     with Receiver(answer(200, AccessKeyId="x")) as server:
-        told = [refusal(kms(server.url, one), b"blob") for one in sources(server.url, tmp_path).values()]
+        told = [refusal(kms(server.url, source), b"blob") for source in sources(server.url, tmp_path).values()]
     assert told[0] == "aws web identity: the answer has no credentials"
     assert told[1] == "aws container credentials: the answer has no credentials"
+
+
+# ------------------------------------------------------------------------------- what no answer and no address may do
+
+
+SEALED_TOKEN = Envelope(bytes(16), bytes(12), b"x", "x")
+
+
+def test_opening_a_token_has_one_end_whatever_the_key_manager_waits_for() -> None:
+    class Waiting:
+        async def unwrap(self, wrapped: bytes, key_id: str, transport: KeyServiceTransport) -> bytearray:
+            del wrapped, key_id, transport
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    with pytest.raises(UnwrapFailed, match=r"no data key within 0\.3s"):
+        asyncio.run(open_token(SEALED_TOKEN, Waiting(), KeyServiceTransport(deadline=0.1)))
+
+
+def test_an_error_that_nobody_thought_of_is_a_token_that_does_not_open() -> None:
+    class Odd:
+        async def unwrap(self, wrapped: bytes, key_id: str, transport: KeyServiceTransport) -> bytearray:
+            del wrapped, key_id, transport
+            raise OverflowError(CANARY)
+
+    with pytest.raises(UnwrapFailed, match=r"^unexpected OverflowError$") as refused:
+        asyncio.run(open_token(SEALED_TOKEN, Odd(), KeyServiceTransport()))
+    assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 60_000, b'{"data":' * 8000, b'{"data":' + b"9" * 60_000, b"[" + b"{}," * 20_000]
+)
+def test_an_answer_that_is_no_document_has_no_plaintext(body: bytes) -> None:
+    with Receiver(Reply(200, body)) as server:
+        keys = _with_token(vault.VaultKeys(vault.Place(server.url, "transit", "k", "")))
+        assert refusal(keys) == "vault: the answer has no plaintext"
+
+
+def test_a_login_of_absurd_length_is_used_and_renewed_some_day(tmp_path: Path) -> None:
+    (tmp_path / "jwt").write_text("pod-jwt")
+    with Receiver(KubernetesVault(lifetime=10**400)) as server:
+        login = vault.Kubernetes("worker", "k8s", str(tmp_path / "jwt"))
+        keys = vault.VaultKeys(vault.Place(server.url, "transit", "k", ""), login=login)
+        assert unwrap(keys) == [KEY]
+
+
+@pytest.mark.parametrize(
+    ("expires", "usable"),
+    [
+        ("0001-01-01T00:00:00+14:00", False),
+        ("9999-12-31T23:59:59-14:00", False),
+        ("0001-01-01T00:00:00Z", True),
+        ("9999-12-31T23:59:59Z", True),
+    ],
+)
+def test_credentials_that_expire_at_the_ends_of_time_are_used_or_refused(expires: str, usable: bool) -> None:
+    """And are asked for again: what was kept of an absurd answer must not spoil the next attempt."""
+    source = {"AccessKeyId": "AKIAX", "SecretAccessKey": SECRET, "Token": CANARY, "Expiration": expires}
+
+    def serve(seen: Seen) -> Reply:
+        return answer(200, **source) if seen.path == "/role" else answer(200, Plaintext=KEY_TEXT)
+
+    with Receiver(serve) as server:
+        environ = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": server.url + "/role"}
+        keys = aws.AwsKeys(aws.Place("eu-central-1", "alias/x", server.url), environ)
+        for _ in range(2):
+            if usable:
+                assert unwrap(keys) == [KEY]
+            else:
+                assert refusal(keys) == "aws container credentials: the answer has no credentials"
+
+
+def test_a_name_that_leads_to_a_metadata_service_is_not_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judged is what a name leads to. Nobody serves that address here, and nobody is asked."""
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *more, **named: real("169.254.169.254" if host == "kms.example" else host, *more, **named),
+    )
+    keys = _with_token(vault.VaultKeys(vault.Place("http://kms.example", "transit", "k", "")))
+    assert refusal(keys) == "vault cannot be reached (blocked_address)"
+
+
+def test_credentials_are_asked_of_the_metadata_services_of_aws_and_of_no_other() -> None:
+    for host in ("169.254.169.254", "169.254.170.2", "169.254.170.23", "fd00:ec2::254", "fd00:ec2::23"):
+        assert asyncio.run(egress.resolve(host, 80, besides=CREDENTIALS)) == [host]
+    with pytest.raises(AddressBlocked):
+        asyncio.run(egress.resolve("169.254.1.1", 80, besides=CREDENTIALS))
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "100.100.100.200", "[::ffff:169.254.169.254]"])
+def test_a_key_service_at_an_address_that_is_never_dialled_is_refused_at_boot(
+    monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    settings = configured(
+        monkeypatch,
+        SB_KMS_BACKEND="vault-transit",
+        SB_KMS_VAULT_ADDR=f"https://{host}:8200",
+        SB_KMS_VAULT_TOKEN=CANARY,
+        SB_KMS_VAULT_KEY="k",
+    )
+    assert list(settings.key_problems(dev=True)) == [
+        "SB_KMS_VAULT_ADDR: an address that is never dialled, such as a metadata service's"
+    ]
+
+
+def test_an_authority_file_may_have_comments_in_any_language(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.file.write_bytes("\ufeff# Főtanúsítvány\n".encode() + authority.file.read_bytes() + b"# \xff\xfe\n")
+    with Receiver(answer(200, data={"plaintext": KEY_TEXT}), tls=authority.server()) as server:
+        settings = configured(
+            monkeypatch,
+            SB_KMS_BACKEND="vault-transit",
+            SB_KMS_VAULT_ADDR=server.url,
+            SB_KMS_VAULT_TOKEN=CANARY,
+            SB_KMS_VAULT_KEY="k",
+            SB_KMS_VAULT_CACERT=str(authority.file),
+        )
+        assert list(settings.key_problems(dev=False)) == []
+        context = settings.key_context
+        assert context.cert_store_stats()["x509"] == 1

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from psycopg import Connection
-from psycopg_pool import ConnectionPool
 from structlog.testing import capture_logs
 
 from app.core.errors import Fault, SinkUnavailable
 from app.core.events import Event, Kind, Severity
+from app.notify.notifier import RetryLater
 from app.notify.policy import BREAKER_FAILURES
 from tests.sinks.test_answers import KEY
 from tests.support.http_server import Receiver, Reply
-from tests.support.notifier_harness import NotifierHarness
-from tests.support.outcome import LOOPBACK, configured
+from tests.support.notifier_harness import Open
+from tests.support.rows import column
 from tests.support.tls import Authority
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
@@ -28,7 +26,6 @@ OPEN_GATES = {
     "SB_NOTIFICATION_PACE": "0s",
     "SB_NOTIFICATION_DIGEST_OVER": "0",
 }
-Open = Callable[..., NotifierHarness]
 
 
 def event(number: int = 1, *, component: str = "wraps-expired", severity: Severity = Severity.WARN) -> Event:
@@ -41,26 +38,6 @@ def failed(component: str = "wraps-expired") -> Event:
 
 def recovered(component: str = "wraps-expired") -> Event:
     return Event(component, Severity.INFO, "sweep recovered", "", {"failed_attempts": 2}, Kind.RECOVERED)
-
-
-@pytest.fixture
-def harness(database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """Give a function that opens a desk for the sinks that these variables configure."""
-    with ExitStack() as stack:
-        pool = stack.enter_context(
-            ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=4, open=True)
-        )
-
-        def opened(**env: str) -> NotifierHarness:
-            return stack.enter_context(NotifierHarness(pool, configured(monkeypatch, {**LOOPBACK, **env})))
-
-        yield opened
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with Receiver() as one:
-        yield one
 
 
 def hook(receiver: Receiver, **env: str) -> dict[str, str]:
@@ -159,18 +136,18 @@ def test_a_bad_sink_does_not_block_its_siblings(harness: Open, receiver: Receive
 
 def test_the_breaker_bounds_requests_and_one_probe_closes_it(harness: Open, receiver: Receiver) -> None:
     receiver.answer = Reply(500)
-    here = harness(**hook(receiver), **OPEN_GATES)
+    here = harness(**hook(receiver), **OPEN_GATES, SB_NOTIFICATION_BREAKER_COOLDOWN="5m")
     here.tell(*(event(number) for number in range(100)))
     here.work()
     assert len(receiver.seen) == BREAKER_FAILURES
-    here.later(5 * SECOND)
+    here.later(MINUTE)
     assert len(receiver.seen) == BREAKER_FAILURES  # it rests
-    here.later(30 * SECOND)
+    here.later(5 * MINUTE)
     assert len(receiver.seen) == BREAKER_FAILURES + 1  # one probe, and it failed
-    here.later(31 * SECOND)
+    here.later(6 * MINUTE)
     assert len(receiver.seen) == BREAKER_FAILURES + 1  # so it rests for twice as long
     receiver.answer = Reply(200)
-    here.later(40 * SECOND)
+    here.later(5 * MINUTE)
     for _ in range(3):
         here.later(SECOND)
     assert here.states == {"delivered": 100}
@@ -182,9 +159,9 @@ def test_attempts_under_way_when_the_breaker_opens_do_not_open_it_further(harnes
     deliveries = here.notifier.deliveries
     with here.pool.connection() as connection:
         claimed = [deliveries.claim(connection, number) for number in here.queue]
-        for one in claimed:
-            assert one is not None
-            deliveries.settle(connection, one, SinkUnavailable(Fault.SERVER_ERROR, "503"))
+        for delivery in claimed:
+            assert delivery is not None
+            deliveries.settle(connection, delivery, SinkUnavailable(Fault.SERVER_ERROR, "503"))
         trips = connection.execute("SELECT failures, trips FROM secrets_bridge_worker.notification_target").fetchone()
     assert trips == (8, 1)
 
@@ -239,7 +216,7 @@ def test_a_sink_that_is_gone_or_locked_is_switched_off_until_its_configuration_c
         here = harness(**hook(receiver), **OPEN_GATES, SB_NOTIFICATION_DISCORD_URL=other.url)
         here.tell(event(1), event(2), event(3))
         with capture_logs() as records:
-            here.work().later(HOUR)
+            here.work().later(5 * MINUTE)
         assert len(receiver.seen) == 1
         assert any(record["event"] == "sink switched off until its configuration changes" for record in records)
         loud = [seen.json["content"] for seen in other.seen if "switched off" in seen.json["content"]]
@@ -265,25 +242,27 @@ def test_a_certificate_that_is_not_trusted_alarms_at_once_and_is_tried_again(har
 
 
 def test_a_rate_limit_is_kept_for_the_whole_sink(harness: Open, receiver: Receiver) -> None:
-    receiver.answer = Reply(429, headers={"Retry-After": "40"})
+    receiver.answer = Reply(429, headers={"Retry-After": "400"})
     here = harness(SB_NOTIFICATION_DISCORD_URL=receiver.url, **OPEN_GATES)
     here.tell(event(1), event(2), event(3))
-    here.work().later(20 * SECOND)
+    here.work().later(MINUTE)
     assert len(receiver.seen) == 1
     receiver.answer = Reply(204, b"")
-    here.later(30 * SECOND).later(SECOND)
+    here.later(6 * MINUTE).later(SECOND)
     assert here.states == {"delivered": 3}
 
 
 def test_a_storm_is_a_handful_of_messages_and_the_sums_agree(harness: Open, receiver: Receiver) -> None:
-    here = harness(**hook(receiver))
+    # All times are twenty times the defaults and the usual: so what the test itself takes does not count.
+    slow = {"SB_NOTIFICATION_REPEAT_INTERVAL": "100m", "SB_NOTIFICATION_PACE": "5m"}
+    here = harness(**hook(receiver), **slow)
     names = ["wraps-expired", "agents-stale", "secrets-stale", "jobs-recovery"]
     for _ in range(10):
         here.tell(*(event(2, component=names[number % 4]) for number in range(100)))
         here.work()
-        here.later(6 * SECOND)
+        here.later(2 * MINUTE)
     for _ in range(30):
-        here.later(MINUTE)
+        here.later(20 * MINUTE)
     assert len(receiver.seen) <= 12
     assert sum(seen.json["metadata"].get("events", 1) for seen in receiver.seen) == 1000
     finals = {"delivered", "digested"}
@@ -322,12 +301,14 @@ def test_an_incident_ends_after_it_began(harness: Open, receiver: Receiver) -> N
     here = harness(SB_NOTIFICATION_PAGERDUTY_ROUTING_KEY=KEY, SB_NOTIFICATION_PAGERDUTY_URL=receiver.url)
     here.tell(failed())
     here.work()
+    with here.pool.connection() as connection:  # its retry is not due for as long as this test may take
+        connection.execute("UPDATE secrets_bridge_worker.notification_delivery SET due_at = due_at + interval '1 hour'")
     here.tell(recovered(), failed("agents-stale"))
     receiver.answer = Reply(202)
     here.work()
     told = [(seen.json["event_action"], seen.json["dedup_key"].rpartition("/")[2]) for seen in receiver.seen]
     assert told == [("trigger", "wraps-expired"), ("trigger", "agents-stale")]
-    here.later(5 * SECOND).later(SECOND)
+    here.later(HOUR + 5 * SECOND).later(SECOND)
     told = [(seen.json["event_action"], seen.json["dedup_key"].rpartition("/")[2]) for seen in receiver.seen[2:]]
     assert told == [("trigger", "wraps-expired"), ("resolve", "wraps-expired")]
 
@@ -380,3 +361,121 @@ def test_what_is_done_is_pruned_and_dead_letters_stay(harness: Open, receiver: R
         connection.execute("UPDATE secrets_bridge_worker.notification_event SET created_at = now() - interval '8 days'")
     here.later(SECOND)
     assert here.states == {"dead client_error": 1}
+
+
+def test_an_event_has_its_own_age_also_in_a_digest(harness: Open, receiver: Receiver) -> None:
+    receiver.answer = Reply(503)
+    here = harness(**hook(receiver))
+    here.tell(event(1, component="a"))
+    for _ in range(BREAKER_FAILURES):
+        here.work().later(20 * SECOND)
+    here.later(12 * HOUR)
+    here.tell(event(2, component="b"))
+    here.later(11 * HOUR)
+    here.tell(event(3, component="c"))
+    for _ in range(14):  # the first is given up, the others are in one digest
+        here.work().later(10 * MINUTE)
+    assert here.states["digested"] == 2
+    here.later(11 * HOUR)  # the older one of them would be too old by itself
+    receiver.answer = Reply(200)
+    receiver.seen.clear()
+    here.later(HOUR)
+    assert here.states["dead gave_up"] == 1
+    assert receiver.seen[0].json["metadata"]["events"] == 2
+
+
+def test_a_sink_is_told_to_be_off_in_the_transaction_that_switches_it_off(
+    harness: Open, receiver: Receiver, sql: Connection[Any]
+) -> None:
+    receiver.answer = Reply(401)
+    with Receiver() as other:
+        here = harness(**hook(receiver), **OPEN_GATES, SB_NOTIFICATION_DISCORD_URL=other.url)
+        here.tell(event(1))
+        table = "ALTER TABLE secrets_bridge_worker.notification_event"
+        sql.execute(f"{table} ADD CONSTRAINT quiet CHECK (kind <> 'notice')".encode())
+        here.work()
+        off = "SELECT name FROM secrets_bridge_worker.notification_target WHERE off_fingerprint IS NOT NULL"
+        assert column(sql, off) == []  # neither
+        sql.execute(f"{table} DROP CONSTRAINT quiet".encode())
+        here.later(HOUR)
+        assert column(sql, off) == ["webhook"]
+        assert here.states["delivered"] == 2
+
+
+@pytest.mark.parametrize("gates", [{}, OPEN_GATES], ids=["together", "each by itself"])
+def test_a_sink_that_is_off_is_probed_slowly_and_comes_back_by_itself(
+    harness: Open, receiver: Receiver, gates: dict[str, str]
+) -> None:
+    receiver.answer = Reply(401)
+    here = harness(**hook(receiver), **gates)
+    here.tell(event(1))
+    here.work()
+    here.tell(*(event(number, component=name) for number, name in enumerate("abcde")))
+    for _ in range(12):
+        here.work().later(5 * MINUTE)
+    assert 1 + 4 <= len(receiver.seen) <= 1 + 6  # every ten minutes
+    before = len(receiver.seen)
+    for _ in range(24):
+        here.work().later(10 * MINUTE)
+    assert before + 3 <= len(receiver.seen) <= before + 5  # hourly
+    assert here.states["dead auth"] == 1  # a probe costs nothing
+    receiver.answer = Reply(200)
+    receiver.seen.clear()
+    with capture_logs() as records:
+        here.later(HOUR)
+        here.later(MINUTE)
+    assert any(record["event"] == "sink answers again" for record in records)
+    assert sum(seen.json["metadata"].get("events", 1) for seen in receiver.seen) == 5
+    assert here.states["pending"] == 0
+
+
+def test_two_deployments_with_different_sinks_deliver_for_each_other(
+    harness: Open, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = harness(**hook(receiver))
+    monkeypatch.delenv("SB_NOTIFICATION_WEBHOOK_URL")
+    other = harness()
+    one.tell(event())
+    (delivery,) = one.queue
+    with pytest.raises(RetryLater):  # a message that was meant for one comes back to the queue
+        other.notifier.deliver(delivery)
+    one.queue.clear()
+    other.later(20 * SECOND)  # the relay that has the lock triggers for both
+    assert list(other.again) == [delivery]
+    one.queue.append(delivery)
+    one.work()
+    assert one.states == {"delivered": 1}
+
+
+def test_what_nobody_is_configured_for_does_not_fill_the_queue(
+    harness: Open, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = harness(**hook(receiver))
+    one.tell(*(event(number) for number in range(50)))
+    monkeypatch.delenv("SB_NOTIFICATION_WEBHOOK_URL")
+    other = harness()
+    other.later(HOUR)
+    assert other.again == {}
+    recent = "SELECT count(*) FROM secrets_bridge_worker.notification_delivery WHERE nudged_at > now() - interval '1m'"
+    with other.pool.connection() as connection:
+        assert column(connection, recent)[0] <= 10
+
+
+def test_the_last_word_on_an_incident_is_not_held(harness: Open, receiver: Receiver) -> None:
+    here = harness(**hook(receiver), SB_NOTIFICATION_PACE="0s")
+    told = []
+    for one in (failed(), recovered(), failed(), recovered(), failed()):
+        here.tell(one)
+        here.work().later(10 * SECOND)
+        told.append(receiver.seen[-1].json["title"])
+    assert told == [one.title for one in (failed(), recovered(), failed(), recovered(), failed())]
+
+
+def test_a_failure_that_was_held_is_not_told_after_its_recovery(harness: Open, receiver: Receiver) -> None:
+    here = harness(**hook(receiver), SB_NOTIFICATION_PACE="0s")
+    for one in (failed(), failed(), recovered()):
+        here.tell(one)
+        here.work()
+    here.later(10 * MINUTE)
+    assert [seen.json["title"] for seen in receiver.seen] == [failed().title, recovered().title]
+    assert receiver.seen[-1].json["metadata"] == {"events": 2}

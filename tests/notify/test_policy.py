@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.core.events import Event, Kind, Notification, Severity
+from app.core.events import Event, Kind, Severity, Tally
 from app.notify.digest import digest
 from app.notify.policy import Decision, Health, Policy, Waiting, backoff, cooldown, decide
 
@@ -21,11 +21,11 @@ PACED = Policy(timedelta(0), 15 * SECOND, 5, 3, False)
 
 def waiting(number: int, *, attempts: int = 0, due: bool = True, busy: bool = False, group: str = "") -> Waiting:
     event = Event("wraps-expired", Severity.INFO, f"title {number}")
-    return Waiting(number, Notification(str(number), NOW, event), attempts, due, busy, group)
+    return Waiting((number,), event, attempts > 0, due, busy, group)
 
 
 def sent(decision: Decision) -> list[int]:
-    return [one.id for one in decision.send]
+    return decision.ids
 
 
 def choose(asked: int, *ones: Waiting, health: Health = WELL, policy: Policy = FREE) -> list[int]:
@@ -111,24 +111,25 @@ def test_rests_double_up_to_ten_minutes() -> None:
     assert cooldown(3, 20 * MINUTE) == 20 * MINUTE
 
 
-def test_a_digest_of_equal_events_keeps_their_name_and_sums_their_numbers() -> None:
-    notifications = [
-        Notification(str(n), NOW + n * SECOND, Event("wraps-expired", Severity.INFO, "purged", "", {"deleted": n}))
-        for n in (1, 2, 3)
-    ]
-    event = digest(notifications)
+def tally(title: str, events: int, *, component: str = "wraps-expired", **counts: int) -> Tally:
+    severity = Severity.WARN if component == "agents-stale" else Severity.INFO
+    return Tally(component, severity, title, events, NOW + SECOND, NOW + 3 * SECOND, counts)
+
+
+def test_a_digest_of_equal_events_keeps_their_name_and_numbers() -> None:
+    newest = Event("wraps-expired", Severity.INFO, "purged")
+    event = digest([tally("purged", 3, deleted=6)], newest)
     assert (event.component, event.title, event.kind) == ("wraps-expired", "purged", Kind.SWEPT)
     assert event.metadata == {"deleted": 6, "events": 3}
     assert event.detail == "3 events between 2026-11-23T12:00:01Z and 2026-11-23T12:00:03Z"
 
 
-def test_a_digest_of_digests_counts_every_event_once() -> None:
-    one = Event("wraps-expired", Severity.INFO, "purged", "", {"deleted": 1})
-    two = Event("agents-stale", Severity.WARN, "flagged", "", {"flipped": 2})
-    first = digest([Notification("1", NOW, one), Notification("2", NOW, two), Notification("3", NOW, one)])
-    event = digest([Notification("4", NOW, first), Notification("5", NOW, two)])
+def test_a_digest_of_different_events_counts_every_event_once() -> None:
+    newest = Event("wraps-expired", Severity.INFO, "purged")
+    event = digest([tally("purged", 2, deleted=2), tally("flagged", 2, component="agents-stale", flipped=4)], newest)
     assert event.title == "4 notifications"
     assert event.severity is Severity.WARN
+    assert [one.component for one in event.tallies] == ["agents-stale", "wraps-expired"]
     assert event.metadata == {
         "events": 4,
         "agents-stale.events": 2,
@@ -139,7 +140,22 @@ def test_a_digest_of_digests_counts_every_event_once() -> None:
 
 
 def test_turns_of_an_incident_end_as_the_newest() -> None:
+    newest = Event("wraps-expired", Severity.ERROR, "failed", kind=Kind.FAILED)
+    event = digest([tally("failed", 2), tally("recovered", 1)], newest)
+    assert (event.kind, event.title, event.metadata) == (Kind.FAILED, "failed", {"events": 3})
+
+
+@pytest.mark.parametrize(("kind", "other"), [(Kind.RECOVERED, Kind.FAILED), (Kind.FAILED, Kind.RECOVERED)])
+def test_a_turn_ends_the_dedup_window_of_the_other_one(kind: Kind, other: Kind) -> None:
+    turn = Waiting((7,), Event("wraps-expired", Severity.INFO, "turned", kind=kind), False, True, False, "")
+    decision = decide(7, [turn], WELL, FREE._replace(repeat=5 * MINUTE), {}, NOW)
+    assert decision.ended == {f"wraps-expired|{other}|"}
+    assert decision.dedup_keys == {turn.key}
+
+
+def test_what_is_held_of_an_earlier_turn_does_not_get_the_last_word() -> None:
     failed = Event("wraps-expired", Severity.ERROR, "failed", kind=Kind.FAILED)
     well = Event("wraps-expired", Severity.INFO, "recovered", kind=Kind.RECOVERED)
-    event = digest([Notification("1", NOW, failed), Notification("2", NOW, well), Notification("3", NOW, failed)])
-    assert (event.kind, event.title, event.metadata) == (Kind.FAILED, "failed", {"events": 3})
+    held = Waiting((3, 9), failed, False, False, False, "")
+    decision = decide(7, [held, Waiting((7,), well, False, True, False, "")], WELL, FREE, {held.key: NOW + MINUTE}, NOW)
+    assert sent(decision) == [3, 7]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from app.notify.notifier import attempt
 from app.notify.settings import NotificationSettings
-from app.notify.transport import ThreadLoops
+from app.notify.transport import NetworkTransport, ThreadLoops
 from tests.support import http_server
 from tests.support.http_server import Receiver, Reply, Rude
 from tests.support.outcome import LOOPBACK, NOTE, configured, outcome
+from tests.support.waiting import HUNG
 
 URLS = "SB_NOTIFICATION_APPRISE_URLS"
 
@@ -21,7 +24,7 @@ def test_delivers_by_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
         env = {**LOOPBACK, URLS: f"json://127.0.0.1:{receiver.port}/x json://127.0.0.1:{receiver.port}/y"}
         first, second = configured(monkeypatch, env)
         assert (first.name, second.name) == ("apprise:json-1", "apprise:json-2")
-        assert outcome(second, seconds=20) == "delivered"
+        assert outcome(second) == "delivered"
     (seen,) = receiver.seen
     assert seen.path == "/y"
     assert seen.json["title"] == "[warn] agents flagged stale (flipped=3)"
@@ -34,18 +37,18 @@ def test_a_refusal_is_tried_again_because_the_library_does_not_say_why(
 ) -> None:
     with Receiver(Reply(status)) as receiver:
         (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{receiver.port}/x"})
-        assert outcome(target, seconds=20) == "unavailable server_error refused"
+        assert outcome(target) == "unavailable server_error refused"
 
 
 def test_what_is_no_service_is_permanent(monkeypatch: pytest.MonkeyPatch) -> None:
     (target,) = configured(monkeypatch, {**LOOPBACK, URLS: "nosuchservice://x"})
-    assert outcome(target, seconds=20) == "rejected template url"
+    assert outcome(target) == "rejected template url"
 
 
 def test_a_closed_network_is_not_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
     with Receiver() as receiver:
         (target,) = configured(monkeypatch, {URLS: f"json://localhost:{receiver.port}/x"})
-        assert outcome(target, seconds=20) == "rejected blocked_address"
+        assert outcome(target) == "rejected blocked_address"
         assert receiver.seen == []
 
 
@@ -54,14 +57,14 @@ def test_redirects_and_proxies_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> 
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
             monkeypatch.setenv(name, elsewhere.url)
         (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{receiver.port}/x"})
-        assert outcome(target, seconds=20) == "unavailable server_error refused"
+        assert outcome(target) == "unavailable server_error refused"
         assert (len(receiver.seen), len(elsewhere.seen)) == (1, 0)
 
 
 def test_an_answer_without_an_end_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Rude(http_server.endless) as rude:
         (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{rude.port}/x"})
-        assert outcome(target, seconds=20).startswith("unavailable ")
+        assert outcome(target).startswith("unavailable ")
 
 
 def test_it_runs_from_a_notifiers_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +73,7 @@ def test_it_runs_from_a_notifiers_thread(monkeypatch: pytest.MonkeyPatch) -> Non
 
         def deliver() -> None:
             lanes = ThreadLoops(NotificationSettings.read())
-            lanes(lambda transport: attempt(target, NOTE, transport, 20))
+            lanes(lambda transport: attempt(target, NOTE, transport, HUNG))
             lanes.close()
 
         with ThreadPoolExecutor(1) as threads:
@@ -82,3 +85,31 @@ def test_a_service_that_stalls_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> No
     with Rude(http_server.silence) as rude:
         (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{rude.port}/x"})
         assert outcome(target, seconds=3) == "unavailable timeout"
+
+
+def test_datagrams_keep_to_the_policy_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as log:
+        log.bind(("127.0.0.1", 0))
+        log.setblocking(False)
+        env = {URLS: f"rsyslog://127.0.0.1:{log.getsockname()[1]}"}
+        (target,) = configured(monkeypatch, env)
+        assert outcome(target, seconds=20) == "rejected blocked_address"
+        with pytest.raises(BlockingIOError):
+            log.recv(2000)
+        (target,) = configured(monkeypatch, {**env, **LOOPBACK})
+        assert outcome(target, seconds=20) == "delivered"
+        assert NOTE.id.encode() in log.recv(2000)
+
+
+def test_it_gets_no_secret_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DATABASE_URL", "REDIS_URL", "SB_NOTIFICATION_SLACK_TOKEN", "AWS_SECRET_ACCESS_KEY", "OTHER"):
+        monkeypatch.setenv(name, "canary")
+
+    async def child() -> int:
+        network = NetworkTransport(NotificationSettings.read())
+        try:
+            return await network.child("tests.support.canary_child", b"")
+        finally:
+            await network.close()
+
+    assert asyncio.run(child()) == 0

@@ -29,7 +29,7 @@ BODY = {
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Give a function that sends one note by one sink and gives what arrived."""
+    """Return a function that sends one note by one sink and returns what arrived."""
 
     def send(sink: str, notification: Notification = NOTE, answer: str = "ok", status: int = 200, **more: str) -> Seen:
         with Receiver(reply(status, answer)) as receiver:

@@ -37,10 +37,10 @@ def to(port: int, authority: Authority | None = None, **more: str) -> dict[str, 
 
 @pytest.fixture
 def target(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def one(port: int, authority: Authority | None = None, **more: str) -> Target:
+    def mailbox(port: int, authority: Authority | None = None, **more: str) -> Target:
         return configured(monkeypatch, to(port, authority, **more))[0]
 
-    return one
+    return mailbox
 
 
 REPLIES = [
@@ -161,13 +161,13 @@ def test_without_tls_only_where_it_is_allowed(target: Any) -> None:
 )
 def test_a_greeting_is_classed(target: Any, reply: bytes, expected: str) -> None:
     with Rude(http_server.greeting(reply)) as server:
-        assert outcome(target(server.port), seconds=2) == expected
+        assert outcome(target(server.port)) == expected
 
 
 @pytest.mark.parametrize("treat", [http_server.hang_up, http_server.reset, http_server.nonsense])
 def test_a_server_that_breaks_off_is_transient(target: Any, treat: Any) -> None:
     with Rude(treat) as server:
-        assert outcome(target(server.port), seconds=2).startswith("unavailable ")
+        assert outcome(target(server.port), seconds=5).startswith("unavailable ")
 
 
 @pytest.mark.parametrize("treat", [http_server.banner_drip, http_server.silence])
@@ -193,9 +193,9 @@ def test_each_recipient_has_a_delivery_of_its_own(monkeypatch: pytest.MonkeyPatc
     smtp_server.start()
     try:
         found = configured(monkeypatch, to(smtp_server.port, authority, TO="ops@example.org, bad@example.org"))
-        assert [one.receiver for one in found] == ["ops@example.org", "bad@example.org"]
-        assert all("example" not in one.name for one in found)
-        assert [outcome(one) for one in found] == ["delivered", "rejected refused_recipients 550"]
+        assert [target.receiver for target in found] == ["ops@example.org", "bad@example.org"]
+        assert all("example" not in target.name for target in found)
+        assert [outcome(target) for target in found] == ["delivered", "rejected refused_recipients 550"]
     finally:
         smtp_server.stop()
     assert [recipients for _, recipients, _ in smtp_server.got] == [["ops@example.org"]]

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from psycopg import Connection
 
+from app.core.errors import BootError
 from app.storage import migrations
 from tests.support.rows import column
 
@@ -18,7 +19,7 @@ SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = to_regnamesp
 
 @pytest.fixture
 def old(sql: Connection[Any]) -> Connection[Any]:
-    """Give a database with the first version of our schema, and a row in it."""
+    """Return a database with the first version of our schema, and a row in it."""
     sql.execute("DROP SCHEMA secrets_bridge_worker CASCADE")
     sql.execute(migrations._BOOTSTRAP.encode())
     sql.execute(migrations._VERSIONS[0].encode())
@@ -51,6 +52,38 @@ def test_an_older_schema_is_upgraded_and_keeps_its_rows(old: Connection[Any], wa
         "sweep_run",
         "sweep_state",
     ]
+
+
+def test_an_upgrade_that_waits_for_a_table_keeps_nobody_else_waiting(
+    database: str, old: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL queues everybody behind a waiting ALTER TABLE, readers too."""
+    with psycopg.connect(database) as reader, psycopg.connect(database, autocommit=True) as other:
+        reader.execute("SELECT FROM secrets_bridge_worker.sweep_state")
+        pauses: list[float] = []
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            other.execute("SET lock_timeout = '1s'")
+            other.execute("SELECT FROM secrets_bridge_worker.sweep_state")
+            if len(pauses) == 2:
+                reader.rollback()
+
+        monkeypatch.setattr("app.storage.migrations.time.sleep", pause)
+        assert migrations.migrate(old) == migrations.VERSION
+    assert len(pauses) == 2
+
+
+def test_an_upgrade_that_never_gets_its_table_says_so(
+    database: str, old: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.storage.migrations.PAUSE_SECONDS", 0)
+    monkeypatch.setattr("app.storage.migrations.TRIES", 2)
+    with psycopg.connect(database) as reader:
+        reader.execute("SELECT FROM secrets_bridge_worker.sweep_state")
+        with pytest.raises(BootError, match=r"at version 1 and cannot be brought to .*LockNotAvailable"):
+            migrations.migrate(old)
+    assert migrations.installed(old) == 1
 
 
 @pytest.mark.parametrize(

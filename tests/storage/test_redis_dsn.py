@@ -34,7 +34,7 @@ def test_reads_the_edges_of_the_grammar(text: str, expected: dict[str, Any]) -> 
 @pytest.mark.parametrize("url", ["redis://u:p@h:1/2", "rediss://u:p@h", "unix://u:p@/run/s"])
 def test_redis_takes_every_argument(url: str) -> None:
     query = "?dial_timeout=1s&read_timeout=2&pool_size=3&protocol=3&client_name=w"
-    pool = parse_redis_url(url + query).pool()
+    pool: Any = parse_redis_url(url + query).pool()
     connection: Any = pool.make_connection()
     assert (connection.socket_connect_timeout, connection.socket_timeout) == (1, 2)
     assert (connection.protocol, connection.client_name) == (3, "w")
@@ -42,7 +42,8 @@ def test_redis_takes_every_argument(url: str) -> None:
 
 
 def test_tls_verifies_the_certificate_and_the_name() -> None:
-    connection = parse_redis_url("rediss://h").pool().make_connection()
+    pool: Any = parse_redis_url("rediss://h").pool()
+    connection = pool.make_connection()
     assert isinstance(connection, SSLConnection)
     assert connection.cert_reqs is ssl.CERT_REQUIRED
     assert connection.check_hostname

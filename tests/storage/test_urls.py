@@ -9,10 +9,10 @@ import psycopg
 import pytest
 import redis
 from psycopg.conninfo import conninfo_to_dict
-from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 
 from app.demo.servers import Redis
 from app.storage.postgres_dsn import parse_database_url
+from app.storage.redis_connection import TcpConnection, TlsConnection, UnixConnection
 from app.storage.redis_dsn import parse_redis_url
 
 NAME = {"application_name": "secrets-bridge-worker"}
@@ -89,22 +89,22 @@ def test_settings_in_the_url_reach_the_server(database: str) -> None:
 @pytest.mark.parametrize(
     ("text", "kind", "expected"),
     [
-        ("redis://h", Connection, {"host": "h", "port": 6379, "db": 0}),
-        ("redis://h:1/3", Connection, {"host": "h", "port": 1, "db": 3}),
-        ("redis://h?db=2", Connection, {"host": "h", "port": 6379, "db": 2}),
-        ("redis://u:p%40@h", Connection, {"username": "u", "password": "p@"}),
-        ("redis://:p@h", Connection, {"password": "p"}),
-        ("rediss://h", SSLConnection, {"ssl_cert_reqs": "required", "ssl_check_hostname": True}),
-        ("rediss://h", SSLConnection, {"ssl_min_version": ssl.TLSVersion.TLSv1_2}),
-        ("unix:///run/redis.sock?db=1", UnixDomainSocketConnection, {"path": "/run/redis.sock", "db": 1}),
+        ("redis://h", TcpConnection, {"host": "h", "port": 6379, "db": 0}),
+        ("redis://h:1/3", TcpConnection, {"host": "h", "port": 1, "db": 3}),
+        ("redis://h?db=2", TcpConnection, {"host": "h", "port": 6379, "db": 2}),
+        ("redis://u:p%40@h", TcpConnection, {"username": "u", "password": "p@"}),
+        ("redis://:p@h", TcpConnection, {"password": "p"}),
+        ("rediss://h", TlsConnection, {"ssl_cert_reqs": "required", "ssl_check_hostname": True}),
+        ("rediss://h", TlsConnection, {"ssl_min_version": ssl.TLSVersion.TLSv1_2}),
+        ("unix:///run/redis.sock?db=1", UnixConnection, {"path": "/run/redis.sock", "db": 1}),
         (
             "redis://h?dial_timeout=3&read_timeout=500ms",
-            Connection,
+            TcpConnection,
             {"socket_connect_timeout": 3.0, "socket_timeout": 0.5},
         ),
         (
             "redis://h?protocol=3&client_name=w&pool_fifo=true&min_idle_conns=1",
-            Connection,
+            TcpConnection,
             {"protocol": 3, "client_name": "w"},
         ),
     ],

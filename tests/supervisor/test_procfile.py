@@ -134,7 +134,7 @@ def test_reads_commands_and_skips_comments_and_blanks() -> None:
     }
 
 
-@pytest.mark.parametrize("line", ["worker", "worker:", ": x", "a b: x", "a: 'x", "a: A=1", "ok: again"])
+@pytest.mark.parametrize("line", ["worker", "worker:", ": x", "a: x\0y", "a b: x", "a: 'x", "a: A=1", "ok: again"])
 def test_refuses_any_other_line_by_its_number(line: str) -> None:
     with pytest.raises(ValueError, match="line 3"):
         procfile.parse(f"ok: fine\n\n{line}\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Self
 
@@ -31,7 +31,7 @@ class NotifierHarness:
         settings = NotificationSettings.read()
         self.outbox = Outbox(router, self.queue.append)
         self._loops = ThreadLoops(settings)
-        deliveries = Deliveries(router.targets, settings)
+        deliveries = Deliveries(router.targets, settings, self.outbox)
         self.notifier = Notifier(pool, deliveries, self.outbox, self._loops)
 
     def __enter__(self) -> Self:
@@ -75,6 +75,9 @@ class NotifierHarness:
         return Counter(f"{row['state']} {row['reason']}".strip() for row in self.rows)
 
 
+#: Opens a harness for the sinks that these variables configure.
+Open = Callable[..., NotifierHarness]
+
 _ROWS = """
 SELECT delivery.*, event.title, event.kind, event.component, event.metadata
   FROM secrets_bridge_worker.notification_delivery AS delivery
@@ -89,7 +92,7 @@ _PASS = (
     """
     UPDATE secrets_bridge_worker.notification_target
        SET rests_until = rests_until - %(passed)s, probe_until = probe_until - %(passed)s,
-           paced_until = paced_until - %(passed)s
+           paced_until = paced_until - %(passed)s, off_at = off_at - %(passed)s, off_until = off_until - %(passed)s
     """,
     "UPDATE secrets_bridge_worker.notification_hold SET until = until - %(passed)s",
 )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.core.errors import SinkRejected, SinkUnavailable
-from app.core.events import Event, Kind, Notification, Severity
+from app.core.events import Event, Kind, Notification, Severity, Tally
 from app.notify.notifier import attempt
 from app.notify.routing import Target, targets
 from app.notify.settings import NotificationSettings
@@ -65,13 +65,9 @@ def digest_note(events: int = 40) -> Notification:
     """Return a digest with many tallies and long texts."""
     from app.notify.digest import digest  # noqa: PLC0415
 
-    notifications = [
-        Notification(
-            str(n), WHEN, Event(f"sweeper-{n}", Severity.WARN, "title <!channel> & " + "x" * 300, "", {"n": n})
-        )
-        for n in range(events)
-    ]
-    return Notification(NOTE.id, WHEN, digest(notifications))
+    title = "title <!channel> & " + "x" * 300
+    tallies = [Tally(f"sweeper-{n}", Severity.WARN, title, 1, WHEN, WHEN, {"n": n}) for n in range(events)]
+    return Notification(NOTE.id, WHEN, digest(tallies, NOTE.event))
 
 
 Json = Any

@@ -31,7 +31,13 @@ QUICK = {
     "SB_WORKER_LOCK_LEASE": "3s",
 }
 
-WORKER = ("dramatiq", "app.actors", "--processes", "1", "--threads", "8", "--skip-logging")
+#: And limits that only a process that hangs can come up against.
+PATIENT = {"SB_WORKER_LOCK_LEASE": "30s", "SB_WORKER_SHUTDOWN_GRACE": "100s"}
+
+WORKER = (
+    *("dramatiq", "app.actors", "--processes", "1", "--threads", "8", "--skip-logging"),
+    *("--worker-fork-timeout", "5000"),
+)
 SCHEDULER = ("periodiq", "app.actors")
 
 

@@ -14,12 +14,15 @@ from app.core.errors import SweepFailed
 from app.core.events import Event
 from app.notify.outbox import Outbox, read_notification
 from app.notify.routing import Router, targets
-from app.sweeping.lock import FAILED, UNKNOWN, Locks, Refusal, Tick
-from app.sweeping.runner import Runner
+from app.sweeping.lock import Locks, Refusal, Tick
+from app.sweeping.runner import RunFailed, Runner
 from app.sweeping.sweeper import Sweep, Sweeper, SweeperSettings
 from sinks.noop import Noop, noop
 
-EVENTS = "SELECT *, id AS event_id FROM secrets_bridge_worker.notification_event ORDER BY created_at"
+EVENTS = """
+SELECT id AS event_id, created_at, kind, component, severity, title, detail, metadata::text, tallies::text
+  FROM secrets_bridge_worker.notification_event ORDER BY created_at
+"""
 
 
 class Replica:
@@ -51,15 +54,16 @@ class Replica:
         """Do one whole run: lock, sweep, release."""
         tick = self.acquire(sweeper, settings, slot)
         assert isinstance(tick, Tick), tick
-        outcome = UNKNOWN
         try:
             state = self.runner.run(sweeper, settings, tick)
-            outcome = state.outcome
-        except SweepFailed:
-            outcome = FAILED
+        except RunFailed as error:
+            self.locks.release(tick, done=False)
+            error.write_down()
             raise
-        finally:
-            self.locks.release(tick.lease, outcome)
+        except BaseException:
+            self.locks.release(tick, done=False)
+            raise
+        self.locks.release(tick, done=True)
         return state.sweep
 
     def fails(self, sweeper: Sweeper[Any], settings: SweeperSettings, slot: int | None = None) -> SweepFailed:

@@ -14,7 +14,7 @@ def visited(ranges: PageRanges, pages: int) -> list[int]:
         start, stop = ranges.next(pages)
         first, last = (int(text.strip("()").split(",")[0]) for text in (start, stop))
         seen += range(first, last)
-        ranges.move(stop, None)
+        ranges.move(stop)
     return seen
 
 
@@ -29,7 +29,7 @@ def test_a_page_scan_visits_every_page_once_from_wherever_it_starts(pages: int, 
 def test_a_page_scan_that_was_cut_short_goes_on_behind_the_last_row() -> None:
     ranges = PageRanges(0, 10)
     assert ranges.next(4) == ("(0,1)", "(4,0)")
-    ranges.move("(4,0)", "(2,17)")
+    ranges.move_behind("(2,17)")
     assert ranges.position == 2
     assert ranges.next(4) == ("(2,18)", "(6,0)")
 

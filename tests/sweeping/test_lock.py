@@ -9,15 +9,18 @@ from datetime import timedelta
 
 import pytest
 import redis
+from redis.crc import key_slot
+from structlog.testing import capture_logs
 
 from app.core.errors import LeaseLost
 from app.demo.servers import Redis
-from app.sweeping.lock import FAILED, Locks, Refusal, RunOutcome, Tick
+from app.sweeping import clocks
+from app.sweeping.lock import Locks, Refusal, Tick
 from tests.support.waiting import eventually
 
 NAME = "wraps-expired"
 KEY = "secrets-bridge:lock:worker:sweeper:wraps-expired"
-TICK = "secrets-bridge:tick:worker:sweeper:wraps-expired"
+TICK = "{secrets-bridge:lock:worker:sweeper:wraps-expired}:tick"
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 HOUR_US = 3_600_000_000
@@ -48,18 +51,14 @@ def acquired(answer: Tick | Refusal) -> Tick:
     return answer
 
 
-def done(slot: int) -> RunOutcome:
-    return RunOutcome(finished=slot, streak="succeeded")
-
-
 def test_key_token_and_ttl_are_those_of_the_go_worker(client: redis.Redis) -> None:
     client.set("before", "", px=15_000)
-    lease = acquired(locks(client).acquire(NAME, slot=None, sent=None, interval=MINUTE)).lease
+    tick = acquired(locks(client).acquire(NAME, slot=None, sent=None, interval=MINUTE))
     client.set("after", "", px=15_000)
     value = client.get(KEY)
     assert isinstance(value, bytes)
     assert re.fullmatch(rb"[0-9a-f]{32}", value)
-    assert value.decode() == lease.token
+    assert value.decode() == tick.lease.token
     with client.pipeline() as at_one_moment:
         for key in ("before", KEY, "after"):
             at_one_moment.pttl(key)
@@ -74,63 +73,104 @@ def test_a_strangers_lock_holds_us_off_and_ours_holds_the_stranger_off(client: r
     assert client.get(KEY) == b"f" * 32
 
     client.delete(KEY)
-    lease = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE)).lease
+    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
     assert client.set(KEY, "f" * 32, nx=True, px=60_000) is None
-    mine.release(lease)
+    mine.release(tick, done=False)
     assert client.set(KEY, "f" * 32, nx=True, px=60_000) is True
 
 
 def test_a_lock_that_is_no_longer_ours_is_not_released(client: redis.Redis) -> None:
     mine = locks(client)
-    lease = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE)).lease
+    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
     client.set(KEY, "f" * 32, px=60_000)
-    mine.release(lease)
+    mine.release(tick, done=False)
     assert client.get(KEY) == b"f" * 32
 
 
 def test_two_of_ours_exclude_each_other(client: redis.Redis) -> None:
     first, second = locks(client), locks(client)
-    lease = acquired(first.acquire(NAME, slot=1, sent=None, interval=MINUTE)).lease
+    tick = acquired(first.acquire(NAME, slot=1, sent=None, interval=MINUTE))
     assert second.acquire(NAME, slot=1, sent=None, interval=MINUTE) is Refusal.HELD
-    first.release(lease)
+    first.release(tick, done=False)
     assert isinstance(second.acquire(NAME, slot=1, sent=None, interval=MINUTE), Tick)
+
+
+def run(client: redis.Redis, slot: int) -> int | None:
+    """Take the lock for a tick of this slot, and mark what it stands for as done; return that."""
+    mine = locks(client)
+    tick = acquired(mine.acquire(NAME, slot=slot, sent=None, interval=HOUR))
+    mine.release(tick, done=True)
+    return tick.slot
 
 
 def test_a_finished_slot_and_all_before_it_are_done(client: redis.Redis) -> None:
     now = server_slot(client)
-    mine = locks(client)
-    lease = acquired(mine.acquire(NAME, slot=now, sent=None, interval=HOUR)).lease
-    mine.release(lease, done(now))
+    assert run(client, now) == now
     for slot in (now - HOUR_US, now):
-        assert mine.acquire(NAME, slot=slot, sent=None, interval=HOUR) is Refusal.DONE
-    assert isinstance(mine.acquire(NAME, slot=now + 1, sent=None, interval=HOUR), Tick)
+        assert locks(client).acquire(NAME, slot=slot, sent=None, interval=HOUR) is Refusal.DONE
 
 
-def test_a_scheduler_whose_clock_is_behind_is_not_held_off_by_its_own_runs(client: redis.Redis) -> None:
-    """Its tick of an old slot makes the current slot run; its next tick is older than that slot too."""
-    now = server_slot(client)
+def test_what_was_not_finished_is_not_done(client: redis.Redis) -> None:
     mine = locks(client)
-    lease = acquired(mine.acquire(NAME, slot=now - 5 * HOUR_US, sent=None, interval=HOUR)).lease
-    mine.release(lease, done(now - HOUR_US))  # what was current when the run before this one began
-    assert isinstance(mine.acquire(NAME, slot=now - 4 * HOUR_US, sent=None, interval=HOUR), Tick)
+    for _ in range(2):
+        mine.release(acquired(mine.acquire(NAME, slot=1, sent=None, interval=HOUR)), done=False)
+    assert client.get(TICK) is None
+
+
+def test_a_scheduler_whose_clock_is_behind_means_the_newest_slot(client: redis.Redis) -> None:
+    now = server_slot(client)
+    assert run(client, now - 5 * HOUR_US) == now
+    client.set(TICK, now - HOUR_US)  # as if an hour had passed
+    assert run(client, now - 4 * HOUR_US) == now
+
+
+@pytest.mark.parametrize("ahead", [10 * 60, 3600, 86_400, 100 * 365 * 86_400], ids=str)
+def test_a_scheduler_whose_clock_is_ahead_means_the_newest_slot_and_mutes_nobody(
+    client: redis.Redis, ahead: int
+) -> None:
+    minute = 60_000_000
+    seconds, _ = client.time()
+    now = seconds * 1_000_000 - seconds * 1_000_000 % minute
+    mine = locks(client)
+    with capture_logs() as records:
+        clocks._reported.clear()
+        tick = acquired(mine.acquire(NAME, slot=now + ahead * 1_000_000, sent=None, interval=MINUTE))
+    assert tick.slot in (now, now + minute)
+    assert [(record["log_level"], record["clock"]) for record in records if "clock" in record] == [
+        ("error", "scheduler")
+    ]
+    mine.release(tick, done=True)
+    assert int(client.get(TICK) or 0) == tick.slot  # so the right ticks of the slots to come are not done
+
+
+def test_a_tick_a_little_ahead_means_its_own_slot(client: redis.Redis) -> None:
+    day = 86_400_000_000
+    seconds, _ = client.time()
+    ahead = seconds * 1_000_000 + day // 4
+    tick = acquired(locks(client).acquire(NAME, slot=ahead, sent=None, interval=timedelta(days=1)))
+    assert tick.slot == ahead
 
 
 def test_the_mark_never_goes_back(client: redis.Redis) -> None:
+    now = server_slot(client)
     mine = locks(client)
-    for slot in (9, 3):
-        client.delete(KEY)
-        lease = acquired(mine.acquire(NAME, slot=None, sent=None, interval=MINUTE)).lease
-        mine.release(lease, done(slot))
-    assert client.get(TICK) == b"9"
+    slow = acquired(mine.acquire(NAME, slot=now, sent=None, interval=HOUR))
+    client.delete(KEY)
+    client.set(TICK, now + 1)
+    mine.release(slow, done=True)
+    assert client.get(TICK) == b"%d" % (now + 1)
 
 
-def test_neighbouring_microseconds_are_told_apart(client: redis.Redis) -> None:
-    slot = 4_000_000_000_000_001  # in the year 2096, and odd
-    mine = locks(client)
-    lease = acquired(mine.acquire(NAME, slot=slot, sent=None, interval=MINUTE)).lease
-    mine.release(lease, done(slot))
-    assert mine.acquire(NAME, slot=slot, sent=None, interval=MINUTE) is Refusal.DONE
-    assert isinstance(mine.acquire(NAME, slot=slot + 1, sent=None, interval=MINUTE), Tick)
+@pytest.mark.parametrize("ahead", [2, 1000])
+def test_a_mark_of_a_clock_that_was_ahead_counts_for_nothing(client: redis.Redis, ahead: int) -> None:
+    now = server_slot(client)
+    client.set(TICK, now + ahead * HOUR_US)
+    assert run(client, now) == now
+    assert client.get(TICK) == b"%d" % now
+
+
+def test_our_own_key_is_in_the_locks_slot_of_a_cluster() -> None:
+    assert key_slot(TICK.encode()) == key_slot(KEY.encode())
 
 
 def test_a_tick_older_than_its_interval_is_stale_by_the_servers_clock(client: redis.Redis) -> None:
@@ -140,15 +180,6 @@ def test_a_tick_older_than_its_interval_is_stale_by_the_servers_clock(client: re
     old = now - 61_000_000
     assert mine.acquire(NAME, slot=1, sent=old, interval=MINUTE) is Refusal.STALE
     assert isinstance(mine.acquire(NAME, slot=1, sent=now, interval=MINUTE), Tick)
-
-
-def test_failures_are_counted_until_a_success(client: redis.Redis) -> None:
-    mine, streaks = locks(client), []
-    for outcome in ("failed", "failed", "succeeded", "failed"):
-        tick = acquired(mine.acquire(NAME, slot=None, sent=None, interval=MINUTE))
-        streaks.append(tick.streak)
-        mine.release(tick.lease, FAILED if outcome == "failed" else done(1))
-    assert streaks == [0, 1, 2, 0]
 
 
 def test_an_acquire_whose_reply_was_lost_is_ours(client: redis.Redis) -> None:
@@ -169,43 +200,81 @@ def test_an_acquire_whose_reply_was_lost_is_ours(client: redis.Redis) -> None:
 
 
 def test_a_held_lock_is_renewed_past_its_lease(client: redis.Redis) -> None:
-    mine = locks(client, 3, renewing=True)
-    lease = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE)).lease
-    for _ in range(4):  # each is due after a third of the lease
-        client.pexpire(KEY, 600_000)
-        eventually(lambda: client.pttl(KEY) <= 3_000)  # which only a renewal sets
-        eventually(lambda: not lease.lost)
-        assert client.get(KEY) == lease.token.encode()
-    mine.release(lease)
+    mine = locks(client, 6, renewing=True)
+    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
+    client.set("without renewal", "", px=6_000)
+
+    def over() -> bool:
+        tick.lease.check()  # as a run does that makes progress
+        return not client.exists("without renewal")
+
+    eventually(over)
+    assert client.get(KEY) == tick.lease.token.encode()
+    mine.release(tick, done=False)
     assert client.get(KEY) is None
 
 
 def test_a_deleted_lock_is_noticed_at_the_next_renewal(client: redis.Redis) -> None:
     mine = locks(client, 0.9, renewing=True)
-    lease = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE)).lease
+    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
     client.delete(KEY)
-    eventually(lease._lost.is_set)  # which the end of the lease alone does not do
+    eventually(tick.lease._lost.is_set)  # which the end of the lease alone does not do
     with pytest.raises(LeaseLost):
-        lease.check()
+        tick.lease.check()
 
 
 def test_a_lock_that_could_not_be_renewed_is_lost_when_its_lease_is_over(
     any_redis_server: Redis, client: redis.Redis
 ) -> None:
     mine = locks(client, 0.6, renewing=True)
-    lease = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE)).lease
+    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
     any_redis_server.kill()
     try:
-        eventually(lease._lost.is_set)
-        assert time.monotonic() >= lease.deadline  # and not before
+        eventually(tick.lease._lost.is_set)
+        assert time.monotonic() >= tick.lease.deadline  # and not before
     finally:
         any_redis_server.start()
 
 
 def test_a_paused_process_knows_by_its_own_clock_that_it_lost(client: redis.Redis) -> None:
     mine = locks(client, 60)  # no keeper: as if paused
-    lease = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE)).lease
-    lease.check()
-    lease.extend(time.monotonic() - 60, MINUTE)  # its last renewal was a lease ago
+    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
+    tick.lease.check()
+    tick.lease.extend(time.monotonic() - 60, MINUTE)  # its last renewal was a lease ago
     with pytest.raises(LeaseLost):
-        lease.check()
+        tick.lease.check()
+
+
+def test_a_lock_is_renewed_only_while_its_run_makes_progress(client: redis.Redis) -> None:
+    mine = locks(client, 0.6, renewing=True)
+    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
+    with capture_logs() as records:
+        eventually(tick.lease._lost.is_set)  # nobody asked for the lock
+    eventually(lambda: client.get(KEY) is None)
+    assert [record["event"] for record in records if record["event"].startswith("run ")] == [
+        "run stuck; its lock is given up"
+    ]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(24, "Too many open files"), MemoryError(), RuntimeError(), redis.ReadOnlyError()]
+)
+def test_the_keeper_survives_any_error(client: redis.Redis, error: Exception) -> None:
+    mine = locks(client, 60, renewing=True)
+    renew, calls = mine._renew, []
+
+    def unreliable(**words: object) -> object:
+        calls.append(words)
+        if len(calls) == 1:
+            raise error
+        return renew(**words)  # type: ignore[arg-type]
+
+    mine._renew = unreliable  # type: ignore[assignment]
+    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
+    for _ in range(2):
+        due = tick.lease.renew_at = time.monotonic()
+        with mine._changed:
+            mine._changed.notify()
+        eventually(lambda due=due: tick.lease.renew_at > due)  # type: ignore[misc]
+    assert len(calls) >= 2
+    assert not tick.lease.lost

@@ -61,13 +61,27 @@ def test_after_a_pause_one_tick_is_fired_and_it_is_aligned_again() -> None:
     assert every.next_valid_date(NOW) == datetime.fromtimestamp(108, UTC)
 
 
-def test_a_clock_that_is_set_back_does_not_fire_a_slot_twice() -> None:
+def test_a_clock_that_wavers_about_a_boundary_fires_once() -> None:
     clock = Clock(200.0)
     every = Every(SECOND, clock)
-    every.validate(NOW)
-    clock.seconds = 150.0
-    assert not every.validate(NOW)
-    assert every.next_valid_date(NOW) == datetime.fromtimestamp(201, UTC)
+    assert every.validate(NOW)
+    for moment_of_clock in (199.5, 200.1):
+        clock.seconds = moment_of_clock
+        assert not every.validate(NOW)
+    clock.seconds = 201.0
+    assert every.validate(NOW)
+
+
+@pytest.mark.parametrize("jump", [10.0, 7200.0, 40 * 86_400.0])
+def test_a_clock_that_was_ahead_for_a_moment_mutes_no_tick(jump: float) -> None:
+    clock = Clock(200.0)
+    every = Every(SECOND, clock)
+    assert every.validate(NOW)
+    clock.seconds += jump
+    assert every.validate(NOW)
+    clock.seconds -= jump - 1
+    assert every.validate(NOW)
+    assert every.next_valid_date(NOW) == datetime.fromtimestamp(202, UTC)
 
 
 def test_a_slot_and_its_moment_are_the_same_to_the_microsecond() -> None:

@@ -16,6 +16,7 @@ from app.demo.servers import Postgres, Redis
 from app.storage import migrations
 from tests.support.argocd import ON, insert_endpoint
 from tests.support.processes import BIN, ROOT, SCHEDULER, environment
+from tests.support.waiting import HUNG_PROCESS
 
 CANARY = "hunter2"
 GOOD = {"DATABASE_URL": f"postgres://u:{CANARY}@127.0.0.1:1/d", "REDIS_URL": f"redis://:{CANARY}@127.0.0.1:1/0"}
@@ -85,6 +86,7 @@ DEV = {**GITOPS, "SB_ENV": "dev"}
 VAULT = {**GITOPS, "SB_KMS_BACKEND": "vault-transit", "SB_KMS_VAULT_ADDR": "https://v", "SB_KMS_VAULT_KEY": "k"}
 AWS = {**GITOPS, "SB_KMS_BACKEND": "aws-kms", "SB_KMS_AWS_REGION": "eu-central-1", "SB_KMS_AWS_KEY_ID": "alias/k"}
 _EITHER = "set either it or SB_KMS_VAULT_KUBERNETES_ROLE, which vault-transit logs in with"
+_LOGIN = "has a user or a password in its URL, which would be shown; set it without"
 _URL = "not a URL; accepted: https://host or https://host:port, and http:// with SB_ENV=dev"
 
 CASES += [
@@ -109,7 +111,11 @@ CASES += [
         {**VAULT, "SB_KMS_VAULT_TOKEN": f"{CANARY} x"},
         "SB_KMS_VAULT_TOKEN: not a token; accepted: printable ASCII without spaces",
     ),
-    ({**VAULT, "SB_KMS_VAULT_ADDR": f"https://u:{CANARY}@v"}, f"SB_KMS_VAULT_ADDR: {_URL}"),
+    ({**VAULT, "SB_KMS_VAULT_ADDR": "ftp://v"}, f"SB_KMS_VAULT_ADDR: {_URL}"),
+    ({**VAULT, "SB_KMS_VAULT_ADDR": f"https://u:{CANARY}@v"}, f"SB_KMS_VAULT_ADDR: {_LOGIN}"),
+    ({"SB_KMS_AWS_ENDPOINT": f"https://u:{CANARY}@v"}, f"SB_KMS_AWS_ENDPOINT: {_LOGIN}"),
+    ({"SB_NOTIFICATION_PAGERDUTY_URL": f"https://u:{CANARY}@v"}, f"SB_NOTIFICATION_PAGERDUTY_URL: {_LOGIN}"),
+    ({"SB_NOTIFICATION_SLACK_API_URL": f"https://u:{CANARY}@v"}, f"SB_NOTIFICATION_SLACK_API_URL: {_LOGIN}"),
     (
         {**VAULT, "SB_KMS_VAULT_ADDR": "http://v"},
         "SB_KMS_VAULT_ADDR: plain http:// is for SB_ENV=dev only; accepted: https://",
@@ -143,7 +149,13 @@ CASES += [
 
 def start(words: Sequence[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(BIN / words[0]), *words[1:]], cwd=ROOT, env=env, capture_output=True, text=True, timeout=30, check=False
+        [str(BIN / words[0]), *words[1:]],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=HUNG_PROCESS,
+        check=False,
     )
 
 
@@ -266,7 +278,7 @@ def test_a_wrong_role_or_database_is_told_in_our_words(
 
 @pytest.fixture
 def weak(postgres: Postgres, database: str) -> str:
-    """Give the URL of the database for a role that may only connect."""
+    """Return the URL of the database for a role that may only connect."""
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("DROP SCHEMA secrets_bridge_worker CASCADE")
         row = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'weak'").fetchone()
@@ -284,7 +296,7 @@ def test_a_role_without_rights_gets_the_sql_to_run(weak: str, database: str, red
 
     checked = start(COMMANDS["check"], env)
     assert checked.returncode == 1
-    assert "this role lacks SELECT on secret_wraps, UPDATE on secret_wraps, DELETE on secret_wraps" in checked.stdout
+    assert "GRANT SELECT, UPDATE, DELETE ON secret_wraps TO " in checked.stdout
 
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(script.replace("secrets_bridge_worker_role", "weak").encode())
@@ -303,6 +315,24 @@ def test_missing_and_half_migrated_tables_are_found(postgres: Postgres, database
     assert done.returncode == 1
     assert "a migration of the api was left half done (dirty)" in done.stdout
     assert "table missing: agents; the sweeper rests until it is there" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "count", ["100000000000000000000", "9" * 5000, "65", "-1", "1.5", "", "\u0663x"], ids=lambda count: count[:21]
+)
+def test_a_number_of_processes_that_no_machine_has_is_wrong_usage(count: str) -> None:
+    done = start(("sb-worker", "run", "-c", f"worker={count}"), environment("", "") | GOOD)
+    assert done.returncode == 2
+    assert "numbers up to 64" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", [b"worker: a\0b\n", b"worker: \xff\n", b"worker: " + b"x" * 200_000])
+def test_a_procfile_that_cannot_be_run_is_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "Procfile").write_bytes(content)
+    done = start(("sb-worker", "run", "--procfile", str(tmp_path / "Procfile")), environment("", "") | GOOD)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import pytest
 from bench.chaos import Round
 
 
-@pytest.mark.parametrize("kill", [False, True], ids=["left alone", "killed every second"])
-def test_each_slot_is_run_once_or_covered_and_losers_ask_postgres_nothing(tmp_path: Path, kill: bool) -> None:
-    report = Round(tmp_path, kill=kill).run(6)
+@pytest.mark.parametrize(("kill", "seconds"), [(False, 6), (True, 12)], ids=["left alone", "killed every second"])
+def test_each_slot_is_run_once_or_covered_and_losers_ask_postgres_nothing(
+    tmp_path: Path, kill: bool, seconds: float
+) -> None:
+    report = Round(tmp_path, kill=kill).run(seconds)
 
     assert report["slots_run_twice"] == 0
     assert report["slots_neither_run_nor_covered"] == 0

@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.support.http_server import Receiver, Reply, Seen
 from tests.support.processes import SCHEDULER, WORKER, Process, environment
 from tests.support.rows import column, rows
 from tests.support.tls import Authority
-from tests.support.waiting import eventually
+from tests.support.waiting import HUNG_PROCESS, eventually
 
 NAMES = [f"canary-app-{number:02}" for number in range(40)]
 #: Writes down every claim and every result that PostgreSQL commits.
@@ -40,6 +41,7 @@ RUNNING = """
 SELECT worker FROM secrets_bridge_worker.sweep_run WHERE name = 'gitops-poller' AND outcome = 'running'
  ORDER BY id DESC LIMIT 1
 """
+POLLS = "SELECT count(*) FROM audit WHERE polls IS NOT NULL"
 TWICE = """
 SELECT count(*) FROM (SELECT FROM audit WHERE claimed IS NOT NULL
                        GROUP BY application, date_trunc('second', claimed) HAVING count(*) > 1) AS t
@@ -101,28 +103,31 @@ def test_pollers_that_are_killed_never_poll_twice_a_slot_nor_write_an_older_resu
         worker = (*WORKER, "--queues", "sweeps")
 
         def holder() -> tuple[Process, psutil.Process] | None:
-            """Give who is in the middle of a run; what a dead one left open does not count."""
+            """Return who is in the middle of a run; what a dead one left open does not count."""
             for name in column(sql, RUNNING):
                 with suppress(psutil.NoSuchProcess):
                     child = psutil.Process(int(name.rpartition(":")[2]))
                     parent = child.ppid()
-                    return next(((one, child) for one in workers if one.popen.pid == parent), None)
+                    return next(((found, child) for found in workers if found.popen.pid == parent), None)
             return None
+
+        def more_polls(before: list[int]) -> bool:
+            return column(sql, POLLS) > before
 
         workers = [start(worker, f"worker-{number}") for number in range(2)]
         for number in range(2):
             start(SCHEDULER, f"scheduler-{number}")
-        eventually(lambda: column(sql, "SELECT count(*) FROM audit WHERE polls > 1")[0] > 0, 30)
+        eventually(lambda: column(sql, "SELECT count(*) FROM audit WHERE polls > 1")[0] > 0)
         for turn in range(5):
-            victim, child = eventually(holder, 30)
+            victim, child = eventually(holder)
             child.kill()  # which takes its main process with it
-            victim.popen.wait(30)
+            victim.popen.wait(HUNG_PROCESS)
             kills += 1
             if turn == 2:
                 redis.flushall()
             workers[workers.index(victim)] = start(worker, f"worker-{turn + 2}")
-            time.sleep(1.0)
-        eventually(lambda: column(sql, "SELECT min(polls_count) FROM gitops_observations")[0] >= 4, 30)
+            eventually(partial(more_polls, column(sql, POLLS)))
+        eventually(lambda: column(sql, "SELECT min(polls_count) FROM gitops_observations")[0] >= 4)
         metrics = "".join(process.get("/metrics").text for process in workers)
         shown = "".join(log.read_text() for log in logs)
         in_redis = b"".join(redis.dump(key) or b"" for key in redis.keys("*"))
@@ -130,7 +135,7 @@ def test_pollers_that_are_killed_never_poll_twice_a_slot_nor_write_an_older_resu
     assert kills == 5
     assert column(sql, TWICE) == [0]
     assert column(sql, BACKWARDS) == [0]
-    assert column(sql, "SELECT count(*) FROM audit WHERE polls IS NOT NULL")[0] >= 4 * len(NAMES)
+    assert column(sql, POLLS)[0] >= 4 * len(NAMES)
     outcomes = {row["outcome"] for row in rows(sql, "SELECT outcome FROM secrets_bridge_worker.sweep_run")}
     assert "success" in outcomes
     assert "interrupted" in outcomes

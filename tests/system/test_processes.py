@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import time
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import psycopg
 import pytest
@@ -20,22 +22,34 @@ from psycopg import Connection
 from app.demo.servers import Postgres, Redis
 from app.storage import migrations
 from tests.conftest import CONTROL_PLANE
-from tests.support.processes import BIN, QUICK, SCHEDULER, WORKER, Process, environment
+from tests.support.ports import reserved_port
+from tests.support.processes import BIN, PATIENT, QUICK, SCHEDULER, WORKER, Process, environment
 from tests.support.rows import column, insert_wrap, rows
-from tests.support.waiting import eventually
+from tests.support.waiting import HUNG, HUNG_PROCESS, eventually
 
 RUNS = "SELECT * FROM secrets_bridge_worker.sweep_run ORDER BY id"
+NOT_SENT = "tick not sent, Redis is away"
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 LOCK = "secrets-bridge:lock:worker:sweeper:wraps-expired"
 SLOW = """
 CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.1); RETURN NULL; END $$;
 CREATE TRIGGER slow AFTER DELETE ON secret_wraps FOR EACH STATEMENT EXECUTE FUNCTION slow();
 """
+#: Keeps a batch open for as long as somebody else has the advisory lock.
+HELD = """
+CREATE FUNCTION held() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END $$;
+CREATE TRIGGER held AFTER DELETE ON secret_wraps FOR EACH STATEMENT EXECUTE FUNCTION held();
+"""
+IS_HELD = """
+SELECT 1 FROM pg_locks JOIN pg_database ON pg_database.oid = database
+ WHERE locktype = 'advisory' AND NOT granted AND datname = current_database()
+"""
 
 
 @pytest.fixture
 def env(database: str, redis: redis_py.Redis, redis_server: Redis) -> dict[str, str]:
-    return environment(database, redis_server.url(), **QUICK)
+    return environment(database, redis_server.url(), **QUICK | PATIENT)
 
 
 @pytest.fixture
@@ -64,6 +78,17 @@ def slow_backlog(sql: Connection[Any]) -> None:
     sql.execute(SLOW.encode())
 
 
+def messages(process: Process, text: str) -> list[dict[str, Any]]:
+    """Return the records that say this."""
+    return [record for record in process.records if record["msg"] == text]
+
+
+def answered(process: Process, status: int) -> httpx.Response | None:
+    """Return the answer to a question for readiness, if it has this status; a check has less than a second for it."""
+    answer = process.get("/readyz")
+    return answer if answer.status_code == status else None
+
+
 def test_a_scheduler_and_a_worker_sweep_and_tell(
     worker: Process, scheduler: Process, sql: Connection[Any], redis: redis_py.Redis
 ) -> None:
@@ -72,19 +97,15 @@ def test_a_scheduler_and_a_worker_sweep_and_tell(
     eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="success") >= 4)
 
     assert worker.get("/healthz").text == '{"status":"ok"}'
-    ready = worker.get("/readyz")
-    assert (ready.status_code, ready.text, ready.headers["content-type"]) == (
-        200,
-        '{"status":"ready"}\n',
-        "application/json",
-    )
-    told = [one for one in worker.records if one["msg"] == "notification"]
-    assert [(one["level"], one["component"], one["title"], one["deleted"]) for one in told] == [
+    ready = eventually(lambda: answered(worker, 200))
+    assert (ready.text, ready.headers["content-type"]) == ('{"status":"ready"}\n', "application/json")
+    told = eventually(lambda: messages(worker, "notification"))
+    assert [(record["level"], record["component"], record["title"], record["deleted"]) for record in told] == [
         ("INFO", "wraps-expired", "expired wraps purged", 1)
     ]
     assert {"time", "level", "msg"} <= worker.records[0].keys()
     assert list(worker.records[0])[:3] == ["time", "level", "msg"]
-    unset = [one["task"] for one in worker.records if "not configured" in one["msg"]]
+    unset = [record["task"] for record in worker.records if "not configured" in record["msg"]]
     assert sorted(unset) == ["discover-scheduler", "gitops-poller", "gitops-timeout"]
 
 
@@ -113,13 +134,13 @@ def test_dramatiqs_own_metrics_are_there_and_no_gauge_is_negative(
 ) -> None:
     with Process(WORKER, env, tmp_path / "second.log") as second, Process(SCHEDULER, env, tmp_path / "s2.log"):
         second.ready()
-        eventually(lambda: second.metric("worker_scheduler_lock_skipped_total") >= 3, 30)
+        eventually(lambda: second.metric("worker_scheduler_lock_skipped_total") >= 3)
         eventually(lambda: worker.metric("dramatiq_messages_total", queue_name="sweeps") >= 8)
         for process in (worker, second):
             text = process.get("/metrics").text
             values = [line.rpartition(" ")[2] for line in text.splitlines() if line.startswith("dramatiq_")]
             assert min(map(float, values)) >= 0
-            assert "WARN" not in {one["level"] for one in process.records if "skip" in one["msg"]}
+            assert "WARN" not in {record["level"] for record in process.records if "skip" in record["msg"]}
 
 
 def test_several_processes_of_one_command_answer_together(env: dict[str, str], tmp_path: Path) -> None:
@@ -129,7 +150,7 @@ def test_several_processes_of_one_command_answer_together(env: dict[str, str], t
         Process(SCHEDULER, env, tmp_path / "scheduler.log"),
     ):
         workers.ready()
-        eventually(lambda: workers.metric("worker_scheduler_runs_total", outcome="success") >= 12, 30)
+        eventually(lambda: workers.metric("worker_scheduler_runs_total", outcome="success") >= 12)
         assert workers.end() == 0
     assert workers.text.count('"msg": "shutdown complete"') == 3
 
@@ -138,7 +159,7 @@ def test_sigterm_ends_between_batches_and_releases_the_lock(
     worker: Process, sql: Connection[Any], redis: redis_py.Redis, env: dict[str, str], tmp_path: Path
 ) -> None:
     slow_backlog(sql)
-    more = {**env, "SB_WORKER_SWEEP_BUDGET": "60s", "SB_SWEEP_WRAPS_INTERVAL": "60s"}
+    more = {**env, "SB_WORKER_SWEEP_BUDGET": "1h", "SB_SWEEP_WRAPS_INTERVAL": "1h"}
     worker.end()
     with Process(WORKER, more, tmp_path / "slow.log") as slow, Process(SCHEDULER, more, tmp_path / "s.log"):
         slow.ready()
@@ -148,9 +169,7 @@ def test_sigterm_ends_between_batches_and_releases_the_lock(
                 and column(sql, "SELECT coalesce(max(batches), 0) FROM secrets_bridge_worker.sweep_run") > [1]
             )
         )
-        began = time.monotonic()
         assert slow.end() == 0
-        assert time.monotonic() - began < 15
         assert redis.exists(LOCK) == 0
     run = next(run for run in rows(sql, RUNS) if run["name"] == "wraps-expired" and run["changed"])
     assert (run["outcome"], run["handed_over"]) == ("success", True)
@@ -161,34 +180,33 @@ def test_a_second_sigterm_does_not_cut_a_run(
     sql: Connection[Any], redis: redis_py.Redis, env: dict[str, str], tmp_path: Path
 ) -> None:
     slow_backlog(sql)
-    more = {**env, "SB_WORKER_SWEEP_BUDGET": "60s", "SB_SWEEP_WRAPS_INTERVAL": "60s"}
+    more = {**env, "SB_WORKER_SWEEP_BUDGET": "1h", "SB_SWEEP_WRAPS_INTERVAL": "1h"}
     with Process(WORKER, more, tmp_path / "slow.log") as slow, Process(SCHEDULER, more, tmp_path / "s.log"):
         slow.ready()
         eventually(lambda: redis.exists(LOCK))
-        (child,) = [one for one in psutil.Process(slow.popen.pid).children() if one.is_running()]
+        (child,) = [found for found in psutil.Process(slow.popen.pid).children() if found.is_running()]
         slow.popen.send_signal(signal.SIGTERM)
         child.send_signal(signal.SIGTERM)
         child.send_signal(signal.SIGTERM)
-        assert slow.popen.wait(20) == 0
+        assert slow.popen.wait(HUNG_PROCESS) == 0
     assert {run["outcome"] for run in rows(sql, RUNS)} == {"success"}
 
 
 def test_readiness_turns_first(
     sql: Connection[Any], redis: redis_py.Redis, env: dict[str, str], tmp_path: Path
 ) -> None:
-    slow_backlog(sql)
-    sql.execute("ALTER TABLE secret_wraps DISABLE TRIGGER slow")
-    sql.execute(
-        SLOW.replace("slow()", "slower()").replace("TRIGGER slow", "TRIGGER slower").replace("0.1", "1.0").encode()
-    )
-    more = {**env, "SB_WORKER_SWEEP_BUDGET": "60s", "SB_SWEEP_WRAPS_INTERVAL": "60s", "SB_WORKER_LOCK_LEASE": "15s"}
+    backlog(sql)
+    sql.execute(HELD.encode())
+    sql.execute("SELECT pg_advisory_lock(1)")
+    more = {**env, "SB_SWEEP_WRAPS_INTERVAL": "1h", "SB_WORKER_LOCK_LEASE": "10m"}  # and a lock is waited for 100 s
     with Process(WORKER, more, tmp_path / "slow.log") as slow, Process(SCHEDULER, more, tmp_path / "s.log"):
         slow.ready()
-        eventually(lambda: redis.exists(LOCK))
+        eventually(lambda: column(sql, IS_HELD))
         slow.popen.send_signal(signal.SIGTERM)
-        eventually(lambda: slow.get("/readyz").status_code == 503, 1.5)
+        eventually(lambda: answered(slow, 503))
         assert slow.get("/healthz").status_code == 200
-        assert slow.popen.wait(20) == 0
+        sql.execute("SELECT pg_advisory_unlock(1)")
+        assert slow.popen.wait(HUNG_PROCESS) == 0
 
 
 def test_a_killed_main_process_leaves_no_orphan(worker: Process) -> None:
@@ -198,14 +216,29 @@ def test_a_killed_main_process_leaves_no_orphan(worker: Process) -> None:
     assert children
     worker.popen.kill()
     worker.popen.wait()
-    _, alive = psutil.wait_procs(children, timeout=15)
+    _, alive = psutil.wait_procs(children, timeout=HUNG)
+    assert alive == []
+
+
+@pytest.mark.parametrize("after", [0.0, 0.3, 0.6])
+def test_a_main_process_that_is_killed_while_its_child_boots_leaves_no_orphan(
+    env: dict[str, str], tmp_path: Path, after: float
+) -> None:
+    if not hasattr(os, "sched_getaffinity"):
+        pytest.skip("only Linux tells a child of its parent's death")
+    with Process(WORKER, env, tmp_path / "worker.log") as worker:
+        children = eventually(lambda: psutil.Process(worker.popen.pid).children())
+        time.sleep(after)  # to hit several moments of the boot; which ones does not matter
+        worker.popen.kill()
+        worker.popen.wait()
+        _, alive = psutil.wait_procs(children, timeout=HUNG)
     assert alive == []
 
 
 def test_a_probe_address_that_is_taken_stops_the_boot(worker: Process, env: dict[str, str], tmp_path: Path) -> None:
     taken = {**env, "SB_WORKER_LOCAL_ADDR": f"127.0.0.1:{worker.port}"}
     with Process(WORKER, taken, tmp_path / "second.log") as second:
-        assert second.popen.wait(20) == 1
+        assert second.popen.wait(HUNG_PROCESS) == 1
         assert f"SB_WORKER_LOCAL_ADDR: 127.0.0.1:{worker.port} cannot be listened on" in second.text
 
 
@@ -216,20 +249,23 @@ def test_an_outage_of_redis_is_outlived_by_all(
     eventually(lambda: column(sql, count) > [4])
     redis_server.kill()
     try:
-        eventually(lambda: "tick not sent" in scheduler.text)
+        eventually(lambda: messages(scheduler, NOT_SENT))
         eventually(lambda: "Redis is away" in worker.text)
         assert worker.get("/healthz").status_code == 200
-        not_ready = worker.get("/readyz")
-        assert (not_ready.status_code, not_ready.json()["failing"]) == (503, {"redis": "ConnectionError"})
-        time.sleep(4)
+        eventually(lambda: worker.get("/readyz").json().get("failing") == {"redis": "unreachable"})
+        (since,) = column(sql, "SELECT date_trunc('second', clock_timestamp())")
+        passed = "SELECT clock_timestamp() - %s > interval '3 s'"  # so that ticks of several slots are lost
+        eventually(lambda: sql.execute(passed, [since]).fetchone() == (True,))
         before = column(sql, count)
     finally:
         redis_server.start()
-    eventually(lambda: column(sql, count) > before, 6)
+    eventually(lambda: column(sql, count) > before)
     assert worker.popen.poll() is None
     assert scheduler.popen.poll() is None
-    assert scheduler.text.count("tick not sent") < 20
-    assert eventually(lambda: worker.metric("worker_scheduler_ticks_lost_total")) >= 4
+    eventually(lambda: len(messages(scheduler, "ticks go out again")) >= 4)
+    lost = sum(record["lost"] for record in messages(scheduler, "ticks go out again"))
+    assert len(messages(scheduler, NOT_SENT)) < lost  # a line an outage, however many there are
+    eventually(lambda: worker.metric("worker_scheduler_ticks_lost_total") >= 4)
 
 
 def test_an_outage_of_postgres_fails_runs_and_no_process(
@@ -237,7 +273,7 @@ def test_an_outage_of_postgres_fails_runs_and_no_process(
 ) -> None:
     directory = tmp_path / "own"
     directory.mkdir()
-    with Postgres(directory) as server:
+    with reserved_port() as port, Postgres(directory, port=port) as server:
         with psycopg.connect(server.url(), autocommit=True) as connection:
             connection.execute(CONTROL_PLANE.read_bytes())
             migrations.migrate(connection)
@@ -249,17 +285,18 @@ def test_an_outage_of_postgres_fails_runs_and_no_process(
             worker.ready()
             eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="success") >= 4)
             server.crash()
-            eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="failure") >= 4, 30)
-            assert worker.get("/readyz").json()["failing"].keys() == {"postgres"}
+            eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="failure") >= 4)
+            eventually(lambda: worker.get("/readyz").json().get("failing", {}).keys() == {"postgres"})
             assert worker.get("/healthz").status_code == 200
             server.start()
             before = worker.metric("worker_scheduler_runs_total", outcome="success")
-            eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="success") > before + 4, 20)
-            errors = [one for one in worker.records if one["msg"] == "notification" and one["level"] == "ERROR"]
-            titles = [one["title"] for one in errors]
+            eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="success") > before + 4)
+            told = messages(worker, "notification")
+            titles = [record["title"] for record in told if record["level"] == "ERROR"]
             assert len(titles) == len(set(titles)) <= 4  # one a sweeper, however many attempts failed
             assert (worker.end(), scheduler.end()) == (0, 0)
-        assert str(server.port) not in worker.text.replace(f":{worker.port}", "")
+        # Digits of a time or of a process's number may be the same.
+        assert not re.search(rf"(?<![.\d]){port}(?!\d)", re.sub(rf'"pid": ?{port}\b', "", worker.text))
 
 
 def test_a_scheduler_ends_with_status_0_on_sigterm_and_starts_without_redis(
@@ -267,31 +304,30 @@ def test_a_scheduler_ends_with_status_0_on_sigterm_and_starts_without_redis(
 ) -> None:
     away = {**env, "REDIS_URL": "redis://127.0.0.1:1/0"}
     with Process(SCHEDULER, away, tmp_path / "s.log") as scheduler:
-        eventually(lambda: "tick not sent" in scheduler.text)
+        eventually(lambda: messages(scheduler, NOT_SENT))
         assert scheduler.end() == 0
 
 
 def test_a_retry_comes_after_the_lock_is_free_and_before_the_next_tick(
     env: dict[str, str], tmp_path: Path, sql: Connection[Any]
 ) -> None:
-    minute = {**env, "SB_SWEEP_AGENTS_INTERVAL": "60s"}
+    hour = {**env, "SB_SWEEP_AGENTS_INTERVAL": "1h"}  # so that it cannot be the next tick
     sql.execute("ALTER TABLE agents RENAME COLUMN status TO state")
-    with Process(WORKER, minute, tmp_path / "w.log") as worker, Process(SCHEDULER, minute, tmp_path / "s.log"):
+    with Process(WORKER, hour, tmp_path / "w.log") as worker, Process(SCHEDULER, hour, tmp_path / "s.log"):
         worker.ready()
         failed = (
             "SELECT count(*) FROM secrets_bridge_worker.sweep_run WHERE name = 'agents-stale' AND outcome = 'failure'"
         )
-        eventually(lambda: column(sql, failed) >= [2], 20)
+        eventually(lambda: column(sql, failed) >= [2])
         sql.execute("ALTER TABLE agents RENAME COLUMN state TO status")
         eventually(
             lambda: column(
                 sql,
                 "SELECT 1 FROM secrets_bridge_worker.sweep_run WHERE name = 'agents-stale' AND outcome = 'success'",
-            ),
-            20,
+            )
         )
         wanted = ["flag stale agents failed", "sweep recovered"]
-        eventually(lambda: [one["title"] for one in worker.records if one["msg"] == "notification"] == wanted)
+        eventually(lambda: [record["title"] for record in messages(worker, "notification")] == wanted)
         assert "Traceback" not in worker.text
 
 
@@ -324,7 +360,7 @@ def test_nothing_that_must_not_be_seen_is_seen_anywhere(
     ):
         worker.ready()
         eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="success", task="wraps-expired") >= 2)
-        eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="failure", task="agents-stale") >= 2)
+        eventually(lambda: worker.metric("worker_sweep_rows_failed_total", task="agents-stale") >= 2)
         eventually(
             lambda: worker.metric("worker_scheduler_runs_total", outcome="failure", task="discover-scheduler") >= 2
         )
@@ -348,7 +384,7 @@ def test_a_table_that_appears_brings_its_sweeper_to_life(
     eventually(lambda: worker.metric("worker_sweep_table_missing", task="agents-stale") == 1)
     sql.execute("ALTER TABLE elsewhere RENAME TO agents")
     eventually(lambda: worker.metric("worker_sweep_table_missing", task="agents-stale") == 0)
-    warned = [one for one in worker.records if "table is missing" in one["msg"]]
+    warned = [record for record in worker.records if "table is missing" in record["msg"]]
     assert len(warned) == 1
 
 
@@ -369,7 +405,7 @@ def test_a_worker_writes_to_dev_shm_only(env: dict[str, str], tmp_path: Path) ->
         Process(words, {**env, "TMPDIR": "/nonexistent"}, tmp_path / "worker.log") as worker,
         Process(SCHEDULER, env, tmp_path / "scheduler.log"),
     ):
-        eventually(lambda: worker.popen.poll() is not None or worker.get("/readyz").status_code == 200, 30)
+        eventually(lambda: worker.popen.poll() is not None or worker.get("/readyz").status_code == 200)
         if worker.popen.poll() == 99:
             pytest.skip("this machine does not let root mount")
         eventually(lambda: worker.metric("worker_scheduler_runs_total", outcome="success") >= 4)

@@ -17,6 +17,7 @@ from app.notify.sink import Sink
 from app.storage.settings import DatabaseSettings, RedisSettings
 from app.sweeping.sweeper import Sweep, Sweeper
 from app.worker.settings import WorkerSettings
+from tests.support.processes import ROOT
 from tests.support.rows import FIXED
 
 
@@ -29,12 +30,19 @@ def declared(package: Any, kind: type) -> list[Any]:
 
 
 def test_every_sweeper_and_every_sink_of_a_file_is_registered() -> None:
-    assert {one.name for one in declared(actors, Sweeper)} == {one.name for one in actors.SWEEPERS}
-    assert {one.name for one in declared(sinks, Sink)} == {one.name for one in sinks.SINKS}
+    assert {found.name for found in declared(actors, Sweeper)} == {sweeper.name for sweeper in actors.SWEEPERS}
+    assert {found.name for found in declared(sinks, Sink)} == {sink.name for sink in sinks.SINKS}
+
+
+def test_no_room_is_crowded() -> None:
+    folders = [folder for top in ("app", "actors", "sinks", "tests") for folder in (ROOT / top).rglob("*/")]
+    files = {folder: [*folder.glob("*.py")] for folder in folders if "__pycache__" not in folder.parts}
+    assert [folder.name for folder, found in files.items() if len(found) > 18] == []
+    assert {path.name for path in (ROOT / "app").glob("*.py")} == {"__init__.py", "actors.py"}
 
 
 def test_the_public_names_and_cadences_are_these() -> None:
-    cadences = {one.name: one.settings.read().interval.total_seconds() for one in actors.SWEEPERS}
+    cadences = {sweeper.name: sweeper.settings.read().interval.total_seconds() for sweeper in actors.SWEEPERS}
     assert cadences == {
         "wraps-expired": 60,
         "secrets-stale": 300,
@@ -86,7 +94,7 @@ def test_the_words_of_events_are_the_go_workers(
     name: str, severity: Severity, title: str, detail: str, metadata: dict[str, int]
 ) -> None:
 
-    sweeper = next(one for one in actors.SWEEPERS if one.name == name)
+    sweeper = next(found for found in actors.SWEEPERS if found.name == name)
     event = sweeper.done(Sweep(2, cutoff=FIXED))
     assert (event.component, event.severity, event.title, event.detail, dict(event.metadata)) == (
         name,

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import structlog
 from dramatiq.middleware import Middleware
 
+from app.core import threads
 from app.supervisor.parent_death import signal_at_parent_death
+from app.supervisor.stops import handler_before
+from app.worker.stopping import WORKER_STOPS
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from dramatiq import Broker, Worker
 
     from app.sweeping.lock import Locks
-    from app.worker.probes import Readiness
+    from app.worker.readiness import Readiness
 
 log = structlog.get_logger("worker")
 
@@ -35,18 +38,19 @@ class Lifecycle(Middleware):
         self._locks = locks
         self._readiness = readiness
         self._grace = grace
-        self._signalled = threading.Event()
+        self._stops: queue.SimpleQueue[int] = queue.SimpleQueue()  # the one that a handler may put something into
 
     def after_process_boot(self, broker: Broker) -> None:
         """Open everything; whatever fails in here ends the process with status 1.
 
         Dramatiq swallows exceptions of this hook and reports ready, but for SystemExit.
         """
-        _die_with_parent()
-        self._wrap_signals()
+        signal_at_parent_death()
+        _leave_if_orphaned()
         try:
             self._boot()
             self._locks.start()
+            self._drain_on_stops()
         except SystemExit:
             raise
         except Exception as error:  # noqa: BLE001 - a half-booted worker would sit there and do nothing
@@ -55,6 +59,7 @@ class Lifecycle(Middleware):
 
     def after_worker_boot(self, broker: Broker, worker: Worker) -> None:
         """Report ready."""
+        _leave_if_orphaned()
         self._readiness.booted = True
         log.info("worker ready", pid=os.getpid())
 
@@ -62,27 +67,28 @@ class Lifecycle(Middleware):
         """Say goodbye; every lock has been given back by now."""
         log.info("shutdown complete")
 
-    def _wrap_signals(self) -> None:
-        """Drain on the first signal and ignore the rest: Dramatiq would kill itself on the second one, and hosts
-        that signal a whole process group send two. The grace period is what ends a drain that does not end.
+    def _drain_on_stops(self) -> None:
+        """Drain on the first stop and ignore the rest: Dramatiq would kill itself on the second one, and hosts that
+        signal a whole process group send two. The grace period is what ends a drain that does not end.
         """  # noqa: D205
-        threading.Thread(target=self._enforce_grace, name="grace", daemon=True).start()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            inner = signal.getsignal(number)
+        inner = {number: handler_before(number) for number in WORKER_STOPS}
 
-            def handler(signum: int, frame: FrameType | None, inner: Any = inner) -> None:
-                if self._readiness.draining:
-                    return
+        def handler(number: int, _frame: FrameType | None) -> None:
+            if not self._readiness.draining:
                 self._readiness.draining = True
-                self._signalled.set()
-                if callable(inner):
-                    inner(signum, frame)
+                self._stops.put(number)
 
+        def drain() -> None:
+            number = self._stops.get()
+            log.info("shutdown signal received; draining scheduler")
+            inner[signal.Signals(number)](number, None)  # Dramatiq's, which leaves its loop
+            self._enforce_grace()
+
+        threads.start("grace", drain)
+        for number in WORKER_STOPS:
             signal.signal(number, handler)
 
     def _enforce_grace(self) -> None:
-        self._signalled.wait()
-        log.info("shutdown signal received; draining scheduler")
         # A batch is far shorter than this; a statement that still runs then is cut, so that its lock is released.
         time.sleep(self._grace * 0.6)
         for lease in self._locks.held:
@@ -92,9 +98,12 @@ class Lifecycle(Middleware):
         os._exit(1 if self._locks.held else 0)
 
 
-def _die_with_parent() -> None:
-    """End when the main process dies, so that a killed one leaves no orphans."""
-    signal_at_parent_death()
+def _leave_if_orphaned() -> None:
+    """Exit if the main process has died already.
+
+    Its death is a signal, which Dramatiq takes as a wish to stop once the worker has booted; but a worker that boots
+    waits for ever to tell its main process so.
+    """
     parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:  # it died before
-        os.kill(os.getpid(), signal.SIGTERM)
+    if parent is not None and os.getppid() != parent.pid:
+        os._exit(1)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from dramatiq.errors import Retry
 from dramatiq.middleware import Middleware, SkipMessage
 
 from app.core import metrics
 from app.core.errors import describe
 from app.sweeping import lock
+from app.sweeping.actor import RetryRun
 from app.sweeping.lock import Locks, Refusal, RunOutcome, Tick
+from app.worker.tick_options import tick_options
 
 if TYPE_CHECKING:
     from dramatiq import Broker
@@ -42,17 +43,17 @@ class SweepLock(Middleware):
         cadence: Every | None = broker.get_actor(message.actor_name).options.get("periodic")
         if cadence is None:
             return
-        name, options = message.actor_name, message.options
-        attempt = options.get("retries", 0)
-        if not attempt:
-            metrics.TICKS_LOST.labels(name).inc(options.get("lost", 0))
+        name, options = message.actor_name, tick_options(message.options)
+        if not options.attempt:
+            metrics.TICKS_LOST.labels(name).inc(options.lost)
         try:
             answer = self._locks.acquire(
                 name,
-                slot=options.get("slot"),
-                sent=options.get("sent"),
+                slot=options.slot,
+                sent=options.sent,
                 interval=cadence.interval,
-                attempt=attempt,
+                attempt=options.attempt,
+                ahead=options.ahead,
             )
         except Exception as error:  # noqa: BLE001 - an actor must never run unlocked
             log.error("scheduler: lock not taken", task=name, error=describe(error).error)
@@ -62,7 +63,7 @@ class SweepLock(Middleware):
         if isinstance(answer, Tick):
             lock.current.set(answer)
             return
-        _count(name, answer, attempt)
+        _count(name, answer, options.attempt)
         raise SkipMessage
 
     def after_process_message(
@@ -73,8 +74,10 @@ class SweepLock(Middleware):
         tick = lock.current.get()
         if tick is not None:
             lock.current.set(None)
-            outcome = lock.FAILED if isinstance(exception, Retry) else result
-            self._locks.release(tick.lease, outcome if isinstance(outcome, RunOutcome) else lock.UNKNOWN)
+            outcome = exception.outcome if isinstance(exception, RetryRun) else result
+            outcome = outcome if isinstance(outcome, RunOutcome) else lock.NOT_DONE
+            self._locks.release(tick, done=outcome.done)
+            outcome.afterwards()  # what may take long, while others run
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """Give the lock back, should a later middleware have skipped the message."""

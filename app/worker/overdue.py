@@ -1,0 +1,113 @@
+"""How far the sweeps of the whole fleet are behind: a gauge, and one line when a sweeper is not run by anybody.
+
+Of no matter to readiness: among many replicas a healthy one may see no tick for long. The ledger knows of all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
+
+import psycopg
+import structlog
+from prometheus_client.core import GaugeMetricFamily
+from psycopg.rows import tuple_row
+from psycopg_pool import PoolTimeout
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+    from psycopg_pool import ConnectionPool
+
+log = structlog.get_logger("scheduler")
+
+#: Seconds between two looks at the ledger.
+LOOK_SECONDS = 3.0
+#: So many intervals without a run are worth a line.
+TOLD_AFTER = 3
+
+# A failed run gives its slot back, so the newest slot is one that was run. What has no table rests, and is never late.
+_READ: LiteralString = """
+SELECT cadence.name, extract(epoch FROM clock_timestamp() - nullif(state.last_slot, 'epoch'))::float8 AS age
+  FROM unnest(%(names)s::text[], %(relations)s::text[]) AS cadence (name, relation)
+  LEFT JOIN secrets_bridge_worker.sweep_state AS state USING (name)
+ WHERE to_regclass(cadence.relation) IS NOT NULL
+"""
+
+
+class Watched(NamedTuple):
+    """A sweeper, the table that it sweeps, and how often it is to run."""
+
+    name: str
+    table: str
+    interval: timedelta
+
+
+class Overdue:
+    """Watches the ledger. As a Prometheus collector it shows what was seen, and the time that has passed since."""
+
+    def __init__(self, pool: ConnectionPool[Connection[Any]], cadences: Sequence[Watched]) -> None:
+        self._pool = pool
+        self._cadences = list(cadences)
+        self._began = time.monotonic()
+        #: When the next run of each sweeper that does not rest was or is due, monotonic seconds.
+        self._due: dict[str, float] = {}
+        self._told: set[str] = set()
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the gauge; it goes on rising while PostgreSQL is away, since nothing runs without it."""
+        family = GaugeMetricFamily(
+            "worker_sweep_overdue_seconds",
+            "How far the newest run of any replica is behind what the cadence asks.",
+            labels=["task"],
+        )
+        for cadence in self._cadences:
+            family.add_metric([cadence.name], self._behind(cadence))
+        yield family
+
+    def watch(self) -> None:
+        """Look at the ledger every few seconds, for ever."""
+        while True:
+            self.look()
+            time.sleep(LOOK_SECONDS)
+
+    def look(self) -> None:
+        """Read the ledger, and tell who is overdue and who runs again; nothing while PostgreSQL is away."""
+        try:
+            ages = self._read()
+        except (psycopg.Error, PoolTimeout):
+            return
+        now = time.monotonic()
+        self._due = {
+            cadence.name: (self._began if (age := ages[cadence.name]) is None else now - age)
+            + cadence.interval.total_seconds()
+            for cadence in self._cadences
+            if cadence.name in ages
+        }
+        for cadence in self._cadences:
+            self._tell(cadence)
+
+    def _read(self) -> dict[str, float | None]:
+        """Return for each sweeper that does not rest the age of its newest slot, seconds; None for no run ever."""
+        parameters = {
+            "names": [cadence.name for cadence in self._cadences],
+            "relations": [cadence.table for cadence in self._cadences],
+        }
+        with self._pool.connection(timeout=1.0) as connection, connection.transaction():
+            cursor = connection.cursor(row_factory=tuple_row)
+            cursor.execute("SET LOCAL statement_timeout = '1s'")
+            return dict(cursor.execute(_READ, parameters).fetchall())
+
+    def _behind(self, cadence: Watched) -> float:
+        now = time.monotonic()
+        return max(0.0, now - self._due.get(cadence.name, now))
+
+    def _tell(self, cadence: Watched) -> None:
+        behind, told = timedelta(seconds=self._behind(cadence)), cadence.name in self._told
+        if behind > cadence.interval * TOLD_AFTER and not told:
+            self._told.add(cadence.name)
+            log.warning("sweep overdue in every replica; is a scheduler running?", task=cadence.name, overdue=behind)
+        elif behind < cadence.interval and told:
+            self._told.remove(cadence.name)
+            log.info("sweep runs again", task=cadence.name)

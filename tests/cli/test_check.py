@@ -1,0 +1,123 @@
+"""`sb-worker check`: it uses Redis as a worker does, and says what a role of PostgreSQL may not do."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as redis_py
+from psycopg import Connection
+
+from actors.agents_stale import agents_stale
+from actors.wraps_expired import wraps_expired
+from app.cli.check import database_findings
+from app.cli.check_redis import COMMANDS, acl_rules, redis_findings
+from app.cli.finding import Finding
+from app.demo.binaries import redis_programs
+from app.storage.postgres_dsn import parse_database_url
+from app.storage.redis_dsn import parse_redis_url
+from app.storage.settings import DatabaseSettings, RedisSettings
+from tests.storage.test_redis import server
+from tests.support.waiting import HUNG, eventually
+
+#: What a user may lack without any harm: there are other ways to log in, and a server that is no cluster.
+SPARED = ("auth", "hello", "select", "client|setinfo", "cluster|info")
+
+
+@pytest.fixture(scope="module", params=sorted(redis_programs()))
+def admin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis_py.Redis]:
+    with (
+        server(tmp_path_factory.mktemp("redis"), program=request.param) as running,
+        redis_py.Redis(port=running.port) as client,
+    ):
+        yield client
+
+
+def found(url: str) -> list[Finding]:
+    settings = RedisSettings(url=parse_redis_url(url))
+    return list(redis_findings(settings, timedelta(seconds=HUNG)))
+
+
+def found_by(admin: redis_py.Redis, rules: str) -> list[Finding]:
+    acl: Any = admin.acl_setuser
+    names = [rule.removeprefix("~") for rule in rules.split() if rule.startswith("~")]
+    commands = [rule for rule in rules.split() if not rule.startswith("~")]
+    acl("checked", enabled=True, reset=True, passwords=["+pw"], keys=names, commands=commands)
+    return found(f"redis://checked:pw@127.0.0.1:{admin.connection_pool.connection_kwargs['port']}")
+
+
+RULES = acl_rules("secrets-bridge", "dramatiq")
+
+
+def test_the_rules_that_are_shown_suffice_and_nothing_is_left_behind(admin: redis_py.Redis) -> None:
+    admin.flushall()
+    assert all(finding.fine for finding in found_by(admin, RULES))
+    assert list(admin.scan_iter("*check*")) == []
+    assert admin.zcard("dramatiq:__heartbeats__") == 0
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in SPARED])
+def test_each_of_the_commands_is_missed(command: str, admin: redis_py.Redis) -> None:
+    lacking = found_by(admin, RULES.replace(f" +{command} ", " ").removesuffix(f" +{command}"))
+    assert not all(finding.fine for finding in lacking)
+    assert command == "ping" or any(RULES in finding.text for finding in lacking)
+
+
+@pytest.mark.parametrize("key", ["~*secrets-bridge:*worker:sweeper:*", "~dramatiq", "~dramatiq:*"])
+def test_each_of_the_keys_is_missed(key: str, admin: redis_py.Redis) -> None:
+    lacking = [finding for finding in found_by(admin, RULES.replace(f"{key} ", "", 1)) if not finding.fine]
+    assert [finding.text for finding in lacking] == [f"the user of REDIS_URL lacks rights; these suffice: {RULES}"]
+
+
+def test_a_replica_is_told(tmp_path: Path) -> None:
+    with server(tmp_path / "r") as running, redis_py.Redis(port=running.port) as client:
+        client.replicaof("127.0.0.1", "1")
+        texts = [finding.text for finding in found(running.url()) if not finding.fine]
+        assert texts == ["a replica, which takes no writes; REDIS_URL must lead to the master"] * 2
+
+
+def test_a_cluster_of_one_shard_is_fine(tmp_path: Path) -> None:
+    with server(tmp_path / "r", "--cluster-enabled", "yes") as running, redis_py.Redis(port=running.port) as client:
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        eventually(lambda: client.cluster("INFO")["cluster_state"] == "ok")
+        queues = {finding.subject: finding.fine for finding in found(running.url())}
+        assert queues["redis queues"]
+
+
+@pytest.fixture
+def role(sql: Connection[Any]) -> Iterator[str]:
+    name = f"checked_{secrets.token_hex(4)}"
+    sql.execute(f"CREATE ROLE {name} LOGIN".encode())
+    yield name
+    sql.execute(f"DROP OWNED BY {name}".encode())
+    sql.execute(f"DROP ROLE {name}".encode())
+
+
+def found_of(database: str, role: str) -> dict[str, Finding]:
+    url = database.replace("postgres@", f"{role}@")
+    findings = database_findings(DatabaseSettings(url=parse_database_url(url)), [agents_stale, wraps_expired])
+    return {finding.subject: finding for finding in findings}
+
+
+def test_what_a_role_lacks_is_the_grant_that_it_needs(database: str, role: str, sql: Connection[Any]) -> None:
+    finding = found_of(database, role)["agents-stale"]
+    assert not finding.fine
+    grant = finding.text.removeprefix("this role lacks privileges: ").replace("secrets_bridge_worker_role", role)
+    sql.execute(grant.encode())
+    assert found_of(database, role)["agents-stale"].fine
+
+
+def test_grants_by_column_are_grants(database: str, role: str, sql: Connection[Any]) -> None:
+    sql.execute(f"GRANT SELECT (ctid, status, last_seen_at), UPDATE (status) ON agents TO {role}".encode())
+    finding = found_of(database, role)["agents-stale"]
+    assert finding.fine
+    assert "granted by columns, which are not checked one by one: SELECT on agents, UPDATE on agents" in finding.text
+
+
+def test_a_server_or_role_that_takes_no_writes_is_told(database: str, role: str, sql: Connection[Any]) -> None:
+    sql.execute(f"ALTER ROLE {role} SET default_transaction_read_only = on".encode())
+    assert not found_of(database, role)["postgres"].fine
