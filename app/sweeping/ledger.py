@@ -56,18 +56,11 @@ UPDATE secrets_bridge_worker.sweep_run SET outcome = 'interrupted'
 
 # The slot of this moment was run, and it may be that a clock ahead did it: those behind it are to be run all the same.
 SET_BACK = """
-WITH before AS MATERIALIZED (
-    SELECT last_slot FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s AND last_slot > %(furthest)s
-), state AS (
-    UPDATE secrets_bridge_worker.sweep_state AS state
-       SET last_slot = %(slot)s, previous_slot = least(state.previous_slot, %(slot)s - %(interval)s), token = token + 1
-      FROM before
-     WHERE name = %(name)s
-), forgotten AS (
-    UPDATE secrets_bridge_worker.sweep_run SET outcome = 'interrupted'
-     WHERE name = %(name)s AND slot > %(slot)s AND outcome = 'success' AND EXISTS (SELECT FROM before)
-)
-SELECT last_slot FROM before
+WITH before AS (SELECT last_slot FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s)
+UPDATE secrets_bridge_worker.sweep_state AS state
+   SET last_slot = %(slot)s, previous_slot = least(state.previous_slot, %(slot)s - %(interval)s), token = token + 1
+ WHERE name = %(name)s AND last_slot > %(furthest)s
+RETURNING (SELECT last_slot FROM before) AS last_slot
 """
 
 FENCE = """
@@ -137,11 +130,13 @@ VALUES (%(name)s, 'epoch', 'epoch', 0, 1)
 RETURNING failures
 """
 
-# A run that its successor has closed as interrupted, before it could write that it failed, has failed all the same.
+# A run that its successor has closed as interrupted, before it could write that it failed, has failed all the same. Its
+# slot is not given back, and counts as run: the successor has not covered it.
 CLOSE_FAILED = """
 WITH before AS (SELECT outcome FROM secrets_bridge_worker.sweep_run WHERE id = %(run)s)
 UPDATE secrets_bridge_worker.sweep_run
-   SET finished_at = clock_timestamp(), outcome = 'failure', error_class = %(error)s, sqlstate = %(sqlstate)s
+   SET finished_at = clock_timestamp(), error_class = %(error)s, sqlstate = %(sqlstate)s,
+       outcome = CASE outcome WHEN 'running' THEN 'failure' ELSE outcome END
  WHERE id = %(run)s AND outcome IN ('running', 'interrupted')
    AND NOT EXISTS (SELECT FROM secrets_bridge_worker.sweep_run AS later
                     WHERE later.name = %(name)s AND later.id > %(run)s AND later.outcome = 'success')
@@ -245,15 +240,15 @@ def claim(  # noqa: PLR0913 - what a row of the ledger says of its run
     """Take the slot and open its row; return None, with something to commit, when it or a newer one was claimed."""
     claim = {"name": name, "slot": moment(slot), "interval": interval, "furthest": now + interval}
     row = cursor.execute(CLAIM, claim).fetchone()
-    if row is None:
-        if (ahead := cursor.execute(SET_BACK, claim).fetchone()) is not None:
-            clocks.report("postgres", ahead["last_slot"] - now, interval, name)
-        return None
-    interrupted = [Interrupted(**run) for run in cursor.execute(INTERRUPT, {"name": name})]
-    previous, last = row.pop("previous_slot"), row.pop("last_slot")
-    if last is not None and last > now + interval:
+    before = row or cursor.execute(SET_BACK, claim).fetchone()
+    last = before.pop("last_slot") if before else None
+    if last is not None and last > claim["furthest"]:
         clocks.report("postgres", last - now, interval, name)
         cursor.execute(FORGET, claim)
+    if row is None:
+        return None
+    interrupted = [Interrupted(**run) for run in cursor.execute(INTERRUPT, {"name": name})]
+    previous = row.pop("previous_slot")
     # The very first claim follows "the epoch", which is not a slot that anybody missed.
     covered = max(0, (moment(slot) - previous) // interval - 1) if previous != moment(0) else 0
     opened = {"name": name, "slot": moment(slot), "covered": covered, "token": row["token"]}

@@ -13,12 +13,13 @@ import psycopg
 import pytest
 import redis as redis_py
 from psycopg import Connection
+from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 from structlog.testing import capture_logs
 
 from actors.agents_stale import AgentsStale, agents_stale
 from actors.wraps_expired import WrapsExpired, wraps_expired
-from app.core.errors import LeaseLost, NotDue, Reason
+from app.core.errors import Failure, LeaseLost, NotDue, Reason
 from app.core.events import Severity
 from app.demo.servers import Postgres
 from app.sweeping import clocks, ledger
@@ -29,6 +30,7 @@ from app.sweeping.schedule import microseconds, slot_at
 from app.sweeping.strategies import PageScan
 from app.sweeping.strategy import Run, Step, Strategy
 from app.sweeping.sweeper import Sweep, Sweeper
+from bench.chaos import LEDGER
 from tests.support.replica import Replica
 from tests.support.rows import column, insert_agent, insert_wrap, rows
 from tests.support.waiting import HUNG, eventually
@@ -318,6 +320,32 @@ def test_a_paused_run_is_fenced_off_by_its_successor(
     first, second = rows(sql, RUNS)
     assert (first["outcome"], first["changed"]) == ("interrupted", 100)
     assert (second["outcome"], second["changed"]) == ("success", 2900)
+
+
+def test_a_run_that_fails_once_its_successor_has_begun_counts_as_run_and_as_failed(
+    replica: Replica, sql: Connection[Any]
+) -> None:
+    """Its successor has not covered the slot, so it must not be given back."""
+    with replica.runner.pool.connection() as connection, connection.transaction():
+        cursor = connection.cursor(row_factory=dict_row)
+        now = ledger.begin(cursor, "agents", ledger.Limits.below(MINUTE))
+        slots = [slot_at(microseconds(now), SECOND) + number * 1_000_000 for number in (-1, 0)]
+        first, second = [
+            ledger.claim(cursor, "agents-stale", slot, SECOND, worker="x", now=now, cutoff=now) for slot in slots
+        ]
+        assert first is not None
+        assert second is not None
+        assert second.covered == 0
+        assert ledger.fail(cursor, first, Failure("Boom")) == (1, True)
+    assert [(run["outcome"], run["error_class"]) for run in rows(sql, RUNS)] == [
+        ("interrupted", "Boom"),
+        ("running", None),
+    ]
+    (state,) = rows(sql, STATE)
+    assert microseconds(state["last_slot"]) == slots[1]
+    (sums,) = rows(sql, LEDGER)
+    assert sums["span"] == sums["slots"] + sums["covered"]
+    assert sums["committed"] == sums["committed_slots"]
 
 
 def test_a_failed_run_gives_its_slot_back_and_shows_no_row_content(replica: Replica, sql: Connection[Any]) -> None:
