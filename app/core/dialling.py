@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import httpcore
 import httpx
@@ -18,7 +18,19 @@ from app.core.lookup import NameUnknown
 #: Returns the addresses of a host and port that may be dialled. Raises NameUnknown or AddressBlocked if there are none.
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 #: Seconds until the next address of a host is tried; the last one has the time that the whole request has.
-PATIENCE = 2.0
+_PATIENCE = 2.0
+
+T = TypeVar("T")
+
+
+async def first_to_answer(addresses: Sequence[str], connect: Callable[[str], Awaitable[T]]) -> T:
+    """Connect to the first of a host's addresses that answers. Raises what `connect` does at the last one."""
+    *others, last = addresses
+    for address in others:
+        with suppress(OSError, httpcore.ConnectError, httpcore.ConnectTimeout):
+            async with asyncio.timeout(_PATIENCE):
+                return await connect(address)
+    return await connect(last)
 
 
 class _Stream(AsyncNetworkStream):
@@ -59,13 +71,15 @@ class Dialler(AsyncNetworkBackend):
     ) -> AsyncNetworkStream:
         """Connect to the first address that answers. Raises httpcore's errors, with what it was in their chain."""
         try:
-            *others, last = await self._resolve(host, port)
+            addresses = await self._resolve(host, port)
         except (NameUnknown, AddressBlocked) as error:
             raise httpcore.ConnectError from error
-        for address in others:
-            with suppress(httpcore.ConnectError, httpcore.ConnectTimeout):
-                return _Stream(await self._inner.connect_tcp(address, port, PATIENCE, local_address, socket_options))
-        return _Stream(await self._inner.connect_tcp(last, port, timeout, local_address, socket_options))
+        return _Stream(
+            await first_to_answer(
+                addresses,
+                lambda address: self._inner.connect_tcp(address, port, timeout, local_address, socket_options),
+            )
+        )
 
     async def connect_unix_socket(self, *_: Any, **__: Any) -> AsyncNetworkStream:
         """Refuse."""

@@ -22,7 +22,7 @@ import aiosmtplib
 import httpx
 
 from app.core import http
-from app.core.dialling import PATIENCE, DiallingTransport
+from app.core.dialling import DiallingTransport, first_to_answer
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
 from app.notify.egress import EgressPolicy
 from app.notify.sink import Answer, MailServer
@@ -174,24 +174,22 @@ class NetworkTransport:
         return process.returncode or 0
 
     async def _dial(self, server: MailServer) -> socket.socket:
-        error: OSError | None = None
-        addresses = await self._egress.resolve(server.host, server.port, cleartext=server.tls == "none")
-        for address in addresses:
+        async def connect(address: str) -> socket.socket:
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             connection = socket.socket(family, socket.SOCK_STREAM)
             connection.setblocking(False)
             try:
-                async with asyncio.timeout(None if address == addresses[-1] else PATIENCE):
-                    await asyncio.get_running_loop().sock_connect(connection, (address, server.port))
-            except OSError as problem:
-                connection.close()
-                error = problem
+                await asyncio.get_running_loop().sock_connect(connection, (address, server.port))
             except BaseException:
                 connection.close()
                 raise
-            else:
-                return connection
-        raise SinkUnavailable(Fault.CONNECT) from error
+            return connection
+
+        addresses = await self._egress.resolve(server.host, server.port, cleartext=server.tls == "none")
+        try:
+            return await first_to_answer(addresses, connect)
+        except OSError as error:
+            raise SinkUnavailable(Fault.CONNECT) from error
 
 
 class ThreadLoops:

@@ -104,6 +104,7 @@ class _Scan(Strategy):
         self._fewer: int | None = None
         #: Whether the next step is to begin behind the first row that it finds.
         self._around = False
+        self._begun = False
 
     @property
     def limit(self) -> int:
@@ -138,9 +139,41 @@ class _Scan(Strategy):
         else:
             self._fewer = self._fewer * 2 if self._fewer * 2 < self.sizer.rows else None
 
+    def step(self, run: Run, *, over: bool) -> Step:
+        """Sweep the next rows."""
+        del over
+        if not self._begun:
+            self._begin(run)
+            self._begun = True
+        if self._around:
+            last = self._sweep(run, 1, look=True)["last"]
+            self._around = False
+            if last is not None:
+                self._pass(last)
+        return self._advance(run)
+
+    def _sweep(self, run: Run, limit: int, *, look: bool = False) -> dict[str, Any]:
+        """Run the statement on what comes next and return its counts and `last`; keep how many rows it found."""
+        counts = run.row(self._query, **self._next(), limit=limit, cutoff=run.cutoff, look=look)
+        self._found = counts.pop("found")
+        return counts
+
     def _begin(self, run: Run) -> None:
+        """Set out where the run before has ended."""
         if run.batch_rows is not None:
             self.sizer.begin_with(run.batch_rows)
+
+    def _next(self) -> dict[str, object]:
+        """Return the statement's parameters that say what comes next; the same ones until there was progress."""
+        raise NotImplementedError
+
+    def _pass(self, last: Any) -> None:
+        """Go on behind the row that is next, whose place this is."""
+        raise NotImplementedError
+
+    def _advance(self, run: Run) -> Step:
+        """Sweep what comes next and go on behind it."""
+        raise NotImplementedError
 
 
 class PageScan(_Scan):
@@ -150,28 +183,30 @@ class PageScan(_Scan):
     around there hides, until the next run, those that stand at the very same place of other partitions.
     """
 
-    _ranges: PageRanges | None = None
+    _ranges: PageRanges
     _partitioned = False
 
     @property
     def resume_at(self) -> int:
         """The page that the next run goes on with."""
-        return self._ranges.position if self._ranges else 0
+        return self._ranges.position if self._begun else 0
 
-    def step(self, run: Run, *, over: bool) -> Step:
-        """Sweep the next range of pages."""
-        del over
-        if self._ranges is None:
-            self._begin(run)
-            self._ranges = PageRanges(run.position, self._size(run))
+    def _begin(self, run: Run) -> None:
+        super()._begin(run)
+        self._ranges = PageRanges(run.position, self._size(run))
+
+    def _next(self) -> dict[str, object]:
+        start, stop = self._ranges.next(self.sizer.pages)
+        return {"start": start, "stop": stop}
+
+    def _pass(self, last: Any) -> None:
+        self._ranges.move_behind(last)
+
+    def _advance(self, run: Run) -> Step:
         ranges, limit = self._ranges, self.limit
-        if self._around:
-            last = self._sweep(run, 1, look=True).pop("last")
-            self._around = False
-            if last is not None:
-                ranges.move_behind(last)
+        _, stop = ranges.next(self.sizer.pages)
         counts = self._sweep(run, limit)
-        last, stop = counts.pop("last"), counts.pop("stop")
+        last = counts.pop("last")
         if self._found < limit:
             ranges.move(stop)
         elif not self._partitioned:
@@ -180,13 +215,6 @@ class PageScan(_Scan):
         if ranges.done:
             ranges.grow(self._size(run))
         return Step(counts, ranges.done, ranges.position)
-
-    def _sweep(self, run: Run, limit: int, *, look: bool = False) -> dict[str, Any]:
-        assert self._ranges is not None
-        start, stop = self._ranges.next(self.sizer.pages)
-        counts = run.row(self._query, start=start, stop=stop, limit=limit, cutoff=run.cutoff, look=look)
-        self._found = counts.pop("found")
-        return {**counts, "stop": stop}
 
     def _size(self, run: Run) -> int:
         row = run.row(_PAGES, table=run.table)
@@ -205,19 +233,14 @@ class KeysetScan(_Scan):
 
     _after: object = "-infinity"
     _skip = 0
-    _begun = False
 
-    def step(self, run: Run, *, over: bool) -> Step:
-        """Sweep the next keys."""
-        del over
-        if not self._begun:
-            self._begin(run)
-            self._begun = True
-        if self._around:
-            last = self._sweep(run, 1, look=True)["last"]
-            self._around = False
-            if last is not None:
-                self._after, self._skip = last, (self._skip if last == self._after else 0) + 1
+    def _next(self) -> dict[str, object]:
+        return {"after": self._after, "skip": self._skip}
+
+    def _pass(self, last: Any) -> None:
+        self._after, self._skip = last, (self._skip if last == self._after else 0) + 1
+
+    def _advance(self, run: Run) -> Step:
         counts = self._sweep(run, self.limit)
         last = counts.pop("last")
         if last is not None and last != self._after:
@@ -225,11 +248,6 @@ class KeysetScan(_Scan):
         elif not counts["changed"]:
             self._skip += self._found  # others hold them, at this very key
         return Step(counts, self._found == 0)
-
-    def _sweep(self, run: Run, limit: int, *, look: bool = False) -> dict[str, Any]:
-        counts = run.row(self._query, after=self._after, skip=self._skip, limit=limit, cutoff=run.cutoff, look=look)
-        self._found = counts.pop("found")
-        return counts
 
 
 def _by_rows(error: psycopg.Error) -> bool:

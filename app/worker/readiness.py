@@ -17,6 +17,7 @@ import psycopg
 import redis
 from redis.exceptions import NoPermissionError
 
+from app.storage.redis import reason
 from app.worker.fresh import Fresh
 from app.worker.probe_server import Answer, Pending
 
@@ -142,7 +143,18 @@ def redis_check(client: redis.Redis, namespace: str, queue_namespace: str) -> Ch
     return check
 
 
-# The first that fits: redis-py has refused logins and loading servers among its connection errors.
+# What a server says, else what redis-py makes of it: it has refused logins and loading servers among its connection
+# errors, and so the first that fits counts.
+_REDIS_WORDS = {
+    "READONLY": Unready.READ_ONLY,
+    "MISCONF": Unready.READ_ONLY,
+    "NOREPLICAS": Unready.READ_ONLY,
+    "MASTERDOWN": Unready.READ_ONLY,
+    "OOM": Unready.NO_ROOM,
+    "NOPERM": Unready.DENIED,
+    "NOAUTH": Unready.DENIED,
+    "WRONGPASS": Unready.DENIED,
+}
 _CLASSES: tuple[tuple[type[Exception], Unready], ...] = (
     (redis.AuthenticationError, Unready.DENIED),
     (NoPermissionError, Unready.DENIED),
@@ -150,19 +162,6 @@ _CLASSES: tuple[tuple[type[Exception], Unready], ...] = (
     (redis.OutOfMemoryError, Unready.NO_ROOM),
     (redis.TimeoutError, Unready.TIMEOUT),
     (redis.ConnectionError, Unready.UNREACHABLE),
-)
-# Redis puts an error's code into its text when it comes out of a script. The text is matched, never shown.
-_REDIS_SIGNS = (
-    ("READONLY", Unready.READ_ONLY),
-    ("MISCONF", Unready.READ_ONLY),
-    ("NOREPLICAS", Unready.READ_ONLY),
-    ("MASTERDOWN", Unready.READ_ONLY),
-    ("OOM", Unready.NO_ROOM),
-    ("command not allowed when used memory", Unready.NO_ROOM),
-    ("NOPERM", Unready.DENIED),
-    ("NOAUTH", Unready.DENIED),
-    ("ACL failure", Unready.DENIED),
-    ("user executing the script can't", Unready.DENIED),
 )
 _SQLSTATES = (
     ("42501", Unready.DENIED),
@@ -178,7 +177,6 @@ def _word(error: Exception) -> Unready:
     if isinstance(error, psycopg.Error):
         state = error.sqlstate or "08"  # one without has not reached a server
         return next((word for sign, word in _SQLSTATES if state.startswith(sign)), Unready.FAILED)
-    text = str(error) if isinstance(error, redis.ResponseError) else ""
-    words = [word for kind, word in _CLASSES if isinstance(error, kind)]
-    words += [word for sign, word in _REDIS_SIGNS if sign in text]
-    return words[0] if words else Unready.FAILED
+    if isinstance(error, redis.ResponseError) and (known := _REDIS_WORDS.get(reason(error))):
+        return known
+    return next((word for kind, word in _CLASSES if isinstance(error, kind)), Unready.FAILED)

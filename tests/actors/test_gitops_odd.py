@@ -368,42 +368,31 @@ def test_what_a_failed_run_had_claimed_is_due_for_its_retry(
     assert states(sql) == {"good": "applied"}
 
 
-def test_a_result_that_postgresql_refuses_is_alone_with_its_trouble(
-    replica: Replica, sql: Connection[Any], good: Receiver
+@pytest.mark.parametrize(
+    ("bad", "when", "asked"),
+    [
+        (("app-03", "app-17"), "NEW.polls_count > 0", 30),
+        (("app-00", "app-17"), "OLD.polling_state = 'queued'", 28),
+    ],
+    ids=["a result", "a claim"],
+)
+def test_what_postgresql_refuses_is_alone_with_its_trouble(
+    replica: Replica, sql: Connection[Any], bad: tuple[str, str], when: str, asked: int
 ) -> None:
     names = [f"app-{number:02}" for number in range(30)]
     stand_in = Argo({name: document(name, reconciledAt=AFTER) for name in names})
     sql.execute(REFUSE)
     sql.execute(
         "CREATE TRIGGER refuse BEFORE UPDATE ON gitops_observations FOR EACH ROW"
-        " WHEN (NEW.application_name IN ('app-03', 'app-17') AND NEW.polls_count > 0) EXECUTE FUNCTION refuse()"
+        f" WHEN (NEW.application_name IN {bad} AND {when}) EXECUTE FUNCTION refuse()".encode()
     )
     with Receiver(stand_in) as server:
         insert_observations(sql, insert_endpoint(sql, "main", server.url), *names)
         sweep = replica.run(gitops_poller, settings())
     assert dict(sweep.counts)["unwritten"] == 2
     found = states(sql)
-    assert {name for name in names if found[name] != "applied"} == {"app-03", "app-17"}
-    assert len(server.seen) == 2 * len(names)
-
-
-def test_an_observation_that_postgresql_refuses_to_claim_is_alone_with_its_trouble(
-    replica: Replica, sql: Connection[Any]
-) -> None:
-    names = [f"app-{number:02}" for number in range(30)]
-    stand_in = Argo({name: document(name, reconciledAt=AFTER) for name in names})
-    sql.execute(REFUSE)
-    sql.execute(
-        "CREATE TRIGGER refuse BEFORE UPDATE ON gitops_observations FOR EACH ROW"
-        " WHEN (NEW.application_name IN ('app-00', 'app-17') AND OLD.polling_state = 'queued')"
-        " EXECUTE FUNCTION refuse()"
-    )
-    with Receiver(stand_in) as server:
-        insert_observations(sql, insert_endpoint(sql, "main", server.url), *names)
-        sweep = replica.run(gitops_poller, settings())
-    assert dict(sweep.counts)["unwritten"] == 2
-    found = states(sql)
-    assert {name for name in names if found[name] != "applied"} == {"app-00", "app-17"}
+    assert {name for name in names if found[name] != "applied"} == set(bad)
+    assert len(server.seen) == 2 * asked
 
 
 def test_health_that_postgresql_refuses_to_note_stops_no_poll(

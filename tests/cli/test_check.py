@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -86,15 +85,6 @@ def test_a_cluster_of_one_shard_is_fine(tmp_path: Path) -> None:
         eventually(lambda: client.cluster("INFO")["cluster_state"] == "ok")
         queues = {finding.subject: finding.fine for finding in found(running.url())}
         assert queues["redis queues"]
-
-
-@pytest.fixture
-def role(sql: Connection[Any]) -> Iterator[str]:
-    name = f"checked_{secrets.token_hex(4)}"
-    sql.execute(f"CREATE ROLE {name} LOGIN".encode())
-    yield name
-    sql.execute(f"DROP OWNED BY {name}".encode())
-    sql.execute(f"DROP ROLE {name}".encode())
 
 
 def found_of(database: str, role: str) -> dict[str, Finding]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -19,15 +18,6 @@ from app.cli.main import main
 from app.core.errors import BootError, SchemaError
 
 CANARY = "hunter2"
-
-
-@pytest.fixture
-def role(sql: Connection[Any]) -> Iterator[str]:
-    name = f"guarded_{secrets.token_hex(4)}"
-    sql.execute(f"CREATE ROLE {name} LOGIN".encode())
-    yield name
-    sql.execute(f"DROP OWNED BY {name}".encode())
-    sql.execute(f"DROP ROLE {name}".encode())
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from psycopg.rows import dict_row
 
 from app.demo.servers import Redis
 from tests.support.http_server import Receiver, Reply
-from tests.support.processes import BIN, ROOT, environment
+from tests.support.processes import environment, finished
 from tests.support.rows import column
-from tests.support.waiting import HUNG_PROCESS
 
 LOCAL = {"SB_NOTIFICATION_ALLOWED_NETWORKS": "127.0.0.0/8"}
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -39,15 +38,7 @@ def run(database: str, redis_server: Redis) -> Run:
 
     def command(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         whole = {**environment(database, redis_server.url()), **LOCAL, **env}
-        return subprocess.run(
-            [BIN / "sb-worker", *words],
-            cwd=ROOT,
-            env=whole,
-            capture_output=True,
-            text=True,
-            timeout=HUNG_PROCESS,
-            check=False,
-        )
+        return finished(["sb-worker", *words], whole)
 
     return command
 

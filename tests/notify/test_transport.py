@@ -75,8 +75,7 @@ def test_an_address_that_is_silent_does_not_keep_the_next_one_from_its_turn(
     monkeypatch: pytest.MonkeyPatch, sink: str
 ) -> None:
     """A name has often an IPv6 address as well, which some networks swallow."""
-    monkeypatch.setattr("app.core.dialling.PATIENCE", 0.2)
-    monkeypatch.setattr("app.notify.transport.PATIENCE", 0.2)
+    monkeypatch.setattr("app.core.dialling._PATIENCE", 0.2)
 
     async def both(*_: object) -> list[str]:
         return ["127.0.0.2", "127.0.0.1"]

@@ -50,6 +50,19 @@ def environment(database: str, redis: str, **more: str) -> dict[str, str]:
     return {**clean, **quiet, "DATABASE_URL": database, "REDIS_URL": redis, **more}
 
 
+def finished(words: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run one of our programs to its end and return its status and what it printed."""
+    return subprocess.run(
+        [BIN / words[0], *words[1:]],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=HUNG_PROCESS,
+        check=False,
+    )
+
+
 class Process:
     """One command with its log in a file."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,7 @@ from psycopg import Connection
 from app.demo.servers import Postgres, Redis
 from app.storage import migrations
 from tests.support.argocd import ON, insert_endpoint
-from tests.support.processes import BIN, ROOT, SCHEDULER, environment
-from tests.support.waiting import HUNG_PROCESS
+from tests.support.processes import SCHEDULER, environment, finished
 
 CANARY = "hunter2"
 GOOD = {"DATABASE_URL": f"postgres://u:{CANARY}@127.0.0.1:1/d", "REDIS_URL": f"redis://:{CANARY}@127.0.0.1:1/0"}
@@ -147,21 +144,9 @@ CASES += [
 ]
 
 
-def start(words: Sequence[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIN / words[0]), *words[1:]],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=HUNG_PROCESS,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize(("settings", "line"), CASES, ids=[line[:70] for _, line in CASES])
 def test_a_wrong_setting_is_one_line_and_status_1(settings: dict[str, str], line: str) -> None:
-    done = start(COMMANDS["check"], environment("", "") | GOOD | settings)
+    done = finished(COMMANDS["check"], environment("", "") | GOOD | settings)
     assert done.returncode == 1
     assert f"config error: {line}" in done.stderr.splitlines()
     assert CANARY not in done.stdout + done.stderr
@@ -176,7 +161,7 @@ def test_all_problems_are_told_at_once_by_every_command_and_only_once(command: s
         "DATABASE_URL": "",
         "SB_KMS_BACKEND": "aws-kms",
     }
-    done = start(COMMANDS[command], environment("", "") | GOOD | wrong | GITOPS)
+    done = finished(COMMANDS[command], environment("", "") | GOOD | wrong | GITOPS)
     assert done.returncode == 1
     told = [line for line in done.stderr.splitlines() if line.startswith("config error")]
     assert sorted(told) == [
@@ -201,7 +186,7 @@ def test_both_names_of_a_setting_with_one_value_are_fine_and_unknown_names_are_t
         SB_WORKER_WRAPS_EXPIRED_INTERVAL="1m",
         SB_SWEEP_WRAP_INTERVAL="5s",
     )
-    done = start(COMMANDS["check"], env)
+    done = finished(COMMANDS["check"], env)
     assert done.returncode == 0, done.stdout
     assert "SB_SWEEP_WRAP_INTERVAL (did you mean SB_SWEEP_WRAPS_INTERVAL?) is not known, and not read" in done.stdout
 
@@ -212,11 +197,11 @@ def test_check_tries_the_tokens_of_the_argocds(
     env = environment(database, redis_server.url(), **ON)
     insert_endpoint(sql, "one", "https://127.0.0.1:1")
     insert_endpoint(sql, "off", "https://127.0.0.1:1", enabled=False, token_kms_key_id="other")
-    done = start(COMMANDS["check"], env)
+    done = finished(COMMANDS["check"], env)
     assert done.returncode == 0, done.stdout
     assert "opens the tokens of all 1 enabled ArgoCD endpoints" in done.stdout
     insert_endpoint(sql, "two", "https://127.0.0.1:1", token_kms_key_id="local:canary")
-    done = start(COMMANDS["check"], env)
+    done = finished(COMMANDS["check"], env)
     assert done.returncode == 1
     assert "1 of 2 ArgoCD tokens do not open: wrapped by another key" in done.stdout
     assert "canary" not in done.stdout + done.stderr
@@ -227,9 +212,9 @@ def test_without_gitops_its_settings_and_tables_do_not_matter(
 ) -> None:
     sql.execute("DROP TABLE gitops_observations, gitops_app_mappings, argocd_endpoints")
     env = environment(database, redis_server.url(), SB_KMS_BACKEND="nonsense", SB_WRAP_MASTER_KEY=CANARY)
-    done = start(COMMANDS["check"], env)
+    done = finished(COMMANDS["check"], env)
     assert done.returncode == 0, done.stdout
-    shown = start(("sb-worker", "config"), env)
+    shown = finished(("sb-worker", "config"), env)
     assert shown.returncode == 0
     assert CANARY not in shown.stdout
 
@@ -237,8 +222,8 @@ def test_without_gitops_its_settings_and_tables_do_not_matter(
 def test_secrets_are_read_from_files(database: str, redis_server: Redis, tmp_path: Path) -> None:
     (tmp_path / "dsn").write_text(database + "\n")
     env = environment("", redis_server.url(), DATABASE_URL_FILE=str(tmp_path / "dsn"))
-    assert start(COMMANDS["check"], env).returncode == 0
-    shown = start(("sb-worker", "config"), env)
+    assert finished(COMMANDS["check"], env).returncode == 0
+    shown = finished(("sb-worker", "config"), env)
     assert shown.returncode == 0
     assert database not in shown.stdout
     assert '"name": "DATABASE_URL", "value": "set", "source": "DATABASE_URL_FILE"' in shown.stdout
@@ -251,7 +236,7 @@ def test_a_server_that_is_away_is_named_with_the_reason(
 ) -> None:
     there = {"DATABASE_URL": database, "REDIS_URL": redis_server.url()}
     lost = {"postgres": "DATABASE_URL", "redis": "REDIS_URL"}[away]
-    done = start(COMMANDS[command], environment("", "") | there | {lost: GOOD[lost]})
+    done = finished(COMMANDS[command], environment("", "") | there | {lost: GOOD[lost]})
     text = {
         "postgres": "DATABASE_URL: PostgreSQL cannot be reached: the connection is refused",
         "redis": "REDIS_URL: Redis cannot be reached or refuses us (ConnectionError)",
@@ -270,7 +255,7 @@ def test_a_wrong_role_or_database_is_told_in_our_words(
     postgres: Postgres, redis_server: Redis, wrong: str, reason: str
 ) -> None:
     url = f"postgres://{wrong}127.0.0.1:{postgres.port}/no_such_database"
-    done = start(COMMANDS["check"], environment(url, redis_server.url()))
+    done = finished(COMMANDS["check"], environment(url, redis_server.url()))
     assert done.returncode == 1
     assert reason in done.stdout
     assert "no_such" not in done.stdout + done.stderr
@@ -289,12 +274,12 @@ def weak(postgres: Postgres, database: str) -> str:
 
 def test_a_role_without_rights_gets_the_sql_to_run(weak: str, database: str, redis_server: Redis) -> None:
     env = environment(weak, redis_server.url())
-    done = start(COMMANDS["worker"], env)
+    done = finished(COMMANDS["worker"], env)
     assert done.returncode == 1
     assert "this role may not create it; run the SQL below" in done.stderr
     script = done.stderr[done.stderr.index("BEGIN;") : done.stderr.index("COMMIT;") + len("COMMIT;")]
 
-    checked = start(COMMANDS["check"], env)
+    checked = finished(COMMANDS["check"], env)
     assert checked.returncode == 1
     assert "GRANT SELECT, UPDATE, DELETE ON secret_wraps TO " in checked.stdout
 
@@ -303,7 +288,7 @@ def test_a_role_without_rights_gets_the_sql_to_run(weak: str, database: str, red
         connection.execute("GRANT SELECT, UPDATE, DELETE ON secret_wraps TO weak")
         connection.execute("GRANT SELECT, UPDATE ON secrets, agents, sync_jobs TO weak")
         connection.execute("GRANT SELECT ON schema_migrations TO weak")
-    again = start(COMMANDS["check"], env)
+    again = finished(COMMANDS["check"], env)
     assert again.returncode == 0, again.stdout
 
 
@@ -311,7 +296,7 @@ def test_missing_and_half_migrated_tables_are_found(postgres: Postgres, database
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("UPDATE schema_migrations SET dirty = true")
         connection.execute("ALTER TABLE agents RENAME TO elsewhere")
-    done = start(COMMANDS["check"], environment(database, redis_server.url()))
+    done = finished(COMMANDS["check"], environment(database, redis_server.url()))
     assert done.returncode == 1
     assert "a migration of the api was left half done (dirty)" in done.stdout
     assert "table missing: agents; the sweeper rests until it is there" in done.stdout
@@ -321,7 +306,7 @@ def test_missing_and_half_migrated_tables_are_found(postgres: Postgres, database
     "count", ["100000000000000000000", "9" * 5000, "65", "-1", "1.5", "", "\u0663x"], ids=lambda count: count[:21]
 )
 def test_a_number_of_processes_that_no_machine_has_is_wrong_usage(count: str) -> None:
-    done = start(("sb-worker", "run", "-c", f"worker={count}"), environment("", "") | GOOD)
+    done = finished(("sb-worker", "run", "-c", f"worker={count}"), environment("", "") | GOOD)
     assert done.returncode == 2
     assert "numbers up to 64" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
@@ -330,7 +315,7 @@ def test_a_number_of_processes_that_no_machine_has_is_wrong_usage(count: str) ->
 @pytest.mark.parametrize("content", [b"worker: a\0b\n", b"worker: \xff\n", b"worker: " + b"x" * 200_000])
 def test_a_procfile_that_cannot_be_run_is_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "Procfile").write_bytes(content)
-    done = start(("sb-worker", "run", "--procfile", str(tmp_path / "Procfile")), environment("", "") | GOOD)
+    done = finished(("sb-worker", "run", "--procfile", str(tmp_path / "Procfile")), environment("", "") | GOOD)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
@@ -339,17 +324,17 @@ def test_a_procfile_that_cannot_be_run_is_one_line(content: bytes, tmp_path: Pat
     "words", [("sb-worker", "nonsense"), ("sb-worker", "check", "--nonsense"), ("sb-worker", "run", "-c", "x=1")]
 )
 def test_wrong_usage_is_status_2(words: tuple[str, ...]) -> None:
-    done = start(words, environment("", "") | GOOD)
+    done = finished(words, environment("", "") | GOOD)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
 def test_migrate_is_idempotent_and_prints_its_sql_without_a_server(database: str, redis_server: Redis) -> None:
     env = environment(database, redis_server.url())
-    assert "nothing to do" in start(("sb-worker", "migrate"), env).stdout
+    assert "nothing to do" in finished(("sb-worker", "migrate"), env).stdout
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("DROP SCHEMA secrets_bridge_worker CASCADE")
-    assert f"version 0 -> {migrations.VERSION}" in start(("sb-worker", "migrate"), env).stdout
-    printed = start(("sb-worker", "migrate", "--sql"), environment("", ""))
+    assert f"version 0 -> {migrations.VERSION}" in finished(("sb-worker", "migrate"), env).stdout
+    printed = finished(("sb-worker", "migrate", "--sql"), environment("", ""))
     assert printed.returncode == 0
     assert "CREATE TABLE secrets_bridge_worker.sweep_run" in printed.stdout

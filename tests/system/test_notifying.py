@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from app.worker.assembly import DELIVER
 from bench.notify import event, flipped, outbox
 from tests.support import http_server
 from tests.support.http_server import Receiver, Reply, Rude, Seen
-from tests.support.processes import BIN, PATIENT, QUICK, ROOT, SCHEDULER, WORKER, Process, environment
+from tests.support.processes import PATIENT, QUICK, SCHEDULER, WORKER, Process, environment, finished
 from tests.support.rows import FIXED, column, insert_agent, insert_wrap, rows
 from tests.support.waiting import HUNG, HUNG_PROCESS, eventually
 
@@ -206,26 +205,10 @@ def test_nothing_that_must_not_be_seen_is_seen_anywhere(
             seen = worker.get("/metrics").text + told.get("/metrics").text
             keys: list[bytes] = list(redis.scan_iter())
             seen += repr([redis.dump(key) for key in keys]) + repr(keys)
-            config = subprocess.run(
-                [BIN / "sb-worker", "config"],
-                cwd=ROOT,
-                env=env,
-                capture_output=True,
-                text=True,
-                timeout=HUNG_PROCESS,
-                check=True,
-            )
-            seen += config.stdout + config.stderr
-            log = subprocess.run(
-                [BIN / "sb-worker", "notify", "log"],
-                cwd=ROOT,
-                env=env,
-                capture_output=True,
-                text=True,
-                timeout=HUNG_PROCESS,
-                check=True,
-            )
-            seen += log.stdout + log.stderr
+            for words in (["sb-worker", "config"], ["sb-worker", "notify", "log"]):
+                done = finished(words, env)
+                assert done.returncode == 0
+                seen += done.stdout + done.stderr
         seen += worker.text + told.text + scheduler.text
     tables = column(sql, "SELECT format('secrets_bridge_worker.%I', relname) FROM pg_class WHERE relkind = 'r'"
                          " AND relnamespace = 'secrets_bridge_worker'::regnamespace")  # fmt: skip
