@@ -125,13 +125,13 @@ def _own_schema(connection: Connection[Any]) -> Finding:
     if version >= migrations.VERSION:
         needs: dict[str, Sequence[str]] = dict.fromkeys(_OWN_TABLES, _OWN_PRIVILEGES)
         return _privileges(connection, subject, needs, f"version {version}", "secrets_bridge_worker.")
+    if not _query(connection, _TAKES_WRITES):
+        return Finding(subject, False, "cannot be created where no writes are taken")
     try:
         with connection.transaction(force_rollback=True):  # no query predicts this for sure
             migrations.migrate(connection)
-    except SchemaError as error:
+    except (SchemaError, BootError) as error:
         return Finding(subject, False, str(error))
-    except psycopg.errors.ReadOnlySqlTransaction:
-        return Finding(subject, False, "cannot be created where no writes are taken")
     return Finding(
         subject, True, f"version {version}; a worker or `sb-worker migrate` will bring it to {migrations.VERSION}"
     )

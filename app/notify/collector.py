@@ -45,7 +45,7 @@ _FAMILIES = (
     ("oldest", "worker_notification_oldest_pending_seconds", "Age of the oldest delivery that is not finished."),
     ("dead", "worker_notification_dead", f"Dead letters; {MOST_COUNTED} stands for more."),
     ("breaker", "worker_notification_breaker_state", "0 closed, 1 half open, 2 open."),
-    ("off", "worker_notification_sink_off", "1 while a sink is switched off until its configuration changes."),
+    ("off", "worker_notification_sink_off", "1 while a sink is switched off."),
 )
 _AGE = "worker_notification_gauges_age_seconds"
 

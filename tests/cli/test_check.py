@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import redis as redis_py
 from psycopg import Connection
@@ -91,6 +92,23 @@ def found_of(database: str, role: str) -> dict[str, Finding]:
     url = database.replace("postgres@", f"{role}@")
     findings = database_findings(DatabaseSettings(url=parse_database_url(url)), [agents_stale, wraps_expired])
     return {finding.subject: finding for finding in findings}
+
+
+def test_an_own_schema_that_cannot_be_made_is_a_finding_and_hides_no_other(
+    database: str, role: str, sql: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql.execute("DELETE FROM secrets_bridge_worker.schema_version WHERE version > 3")
+    sql.execute(f"GRANT USAGE ON SCHEMA secrets_bridge_worker TO {role}".encode())
+    sql.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA secrets_bridge_worker TO {role}".encode())
+    sql.execute(f"ALTER ROLE {role} SET default_transaction_read_only = on".encode())
+    assert found_of(database, role)["own schema"].text == "cannot be created where no writes are taken"
+    # And one that somebody else has in use.
+    monkeypatch.setattr("app.storage.migrations.TRIES", 1)
+    with psycopg.connect(database) as other:
+        other.execute("LOCK TABLE secrets_bridge_worker.sweep_state")
+        findings = found_of(database, "postgres")
+    assert "LockNotAvailable" in findings["own schema"].text
+    assert findings["agents-stale"].fine
 
 
 def test_what_a_role_lacks_is_the_grant_that_it_needs(database: str, role: str, sql: Connection[Any]) -> None:
