@@ -51,7 +51,7 @@ class SweepActor:
         count = metrics.RUNS.labels
         name = self._sweeper.name
         try:
-            self._runner.run(self._sweeper, self._settings, tick)
+            state = self._runner.run(self._sweeper, self._settings, tick)
         except NotDue as error:
             return self._not_due(error.reason)
         except LeaseLost:
@@ -66,7 +66,7 @@ class SweepActor:
             return outcome
         count(name, "success").inc()
         self._rest(missing=False)
-        return lock.DONE
+        return RunOutcome(done=True, claimed=state.claimed.slot)
 
     def _not_due(self, reason: Reason) -> RunOutcome:
         name = self._sweeper.name

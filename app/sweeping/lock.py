@@ -67,13 +67,17 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 """
 
-# The mark moves forward only, and also for a holder that lost its lock: what is marked has been committed.
+# The mark moves forward only, and also for a holder that lost its lock: what is marked has been committed. A tick may
+# be taken at the very end of its slot, and its run claim the next one: that one is done then, unless it has not begun
+# by this clock (PostgreSQL's is ahead: marked already, its own tick would be lost).
 _RELEASE = """
 local now = redis.call('TIME')
-local furthest = now[1] * 1000000 + now[2] + tonumber(ARGV[4])
+local micros = now[1] * 1000000 + now[2]
+local slot, claimed = tonumber(ARGV[2]), tonumber(ARGV[5])
+if claimed and claimed <= micros and claimed > (slot or 0) then slot = claimed end
 local mark = tonumber(redis.call('GET', KEYS[2]) or '')
-if ARGV[2] ~= '' and not (mark and mark >= tonumber(ARGV[2]) and mark <= furthest) then
-  redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+if slot and not (mark and mark >= slot and mark <= micros + tonumber(ARGV[4])) then
+  redis.call('SET', KEYS[2], string.format('%.0f', slot), 'PX', ARGV[3])
 end
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])
@@ -98,6 +102,8 @@ class RunOutcome:
 
     #: Whether the slot needs no other run.
     done: bool
+    #: The slot that it claimed by PostgreSQL's clock, where it came so far.
+    claimed: Slot | None = None
     #: What is still to be done, once the lock is free.
     afterwards: Callable[[], None] = _nothing
 
@@ -256,7 +262,7 @@ class Locks:
         """Have the lock's key live for another lease; return whether it is still ours. Raises redis.RedisError."""
         return bool(self._renew(keys=self._keys(lease.name)[:1], args=[lease.token, _ms(self._length)]))
 
-    def release(self, tick: Tick, *, done: bool) -> None:
+    def release(self, tick: Tick, *, done: bool, claimed: Slot | None = None) -> None:
         """Give the lock back, and mark the slot if it needs no other run. Never raises: the lock expires by itself."""
         lease = tick.lease
         with self._changed:
@@ -266,6 +272,7 @@ class Locks:
             _text(tick.slot if done else None),
             _ms(_MEMORY),
             tick.interval // timedelta(microseconds=1),
+            _text(claimed if done else None),
         ]
         try:
             self._release(keys=self._keys(lease.name), args=args)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -108,6 +109,26 @@ def test_a_finished_slot_and_all_before_it_are_done(client: redis.Redis) -> None
     assert run(client, now) == now
     for slot in (now - HOUR_US, now):
         assert locks(client).acquire(NAME, slot=slot, sent=None, interval=HOUR) is Refusal.DONE
+
+
+def test_a_tick_at_the_end_of_its_slot_whose_run_claims_the_next_one_has_done_that(client: redis.Redis) -> None:
+    """PostgreSQL is asked a moment after Redis: the slot may have changed in between."""
+    now = server_slot(client)
+    mine = locks(client)
+    tick = acquired(mine.acquire(NAME, slot=now, sent=None, interval=HOUR))
+    assert tick.slot is not None
+    before = replace(tick, slot=tick.slot - HOUR_US)
+    mine.release(before, done=True, claimed=tick.slot)
+    assert mine.acquire(NAME, slot=tick.slot, sent=None, interval=HOUR) is Refusal.DONE
+
+
+def test_a_claimed_slot_that_has_not_begun_by_this_clock_is_not_done(client: redis.Redis) -> None:
+    """Of a PostgreSQL whose clock is ahead: its tick is still to come, and would be lost."""
+    mine = locks(client)
+    tick = acquired(mine.acquire(NAME, slot=server_slot(client), sent=None, interval=HOUR))
+    assert tick.slot is not None
+    mine.release(tick, done=True, claimed=tick.slot + HOUR_US)
+    assert client.get(TICK) == str(tick.slot).encode()
 
 
 def test_what_was_not_finished_is_not_done(client: redis.Redis) -> None:

@@ -76,7 +76,7 @@ class SweepLock(Middleware):
             lock.current.set(None)
             outcome = exception.outcome if isinstance(exception, RetryRun) else result
             outcome = outcome if isinstance(outcome, RunOutcome) else lock.NOT_DONE
-            self._locks.release(tick, done=outcome.done)
+            self._locks.release(tick, done=outcome.done, claimed=outcome.claimed)
             outcome.afterwards()  # what may take long, while others run
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
