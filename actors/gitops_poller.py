@@ -300,6 +300,8 @@ class Polling(Strategy):
             return Counter()
         log.warning("one observation cannot be claimed", task="gitops-poller", **due._asdict())
         found = self._due(run, size, over=over, look=True)
+        if not found:  # somebody else has it by now, and nothing is there to blame: the next run will see
+            self._poller.submit([], size)
         return Counter(unwritten=len(found))
 
     def _due(self, run: Run, limit: int, *, over: bool, look: bool = False) -> list[Observation]:

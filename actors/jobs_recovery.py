@@ -7,6 +7,7 @@ expired is never picked up again, and its parent request stays open: those are c
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
+from app.sweeping.page_sql import page_sql
 from app.sweeping.strategies import PageScan
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -27,38 +28,20 @@ class JobsRecovery(SweeperSettings):
     )
 
 
-# The sum of nothing keeps the planner off every index: with old statistics it would read a whole one for every range
-# of pages, and never come to their end.
-EXPIRE = """
-WITH due AS MATERIALIZED (
-    SELECT ctid FROM sync_jobs
-     WHERE ctid >= %(start)s::tid AND ctid < %(stop)s::tid
-       AND status || '' = 'claimed' AND claim_expires_at + interval '0' < %(cutoff)s
-     LIMIT %(limit)s
-), held AS MATERIALIZED (
-    SELECT ctid FROM sync_jobs
-     WHERE NOT %(look)s AND ctid = ANY (ARRAY(SELECT ctid FROM due))
-       AND status || '' = 'claimed' AND claim_expires_at + interval '0' < %(cutoff)s
-       FOR NO KEY UPDATE SKIP LOCKED
-), expired AS (
-    UPDATE sync_jobs SET status = 'expired'
-     WHERE ctid = ANY (ARRAY(SELECT ctid FROM held))
-       AND status || '' = 'claimed' AND claim_expires_at + interval '0' < %(cutoff)s
- RETURNING job_type, request_id
+EXPIRE = page_sql(
+    "sync_jobs",
+    due="status || '' = 'claimed' AND claim_expires_at + interval '0' < %(cutoff)s",
+    change="UPDATE sync_jobs SET status = 'expired'",
+    returning="job_type, request_id",
+    counted="""
+         , count(*) FILTER (WHERE job_type = 'sync') AS sync
+         , count(*) FILTER (WHERE job_type = 'discover') AS discover
+         , count(*) FILTER (WHERE job_type = 'verify') AS verify
+         , count(*) FILTER (WHERE job_type = 'delete') AS delete
+         , count(*) FILTER (WHERE job_type = 'patch') AS patch
+         , count(*) FILTER (WHERE job_type = 'read') AS read
+         , count(request_id) AS with_request""",
 )
-SELECT (SELECT count(*) FROM due) AS found,
-       (SELECT max(ctid)::text FROM due) AS last,
-       greatest((SELECT count(*) FROM due) - (SELECT count(*) FROM held), 0) AS skipped_locked,
-       count(*) AS changed,
-       count(*) FILTER (WHERE job_type = 'sync') AS sync,
-       count(*) FILTER (WHERE job_type = 'discover') AS discover,
-       count(*) FILTER (WHERE job_type = 'verify') AS verify,
-       count(*) FILTER (WHERE job_type = 'delete') AS delete,
-       count(*) FILTER (WHERE job_type = 'patch') AS patch,
-       count(*) FILTER (WHERE job_type = 'read') AS read,
-       count(request_id) AS with_request
-  FROM expired
-"""
 
 
 @sweeper(

@@ -3,6 +3,7 @@
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, PositiveDuration
+from app.sweeping.page_sql import page_sql
 from app.sweeping.strategies import PageScan
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -24,29 +25,11 @@ class SecretsStale(SweeperSettings):
     )
 
 
-# The sum of nothing keeps the planner off every index: with old statistics it would read a whole one for every range
-# of pages, and never come to their end.
-FLIP = """
-WITH due AS MATERIALIZED (
-    SELECT ctid FROM secrets
-     WHERE ctid >= %(start)s::tid AND ctid < %(stop)s::tid
-       AND status || '' = 'present' AND last_seen_at + interval '0' < %(cutoff)s
-     LIMIT %(limit)s
-), held AS MATERIALIZED (
-    SELECT ctid FROM secrets
-     WHERE NOT %(look)s AND ctid = ANY (ARRAY(SELECT ctid FROM due))
-       AND status || '' = 'present' AND last_seen_at + interval '0' < %(cutoff)s
-       FOR NO KEY UPDATE SKIP LOCKED
-), flipped AS (
-    UPDATE secrets SET status = 'missing'
-     WHERE ctid = ANY (ARRAY(SELECT ctid FROM held))
-       AND status || '' = 'present' AND last_seen_at + interval '0' < %(cutoff)s
- RETURNING 1
+FLIP = page_sql(
+    "secrets",
+    due="status || '' = 'present' AND last_seen_at + interval '0' < %(cutoff)s",
+    change="UPDATE secrets SET status = 'missing'",
 )
-SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM flipped) AS changed,
-       greatest(count(*) - (SELECT count(*) FROM held), 0) AS skipped_locked
-  FROM due
-"""
 
 
 @sweeper(

@@ -3,6 +3,7 @@
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
+from app.sweeping.page_sql import page_sql
 from app.sweeping.strategies import PageScan
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -23,27 +24,7 @@ class WrapsExpired(SweeperSettings):
     )
 
 
-# The sum of nothing keeps the planner off every index: with old statistics it would read a whole one for every range
-# of pages, and never come to their end.
-DELETE = """
-WITH due AS MATERIALIZED (
-    SELECT ctid FROM secret_wraps
-     WHERE ctid >= %(start)s::tid AND ctid < %(stop)s::tid
-       AND expires_at + interval '0' <= %(cutoff)s
-     LIMIT %(limit)s
-), held AS MATERIALIZED (
-    SELECT ctid FROM secret_wraps
-     WHERE NOT %(look)s AND ctid = ANY (ARRAY(SELECT ctid FROM due)) AND expires_at + interval '0' <= %(cutoff)s
-       FOR UPDATE SKIP LOCKED
-), deleted AS (
-    DELETE FROM secret_wraps
-     WHERE ctid = ANY (ARRAY(SELECT ctid FROM held)) AND expires_at + interval '0' <= %(cutoff)s
- RETURNING 1
-)
-SELECT count(*) AS found, max(ctid)::text AS last, (SELECT count(*) FROM deleted) AS changed,
-       greatest(count(*) - (SELECT count(*) FROM held), 0) AS skipped_locked
-  FROM due
-"""
+DELETE = page_sql("secret_wraps", due="expires_at + interval '0' <= %(cutoff)s", change="DELETE FROM secret_wraps")
 
 
 @sweeper(

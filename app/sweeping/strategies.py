@@ -18,6 +18,7 @@ import structlog
 
 from app.core.errors import Failure, describe
 from app.sweeping.batch_size import FEWEST_ROWS, BatchSizer
+from app.sweeping.page_sql import PageSql
 from app.sweeping.strategy import Run, Step, Strategy
 
 log = structlog.get_logger("sweep")
@@ -36,6 +37,9 @@ SELECT coalesce(max(pg_relation_size(part.relid)), 0) / current_setting('block_s
  CROSS JOIN LATERAL (SELECT swept.oid UNION SELECT relid FROM pg_partition_tree(swept.oid)) AS part (relid)
  WHERE swept.oid = to_regclass(%(table)s)
 """
+#: After a row was found held by another session, so many steps leave such rows out in place of waiting for them.
+GENTLE_STEPS = 16
+_ROW_IS_HELD = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
 #: Classes of SQLSTATEs that are not about the rows at hand, but about the statement, its role or the server.
 _NOT_BY_ROWS = frozenset({"08", "0A", "25", "26", "28", "3D", "3F", "42", "53", "57", "58"})
 
@@ -177,7 +181,9 @@ class _Scan(Strategy):
 
 
 class PageScan(_Scan):
-    """Scan a table's heap. The statement also gets `%(start)s` and `%(stop)s`; those and `last` are tuple ids.
+    """Scan a table's heap, by the two statements of `app.sweeping.page_sql`.
+
+    Steps are direct as long as nobody holds a row for long and none fails; then some are gentle, by the rows' number.
 
     A partitioned table is scanned as one: the same range of each of its partitions at a time. So a row that is stepped
     around there hides, until the next run, those that stand at the very same place of other partitions.
@@ -186,10 +192,37 @@ class PageScan(_Scan):
     _ranges: PageRanges
     _partitioned = False
 
+    def __init__(self, sql: PageSql, *, older_than: timedelta = timedelta(0)) -> None:
+        super().__init__(sql.gentle, older_than=older_than)
+        self.sql = sql
+        #: How many of the next steps are gentle, and how many pages a direct one has covered.
+        self._gentle_steps = 0
+        self._span = 0
+
     @property
     def resume_at(self) -> int:
         """The page that the next run goes on with."""
         return self._ranges.position if self._begun else 0
+
+    def recover(self, error: psycopg.Error) -> bool:
+        """Leave out for a while the rows that others hold; else as any scan does."""
+        if self._direct and isinstance(error, _ROW_IS_HELD):
+            self._gentle_steps = GENTLE_STEPS
+            return True
+        return super().recover(error)
+
+    def committed(self, seconds: float) -> None:
+        """Adapt the size of the next step."""
+        if self._direct and self._span:
+            self.sizer.observe_span(seconds, self._span, self._found)
+        else:
+            self._gentle_steps = max(0, self._gentle_steps - 1)
+            super().committed(seconds)
+
+    @property
+    def _direct(self) -> bool:
+        """Whether the next step need not look at single rows; few enough of them do not fill a page."""
+        return not (self._gentle_steps or self._fewer or self._partitioned or self.sizer.rows < FEWEST_ROWS)
 
     def _begin(self, run: Run) -> None:
         super()._begin(run)
@@ -203,18 +236,32 @@ class PageScan(_Scan):
         self._ranges.move_behind(last)
 
     def _advance(self, run: Run) -> Step:
-        ranges, limit = self._ranges, self.limit
-        _, stop = ranges.next(self.sizer.pages)
-        counts = self._sweep(run, limit)
-        last = counts.pop("last")
-        if self._found < limit:
-            ranges.move(stop)
-        elif not self._partitioned:
-            ranges.move_behind(last)
-        # Else what is left may be anywhere in the range, which is swept again: what was found is gone from it.
+        ranges = self._ranges
+        counts = self._change_pages(run) if self._direct else self._change_rows(run)
         if ranges.done:
             ranges.grow(self._size(run))
         return Step(counts, ranges.done, ranges.position)
+
+    def _change_pages(self, run: Run) -> dict[str, int]:
+        ranges, span = self._ranges, self.sizer.span
+        _, end = ranges.next(self.sizer.pages)
+        counts = run.row(self.sql.direct, **self._next(), span=span, cutoff=run.cutoff)
+        self._found, stop = counts.pop("found"), counts.pop("stop")
+        ranges.move(stop or end)
+        self._span = span if stop else 0
+        return counts
+
+    def _change_rows(self, run: Run) -> dict[str, int]:
+        ranges, limit = self._ranges, self.limit
+        _, end = ranges.next(self.sizer.pages)
+        counts = self._sweep(run, limit)
+        last = counts.pop("last")
+        if self._found < limit:
+            ranges.move(end)
+        elif not self._partitioned:
+            ranges.move_behind(last)
+        # Else what is left may be anywhere in the range, which is swept again: what was found is gone from it.
+        return counts
 
     def _size(self, run: Run) -> int:
         row = run.row(_PAGES, table=run.table)

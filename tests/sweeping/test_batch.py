@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
-from app.sweeping.batch_size import AIM, FIRST_PAGES, FIRST_ROWS, MOST_PAGES, MOST_ROWS, BatchSizer
+from app.sweeping.batch_size import (
+    AIM,
+    FEWEST_ROWS_PER_PAGE,
+    FIRST_PAGES,
+    FIRST_ROWS,
+    FIRST_ROWS_PER_PAGE,
+    MOST_PAGES,
+    MOST_ROWS,
+    BatchSizer,
+)
 from app.sweeping.strategies import PageRanges
 
 
@@ -64,3 +75,32 @@ def test_empty_pages_say_nothing_about_rows() -> None:
     assert (sizer.rows, sizer.pages) == (FIRST_ROWS, MOST_PAGES)
     sizer.observe(AIM * 2, 3)
     assert (sizer.rows, sizer.pages) == (FIRST_ROWS // 2, MOST_PAGES // 2)
+
+
+def test_a_span_covers_the_rows_that_are_expected_by_how_densely_the_last_ones_lay() -> None:
+    sizer = BatchSizer()
+    assert sizer.span * FIRST_ROWS_PER_PAGE == FIRST_ROWS
+    for _ in range(10):
+        sizer.observe_span(AIM, sizer.span, found=sizer.span * 25)
+    assert sizer.span == FIRST_ROWS // 25
+    for _ in range(20):
+        sizer.observe_span(AIM / 100, sizer.span, found=sizer.span * 25)
+    assert sizer.span == MOST_ROWS // 25
+
+
+def test_a_span_grows_at_most_fourfold_at_once_and_stays_bounded_where_rows_are_few() -> None:
+    sizer = BatchSizer()
+    spans = [sizer.span]
+    for _ in range(20):
+        sizer.observe_span(AIM / 100, sizer.span, found=1)
+        spans.append(sizer.span)
+    assert all(after <= 4 * before for before, after in pairwise(spans))
+    assert spans[-1] <= MOST_ROWS / FEWEST_ROWS_PER_PAGE
+
+
+def test_a_span_that_was_slow_shrinks_whatever_it_found() -> None:
+    for found in (1, FIRST_ROWS):
+        sizer = BatchSizer()
+        before = sizer.rows
+        sizer.observe_span(AIM * 10, sizer.span, found=found)
+        assert sizer.rows < before

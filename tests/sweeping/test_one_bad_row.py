@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,12 +10,14 @@ import psycopg
 import pytest
 from psycopg import Connection
 
-from actors.agents_stale import AgentsStale, agents_stale
+from actors.agents_stale import FLIP, AgentsStale, agents_stale
 from actors.gitops_timeout import GitopsTimeout, gitops_timeout
 from actors.jobs_recovery import JobsRecovery, jobs_recovery
-from actors.wraps_expired import WrapsExpired, wraps_expired
+from actors.wraps_expired import DELETE, WrapsExpired, wraps_expired
 from app.core.events import Kind
 from app.sweeping.batch_size import FEWEST_ROWS
+from app.sweeping.strategies import GENTLE_STEPS, PageScan
+from app.sweeping.strategy import Strategy
 from tests.support.argocd import insert_endpoint, insert_observations
 from tests.support.replica import Replica
 from tests.support.rows import column, insert_agent, insert_wrap, rows
@@ -193,7 +196,7 @@ def test_no_index_changes_what_a_sweep_reaches(replica: Replica, sql: Connection
     expired = column(sql, "SELECT count(*) FROM secret_wraps WHERE expires_at <= now()")[0]
     replica.runner.budget = timedelta(hours=1)
 
-    plans = explained(sql, wraps_expired.strategy(WrapsExpired())._query)  # type: ignore[attr-defined]
+    plans = explained(sql, wraps_expired.strategy(WrapsExpired()))
 
     assert "later" not in plans
     assert replica.run(wraps_expired, WrapsExpired()).changed == expired
@@ -211,16 +214,19 @@ def test_no_partial_index_changes_what_jobs_recovery_reaches(replica: Replica, s
     sql.execute("UPDATE sync_jobs SET claim_expires_at = '2026-01-01' WHERE random() < 0.5")
     dead = column(sql, "SELECT count(*) FROM sync_jobs WHERE claim_expires_at < now()")[0]
     replica.runner.budget = timedelta(hours=1)
-    assert "claims" not in explained(sql, jobs_recovery.strategy(JobsRecovery())._query)  # type: ignore[attr-defined]
+    assert "claims" not in explained(sql, jobs_recovery.strategy(JobsRecovery()))
     assert replica.run(jobs_recovery, JobsRecovery()).changed == dead
 
 
-def explained(sql: Connection[Any], query: str) -> str:
-    """Return the plans that a statement gets, with its parameters and without knowing them."""
-    given = {"start": "(10,1)", "stop": "(20,0)", "limit": 500, "cutoff": PAST, "look": False}
-    plans = sql.execute(f"EXPLAIN {query}".encode(), given).fetchall()
-    sql.execute("SET plan_cache_mode = force_generic_plan")
-    plans += sql.execute(f"EXPLAIN {query}".encode(), given, prepare=True).fetchall()
+def explained(sql: Connection[Any], scan: Strategy) -> str:
+    """Return the plans that a scan's statements get, with their parameters and without knowing them."""
+    assert isinstance(scan, PageScan)
+    given = {"start": "(10,1)", "stop": "(20,0)", "limit": 500, "span": 5, "cutoff": PAST, "look": False}
+    plans = []
+    for mode in ("auto", "force_generic_plan"):
+        sql.execute(f"SET plan_cache_mode = {mode}".encode())
+        for query in scan.sql:
+            plans += sql.execute(f"EXPLAIN {query}".encode(), given, prepare=True).fetchall()
     sql.execute("RESET plan_cache_mode")
     return "\n".join(line for (line,) in plans)
 
@@ -232,6 +238,37 @@ def test_rows_that_others_hold_are_counted(database: str, replica: Replica, sql:
         sweep = replica.run(wraps_expired, WrapsExpired())
     assert (sweep.changed, sweep.counts["skipped_locked"]) == (1, 1)
     assert rows(sql, RUNS)[0]["counts"]["skipped_locked"] == 1
+
+
+def test_each_row_is_written_once_where_nobody_holds_one(sql: Connection[Any]) -> None:
+    """To lock a row is to write it: one that is locked before it is changed is written twice."""
+    wraps(sql, 1000, "'2026-01-01'")
+    sql.execute("CHECKPOINT")
+    given = {"start": "(0,1)", "stop": "(1000,0)", "span": 1000, "cutoff": datetime.now(UTC)}
+    with sql.transaction():
+        found = sql.execute(f"EXPLAIN (ANALYZE, WAL, FORMAT JSON) {DELETE.direct}".encode(), given).fetchall()
+    assert column(sql, "SELECT count(*) FROM secret_wraps") == [0]
+    assert found[0][0][0]["Plan"]["WAL Records"] < 1500
+
+
+def test_rows_that_others_hold_are_waited_for_only_now_and_then(
+    database: str, replica: Replica, sql: Connection[Any]
+) -> None:
+    agents(sql, 5000)
+    waits: list[int] = []
+
+    class Watched(PageScan):
+        def recover(self, error: psycopg.Error) -> bool:
+            waits.append(self._gentle_steps)
+            return super().recover(error)
+
+    watched = replace(agents_stale, strategy=lambda _settings: Watched(FLIP, older_than=timedelta(minutes=5)))
+    with psycopg.connect(database) as other:
+        held = other.execute("SELECT FROM agents WHERE substr(name, 2)::int % 50 = 0 FOR UPDATE").rowcount
+        sweep = replica.run(watched, AgentsStale())
+    assert (sweep.changed, sweep.counts["skipped_locked"]) == (5000 - held, held)
+    assert waits.count(0) == len(waits)
+    assert 1 <= len(waits) <= 1 + rows(sql, RUNS)[0]["batches"] // GENTLE_STEPS
 
 
 def test_a_row_that_is_only_referred_to_is_flipped(database: str, replica: Replica, sql: Connection[Any]) -> None:
