@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from http.cookiejar import CookieJar
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
@@ -73,10 +74,12 @@ def client(
 async def read(response: httpx.Response, limit: int) -> bytearray:
     """Return the beginning of a body. One that is longer than `limit` bytes is cut, at the end of a chunk behind it."""
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > limit:
-            break
+    raw = cast("AsyncGenerator[bytes]", response.aiter_raw())
+    async with aclosing(raw) as chunks:  # left in the middle, it would end in some later turn of the loop
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > limit:
+                break
     return body
 
 

@@ -208,7 +208,8 @@ def test_one_that_cannot_be_stored_is_dropped(tmp_path: Path) -> None:
     with server(tmp_path / "r") as running, redis_py.Redis(port=running.port) as admin:
         rules = ["on", ">pw", "+@all", "~dramatiq", "~dramatiq:__*", "~dramatiq:sinks", "~dramatiq:sinks.msgs"]
         admin.execute_command("ACL", "SETUSER", "no-dead-letters", *rules, "~dramatiq:sinks.DQ*", "~dramatiq:sweeps*")
-        served = Served(f"redis://no-dead-letters:pw@127.0.0.1:{running.port}")
+        # Maintenance is by chance, and would look at the dead letters.
+        served = Served(f"redis://no-dead-letters:pw@127.0.0.1:{running.port}", maintenance_chance=0)
         with served.running():
             push(admin, SINK_QUEUE, b"{")
             served.send(7)
