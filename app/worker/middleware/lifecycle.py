@@ -102,8 +102,12 @@ def _leave_if_orphaned() -> None:
     """Exit if the main process has died already.
 
     Its death is a signal, which Dramatiq takes as a wish to stop once the worker has booted; but a worker that boots
-    waits for ever to tell its main process so.
+    waits for ever to tell its main process so. From Python 3.14 on a fork server is the system's parent of a worker,
+    and ends with the main process; where the main process has forked, siblings hold each other's sentinels open.
     """
     parent = multiprocessing.parent_process()
-    if parent is not None and os.getppid() != parent.pid:
+    if parent is None:
+        return
+    served = multiprocessing.get_start_method() == "forkserver"
+    if not (parent.is_alive() if served else os.getppid() == parent.pid):
         os._exit(1)
