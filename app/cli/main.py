@@ -25,6 +25,7 @@ from app.cli.notify import dead, notify
 from app.core import config
 from app.core.errors import BootError
 from app.core.logging import configure_logging
+from app.core.role import new_replica
 from app.core.values import parse_int
 from app.kms.settings import KmsSettings
 from app.storage import migrations, postgres
@@ -169,7 +170,10 @@ def run(path: str, release: bool, concurrency: str) -> None:
         raise click.BadParameter(str(error)) from None
     # The processes are started by name; they are beside this program, whether or not its directory is in PATH.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    environs = dict(_addresses(loaded, replicas.get("worker", 1), replicas.get("notifier", 1)))
+    workers = replicas.get("worker", 1) if "worker" in commands else 0
+    environs = dict(_addresses(loaded, workers, replicas.get("notifier", 1)))
+    for number in range(1, workers + 1):  # the first one shows the processes of all
+        environs[number].update(new_replica(os.getpid() if number == 1 else 0))
     grace = loaded.worker.shutdown_grace.total_seconds()
     try:
         procfile.become(commands, replicas=replicas, grace=grace, release=release, environs=environs)

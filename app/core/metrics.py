@@ -1,7 +1,8 @@
 """Every metric of ours, and where its numbers are kept.
 
-A worker of one process keeps them in memory. Several processes of one command share theirs through files, so that any
-of them can answer for all: `app.core.shared_values`. `prepare` decides, before the first metric has a value.
+A worker that is run by itself keeps them in memory. The processes of one command, and those of one replica, share
+theirs through files, so that one of them can answer for all: `app.core.shared_values`. `prepare` decides, before the
+first metric has a value.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from prometheus_client import (
 )
 
 from app.core.errors import Fault
-from app.core.role import this_process
+from app.core.role import this_process, this_replica
 from app.core.shared_values import SharedValues, join
 
 log = structlog.get_logger("worker")
@@ -52,8 +53,8 @@ def prepare(directory: str) -> SharedValues | None:
 
     When they cannot share, each keeps its own: no metric is worth a worker.
     """
-    shared = None
-    if this_process().processes > 1:
+    role, shared = this_process(), None
+    if role.works and (role.processes > 1 or this_replica()):
         try:
             shared = SharedValues(join(Path(directory)))
         except OSError as error:

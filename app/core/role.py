@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import secrets
 import sys
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from typing import NamedTuple
 
 #: The queues: sweepers' ticks, and deliveries to sinks.
 SWEEP_QUEUE, SINK_QUEUE = "sweeps", "sinks"
@@ -44,6 +47,30 @@ class Role:
     def notifies(self) -> bool:
         """Whether it delivers notifications."""
         return SINK_QUEUE in self.queues
+
+
+class Replica(NamedTuple):
+    """The processes that one `sb-worker run` has started and that one address shows: a worker and what goes with it."""
+
+    #: A name that only they know.
+    key: str
+    #: The id of the process that runs them, 0 when another worker of it shows how the processes do.
+    runner: int
+
+
+_REPLICA = "SECRETS_BRIDGE_REPLICA"
+
+
+def new_replica(runner: int) -> dict[str, str]:
+    """Return the variable that makes processes members of one new replica."""
+    return {_REPLICA: f"{secrets.token_hex(16)}:{runner}"}
+
+
+@cache
+def this_replica() -> Replica | None:
+    """Return the replica that this process is a member of, None when it is run by itself."""
+    key, _, runner = os.environ.get(_REPLICA, "").partition(":")
+    return Replica(key, int(runner)) if key and runner.isdecimal() else None
 
 
 @cache

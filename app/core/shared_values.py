@@ -1,4 +1,4 @@
-"""Numbers that a worker's processes share, in files of a directory that only they use.
+"""Numbers that the processes of a worker, or of a replica, share, in files of a directory that only they use.
 
 The form of the files is prometheus_client's, whose collector reads them; writing is done here. prometheus_client maps
 its files into memory, and on a file system without room the first touch of a new page kills the process with SIGBUS.
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import structlog
 from prometheus_client.mmap_dict import mmap_key
+
+from app.core.role import this_replica
 
 log = structlog.get_logger("worker")
 
@@ -52,8 +54,9 @@ def join(parent: Path) -> Path:
 
 
 def _family() -> str:
-    """Return a random name that siblings agree on: their main process drew a key, which all of them have inherited."""
-    key = multiprocessing.current_process().authkey
+    """Return a random name that siblings agree on: the runner or their main process drew a key that all have."""
+    replica = this_replica()
+    key = replica.key.encode() if replica else multiprocessing.current_process().authkey
     return hashlib.blake2b(key, digest_size=16, person=b"metrics").hexdigest()
 
 

@@ -24,7 +24,7 @@ from app import __version__
 from app.core import config, metrics, threads
 from app.core.errors import BootError, ConfigError, LeaseLost, SchemaError
 from app.core.logging import configure_logging
-from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind, this_process
+from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind, this_process, this_replica
 from app.gitops.settings import GitopsSettings
 from app.notify import routing
 from app.notify.collector import NotificationCollector
@@ -204,8 +204,10 @@ class _Assembly:
         metrics.preset_process()
         metrics.BUILD_INFO.labels(__version__).set(1)
         collectors: list[Collector] = []
-        if self.role.notifies:
+        shows_replica = this_replica() is not None and self.role.kind is Kind.WORKER
+        if self.role.notifies or shows_replica:
             collectors.append(NotificationCollector(self.pool, list(self.router.targets)))
+        if self.role.notifies:
             try:
                 self._loops  # noqa: B018 - loaded now, not under the first deadline
             except ValueError as error:  # the one setting that only TLS itself can judge
@@ -215,8 +217,10 @@ class _Assembly:
                 overdue = Overdue(self.pool, self.watched)
                 collectors.append(overdue)
                 threads.start("overdue", overdue.watch)
+            shown = shows_replica or this_replica() is None
             try:
-                probes.serve((host, port), self.readiness, Exposition(self.shared_values, collectors))
+                exposition = Exposition(self.shared_values, collectors) if shown else None
+                probes.serve((host, port), self.readiness, exposition)
             except OSError:
                 self._fail(f"{address}: {host}:{port} cannot be listened on; is it taken?")
 

@@ -28,9 +28,12 @@ BIND_SECONDS = 2.0
 FRESH_SECONDS = 1.0
 
 
-def serve(address: tuple[str, int], readiness: Readiness, exposition: Callable[[], bytes]) -> None:
-    """Serve in a thread of its own. Raises OSError when the address stays taken for two seconds."""
-    metrics = Fresh("exposition", exposition, FRESH_SECONDS)
+def serve(address: tuple[str, int], readiness: Readiness, exposition: Callable[[], bytes] | None) -> None:
+    """Serve in a thread of its own; no metrics where another process shows them.
+
+    Raises OSError when the address stays taken for two seconds.
+    """
+    metrics = Fresh("exposition", exposition, FRESH_SECONDS) if exposition else None
 
     def answer(path: str) -> Pending:
         match path:
@@ -38,9 +41,11 @@ def serve(address: tuple[str, int], readiness: Readiness, exposition: Callable[[
                 return Pending(lambda: Answer(200, b'{"status":"ok"}'))
             case "/readyz":
                 return readiness.pending()
-            case "/metrics":
+            case "/metrics" if metrics:
                 text = metrics.future()
                 return Pending(lambda: _metrics(text), [text])
+            case "/metrics":
+                return Pending(lambda: Answer(404, b'{"status":"served by the worker of this replica"}'))
         return Pending(lambda: Answer(404, b'{"status":"not found"}'))
 
     threads.start("probes", ProbeServer(_listen(address), answer).serve)

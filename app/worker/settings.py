@@ -57,5 +57,5 @@ class WorkerSettings(Settings):
         "SB_WORKER_METRICS_DIR",
         default=memory_directory(),
         documented="/dev/shm, else the system's temporary folder",  # noqa: S108 - only shown
-        meaning="where the processes of one worker share their metrics; not used by a worker of one process",
+        meaning="where the processes of a replica share their metrics; not used by a process that is run alone",
     )

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 import structlog
@@ -45,7 +46,7 @@ class Lifecycle(Middleware):
 
         Dramatiq swallows exceptions of this hook and reports ready, but for SystemExit.
         """
-        signal_at_parent_death()
+        _end_with_main_process()
         _leave_if_orphaned()
         try:
             self._boot()
@@ -98,16 +99,32 @@ class Lifecycle(Middleware):
         os._exit(1 if self._locks.held else 0)
 
 
-def _leave_if_orphaned() -> None:
-    """Exit if the main process has died already.
+def _by_fork_server() -> bool:
+    """Return whether this process was started by a fork server, as is usual from Python 3.14 on.
 
-    Its death is a signal, which Dramatiq takes as a wish to stop once the worker has booted; but a worker that boots
-    waits for ever to tell its main process so. From Python 3.14 on a fork server is the system's parent of a worker,
-    and ends with the main process; where the main process has forked, siblings hold each other's sentinels open.
+    That is its parent for the system, and lives as long as any worker does. So the main process's death is known by its
+    sentinel then, which siblings of a main process that forks would hold open for each other.
     """
+    return multiprocessing.get_start_method() == "forkserver"
+
+
+def _end_with_main_process() -> None:
+    """Have this process signalled when the main process dies: Dramatiq takes that as a wish to stop."""
     parent = multiprocessing.parent_process()
-    if parent is None:
+    if parent is None or not _by_fork_server():
+        signal_at_parent_death()
         return
-    served = multiprocessing.get_start_method() == "forkserver"
-    if not (parent.is_alive() if served else os.getppid() == parent.pid):
+    sentinel = parent.sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threads.start("main-process", watch)
+
+
+def _leave_if_orphaned() -> None:
+    """Exit if the main process has died already: a worker that boots waits for ever to tell it so."""
+    parent = multiprocessing.parent_process()
+    if parent is not None and not (parent.is_alive() if _by_fork_server() else os.getppid() == parent.pid):
         os._exit(1)

@@ -1,0 +1,58 @@
+"""`sb-worker run`: one address shows all of a replica."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import redis as redis_py
+from psycopg import Connection
+
+from app.demo.servers import Redis
+from tests.support.http_server import Receiver
+from tests.support.ports import reserved_port
+from tests.support.processes import QUICK, Process, environment
+from tests.support.rows import FIXED, insert_agent
+from tests.support.waiting import HUNG, eventually
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux's /proc")
+def test_one_address_shows_the_numbers_of_worker_and_notifier_and_what_the_processes_take(
+    database: str, redis_server: Redis, redis: redis_py.Redis, tmp_path: Path, sql: Connection[Any]
+) -> None:
+    del redis  # emptied
+    insert_agent(sql, "silent", last_seen_at=FIXED)
+    with Receiver() as receiver, reserved_port() as port:
+        env = environment(
+            database,
+            redis_server.url(),
+            **QUICK,
+            SB_NOTIFICATION_WEBHOOK_URL=f"{receiver.url}/hook",
+            SB_NOTIFICATION_ALLOWED_NETWORKS="127.0.0.0/8",
+            SB_NOTIFICATION_LOCAL_ADDR=f"127.0.0.1:{port}",
+        )
+        with Process(("sb-worker", "run"), env, tmp_path / "replica.log") as replica:
+            replica.ready()
+            eventually(lambda: replica.metric("worker_notification_attempts_total", outcome="delivered") >= 1)
+            assert replica.metric("worker_sweep_rows_changed_total", task="agents-stale") == 1
+            text = replica.get("/metrics").text
+            assert 'worker_notification_dead{sink="webhook"} 0.0' in text
+            assert set(
+                re.findall(r'worker_scheduler_run_duration_seconds_bucket{le="([^"]+)",task="agents-stale"', text)
+            ) == {*("0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10", "+Inf")}
+            family = [psutil.Process(replica.popen.pid), *psutil.Process(replica.popen.pid).children(recursive=True)]
+            assert replica.metric("process_open_fds") > max(process.num_fds() for process in family)
+            most = sum(process.memory_info().rss for process in family)
+            assert max(process.memory_info().rss for process in family) < replica.metric(
+                "process_resident_memory_bytes"
+            )
+            assert replica.metric("process_resident_memory_bytes") < most
+            notifier = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=HUNG, trust_env=False)
+            assert notifier.status_code == 404  # scraped at both addresses, everything would count twice
+            assert replica.metric("worker_metrics_incomplete") == 0
+            assert replica.end() == 0
