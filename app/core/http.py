@@ -27,7 +27,8 @@ _NO_CERTIFICATE = "holds no certificate; accepted: PEM"
 def tls_context(*, pem: str | None = None) -> ssl.SSLContext:
     """Return a context that verifies servers by the system's authorities, or by those in `pem` alone; TLS 1.2 at least.
 
-    What stands around the certificates in `pem` is not looked at, as in Go. Raises ValueError when it holds none.
+    As in Go, what stands around the certificates in `pem` is not looked at, each of them may be an authority that has
+    another one above it, and RFC 5280 is not applied to the letter. Raises ValueError when it holds none.
     """
     if pem is None:
         context = ssl.create_default_context()
@@ -40,7 +41,18 @@ def tls_context(*, pem: str | None = None) -> ssl.SSLContext:
         except Exception:  # noqa: BLE001 - ssl has an error of another class for each kind of odd text
             raise ValueError(_NO_CERTIFICATE) from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Python 3.13 changes both.
+    context.verify_flags = (context.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN) & ~ssl.VERIFY_X509_STRICT
     return context
+
+
+def is_server_name(name: str) -> bool:
+    """Return whether a connection can ask for a certificate with this name."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+    except Exception:  # noqa: BLE001 - ssl and idna have an error of another class for each kind of odd name
+        return False
+    return True
 
 
 class _NoCookies(CookieJar):

@@ -94,8 +94,8 @@ class Client:
         self._token = token
         self._deadline = deadline
         context = _system() if ca_pem is None or not ca_pem.strip() else _own(ca_pem)
-        if server_name:
-            _check_server_name(context, server_name)
+        if server_name and not http.is_server_name(server_name):
+            raise WrongEndpoint("tls_server_name is not a server's name")
         inner = DiallingTransport(context, egress.resolve, kept=connections)
         self._http = http.client(ReadOnly(prefix, inner), headers={"Accept": "application/json"})
         self._extensions = {"sni_hostname": server_name} if server_name else {}
@@ -200,14 +200,6 @@ def _prefix(base: str) -> str:
     except Exception:  # noqa: BLE001 - addresses are odd in as many ways as there are classes of errors
         fine = False
     raise WrongEndpoint("the base URL is not https://host[:port][/path]")
-
-
-def _check_server_name(context: ssl.SSLContext, name: str) -> None:
-    """Raises WrongEndpoint for a name that no connection could be made with."""
-    try:
-        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
-    except Exception:  # noqa: BLE001 - the same for names
-        raise WrongEndpoint("tls_server_name is not a server's name") from None
 
 
 @lru_cache(maxsize=1)

@@ -7,24 +7,17 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from http import HTTPStatus
 from typing import NamedTuple
 
 from app.core.errors import UnwrapFailed
-from app.kms.aws_credentials import Credentials, find, suffix
-from app.kms.aws_sigv4 import sign
+from app.kms.aws_client import AwsClient, error_of
+from app.kms.aws_config import AwsConfig
+from app.kms.aws_credentials import find
+from app.kms.aws_sigv4 import Credentials
 from app.kms.transport import KeyServiceTransport, Reply, plaintext
 
 _SERVICE = "aws kms"
-#: Errors of the service that are reported by name; any other is reported by its HTTP status.
-_KNOWN = frozenset(
-    {
-        "AccessDeniedException", "DisabledException", "ExpiredTokenException", "IncompleteSignature",
-        "IncorrectKeyException", "InvalidCiphertextException", "InvalidKeyUsageException", "InvalidSignatureException",
-        "KMSInternalException", "KMSInvalidStateException", "KeyUnavailableException", "MissingAuthenticationToken",
-        "NotFoundException", "ThrottlingException", "UnrecognizedClientException", "ValidationException",
-    }
-)  # fmt: skip
+_HEADERS = {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": "TrentService.Decrypt"}
 #: Errors that other credentials may not get.
 _STALE_CREDENTIALS = frozenset({"ExpiredTokenException", "UnrecognizedClientException"})
 
@@ -47,10 +40,12 @@ class AwsKeys:
     def __init__(
         self, place: Place, environ: Mapping[str, str] = os.environ, clock: Callable[[], datetime] = _utc
     ) -> None:
+        """Raises UnwrapFailed for variables, or a profile, that no client could use."""
         self._place = place
         self._environ = environ
-        self._clock = clock
-        self._url = (place.endpoint or f"https://kms.{place.region}.{suffix(place.region)}").rstrip("/") + "/"
+        config = self._config()
+        self._url = config.endpoint("kms")
+        self._client = AwsClient(config, clock)
         self._credentials: Credentials | None = None
 
     async def unwrap(self, wrapped: bytes, key_id: str, transport: KeyServiceTransport) -> bytearray:
@@ -61,39 +56,35 @@ class AwsKeys:
         body = json.dumps({"CiphertextBlob": base64.b64encode(wrapped).decode(), "KeyId": self._place.key}).encode()
         credentials = await self._current(transport)
         reply = await self._decrypt(transport, body, credentials)
-        error = _error(reply)
+        error = error_of(reply)
         if error in _STALE_CREDENTIALS:
             reply = await self._decrypt(transport, body, await self._current(transport, refused=credentials))
-            error = _error(reply)
+            error = error_of(reply)
         if error:
             raise UnwrapFailed(f"{_SERVICE}: {error}")
         return plaintext(_SERVICE, reply.content().get("Plaintext"))
 
     async def _current(self, transport: KeyServiceTransport, *, refused: Credentials | None = None) -> Credentials:
-        """Return fresh credentials that are not the `refused` ones; concurrent calls share one search."""
+        """Return fresh credentials that are not the `refused` ones; concurrent calls share one search.
+
+        When there are no fresh ones to be had, those that expire soon are used until they are refused.
+        """
         async with transport.login:
-            kept = self._credentials
-            if kept is None or kept is refused or not kept.fresh(self._clock()):
-                kept = self._credentials = await find(self._environ, self._place.region, transport)
+            kept = self._credentials if self._credentials is not refused else None
+            if kept is None or not kept.fresh(self._client.now()):
+                try:
+                    # The files are read anew, because they are replaced under a running process.
+                    kept = await find(self._config(), self._client, transport)
+                except UnwrapFailed:
+                    if kept is None:
+                        raise
+            self._credentials = kept
             return kept
 
+    def _config(self) -> AwsConfig:
+        return AwsConfig(self._environ, self._place.region, self._place.endpoint)
+
     async def _decrypt(self, transport: KeyServiceTransport, body: bytes, credentials: Credentials) -> Reply:
-        headers = sign(
-            "POST",
-            self._url,
-            {"Content-Type": "application/x-amz-json-1.1", "X-Amz-Target": "TrentService.Decrypt"},
-            body,
-            credentials=credentials,
-            region=self._place.region,
-            service="kms",
-            now=self._clock(),
+        return await self._client.post(
+            transport, _SERVICE, self._url, _HEADERS, body, service="kms", credentials=credentials
         )
-        return await transport.send(_SERVICE, "POST", self._url, headers, body)
-
-
-def _error(reply: Reply) -> str:
-    """Return the error's name if it is a known one, else the HTTP status; empty for an answer without an error."""
-    if reply.status == HTTPStatus.OK:
-        return ""
-    name = str(reply.content().get("__type", "")).rpartition("#")[2]
-    return name if name in _KNOWN else f"HTTP {reply.status}"

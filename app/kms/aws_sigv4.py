@@ -9,14 +9,27 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
-from datetime import datetime
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from urllib.parse import parse_qsl, quote, urlsplit
 
-if TYPE_CHECKING:
-    from app.kms.aws_credentials import Credentials
-
 _ALGORITHM = "AWS4-HMAC-SHA256"
+#: How long before they expire temporary credentials are renewed.
+MARGIN = timedelta(minutes=5)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """An access key; temporary ones have a session token and expire."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    session_token: str = field(default="", repr=False)
+    expires: datetime | None = None
+
+    def fresh(self, now: datetime) -> bool:
+        """Return whether they will not expire soon."""
+        return self.expires is None or now + MARGIN < self.expires
 
 
 def sign(  # noqa: PLR0913 - what a signature is made of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from pydantic import SecretStr
 
 from app.core.errors import UnwrapFailed
 from app.gitops.client import Client, PollFailed
-from app.kms.transport import KeyServiceTransport
+from app.kms.transport import KeyServiceTransport, Request
 from app.notify.settings import NotificationSettings
 from app.notify.transport import NetworkTransport
 from tests.support.http_server import Receiver, Reply
@@ -34,7 +35,7 @@ async def key_services(first: str, second: str) -> None:
     transport = KeyServiceTransport()
     for url in (first, second):
         with suppress(UnwrapFailed):
-            await transport.send("vault", "POST", url, {})
+            await transport.send("vault", partial(Request, "POST", url, {}))
     await transport.close()
 
 

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from app.kms.aws_credentials import Credentials
-from app.kms.aws_sigv4 import sign
+from app.kms.aws_sigv4 import Credentials, sign
 
 SUITE = Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
 WHEN = datetime(2015, 8, 30, 12, 36, tzinfo=UTC)

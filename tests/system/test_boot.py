@@ -115,7 +115,10 @@ CASES += [
     ({"SB_NOTIFICATION_SLACK_API_URL": f"https://u:{CANARY}@v"}, f"SB_NOTIFICATION_SLACK_API_URL: {_LOGIN}"),
     (
         {**VAULT, "SB_KMS_VAULT_ADDR": "http://v"},
-        "SB_KMS_VAULT_ADDR: plain http:// is for SB_ENV=dev only; accepted: https://",
+        (
+            "SB_KMS_VAULT_ADDR: plain http:// is for SB_ENV=dev and for this host's loopback such as "
+            "http://127.0.0.1:8200 only; accepted: https://"
+        ),
     ),
     (
         {**VAULT, "VAULT_CACERT": "/nowhere"},
