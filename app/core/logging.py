@@ -1,8 +1,9 @@
 """Log lines: JSON on stderr, one a record; readable and coloured when stderr is a terminal.
 
-Keys are those of the Go worker: `time`, `level` (DEBUG, INFO, WARN, ERROR), `msg`, then flat attributes, durations
-as integer nanoseconds. Records of libraries go through the same handler, where exceptions are reduced to their class
-name and SQLSTATE: a driver's message can quote a row, a host or a URL.
+Keys are those of the Go worker: `time`, `level` (DEBUG, INFO, WARN, ERROR), `msg`, then flat attributes. A duration is
+in seconds, and its key says so: `interval_seconds` (the Go worker: `interval`, in nanoseconds). Records of libraries go
+through the same handler, where exceptions are reduced to their class name and SQLSTATE: a driver's message can quote a
+row, a host or a URL.
 """
 
 from __future__ import annotations
@@ -34,15 +35,28 @@ class _ReduceExceptions(logging.Filter):
         return True
 
 
-class _Routine(logging.Filter):
-    """Drops two warnings of Dramatiq that come with every tick.
+#: What Dramatiq says of messages in the course of things, by their ids: a skipped one is how a replica loses a race,
+#: which is a metric; what an actor returns is for the lock's middleware; failures and retries have lines of our own,
+#: with the name of the sweeper or sink.
+_ROUTINE = (
+    "was skipped",
+    "returned a value that is not None",
+    "with expected exception",
+    "Retrying message",
+    "Retries exceeded for message",
+    "Aborting message",
+)
 
-    A skipped message is how a replica loses a race, which is a metric; what a sweep's actor returns is for the lock's
-    middleware, not for a store of results.
-    """
+
+class _Dramatiq(logging.Filter):
+    """Drops what Dramatiq says in the course of things, and names a message by its actor, not by its arguments."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return "was skipped" not in record.msg and "returned a value that is not None" not in record.msg
+        if not record.name.startswith("dramatiq"):
+            return True
+        if isinstance(record.args, tuple):
+            record.args = tuple(getattr(arg, "actor_name", arg) for arg in record.args)
+        return not any(text in str(record.msg) for text in _ROUTINE)
 
 
 def configure_logging(level: str = "info", stream: TextIO | None = None) -> None:
@@ -61,6 +75,7 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
     handler = logging.StreamHandler(stream)
     handler.setFormatter(formatter)
     handler.addFilter(_ReduceExceptions())
+    handler.addFilter(_Dramatiq())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(_STDLIB[level])
@@ -76,7 +91,6 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    logging.getLogger("dramatiq.worker.WorkerThread").addFilter(_Routine())
     # These log hosts, URLs, and texts of servers, which may quote secrets; our own lines say what matters.
     for name in _LEAKING:
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -92,16 +106,17 @@ def _time(_logger: object, _name: str, event: EventDict) -> EventDict:
 
 def _plain(_logger: object, _name: str, event: EventDict) -> EventDict:
     """Reduce values to JSON's types, and an attached exception to its name."""
-    for key, value in event.items():
-        if isinstance(value, datetime):
-            event[key] = value.isoformat().replace("+00:00", "Z")
-        elif isinstance(value, timedelta):
-            event[key] = value // timedelta(microseconds=1) * 1000
-        elif isinstance(value, BaseException):
-            event[key] = _named(value)
     if (info := event.pop("exc_info", None)) is not None:
         event.setdefault("error", _from_exc_info(info))
-    return {key: value for key, value in event.items() if value is not None}
+    return dict(_attribute(key, value) for key, value in event.items() if value is not None)
+
+
+def _attribute(key: str, value: Any) -> tuple[str, Any]:
+    if isinstance(value, datetime):
+        return key, value.isoformat().replace("+00:00", "Z")
+    if isinstance(value, timedelta):
+        return f"{key}_seconds", value.total_seconds()
+    return key, _named(value) if isinstance(value, BaseException) else value
 
 
 def _foreign(_logger: object, _name: str, event: EventDict) -> EventDict:

@@ -66,6 +66,12 @@ def new_replica(runner: int) -> dict[str, str]:
     return {_REPLICA: f"{secrets.token_hex(16)}:{runner}"}
 
 
+def speaks_for_all() -> bool:
+    """Return whether this process logs what all of a replica, or of a command's processes, would log alike."""
+    role, replica = this_process(), this_replica()
+    return role.first and (replica is None or (role.kind is Kind.WORKER and replica.runner > 0))
+
+
 @cache
 def this_replica() -> Replica | None:
     """Return the replica that this process is a member of, None when it is run by itself."""

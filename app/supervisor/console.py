@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from contextlib import suppress
 from datetime import datetime
 
 _COLOURS = (36, 33, 35, 32, 34, 31)
 _LEVELS = {"[CRITICAL]": "ERROR", "[ERROR]": "ERROR", "[WARNING]": "WARN"}
+#: How our own settings, click, Python, its fault handler and C libraries begin what went wrong.
+_ERROR = re.compile(
+    r"config error|Traceback|Error:|Usage:|Fatal |Segmentation fault|Aborted|([a-z]+: )?(fatal|error)\b|"
+    r"[A-Za-z_.]+(Error|Exception|Exit|Interrupt)(:|$)|Killed$|(Current t|T)hread 0x|\s+File ",
+)
 
 
 class Multiplexer:
@@ -18,6 +24,8 @@ class Multiplexer:
         self._colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(names)}
         self._width = max(map(len, (*names, "release")))
         self._human = sys.stderr.isatty()
+        #: The processes that are in the middle of a traceback, which ends with its first line that is not indented.
+        self._in_traceback: set[str] = set()
 
     def __call__(self, name: str, line: str) -> None:
         """Show one line of the process `name`."""
@@ -25,9 +33,17 @@ class Multiplexer:
             line = f"\x1b[{self._colours.get(name, 37)}m{name:<{self._width}}\x1b[0m | {line}"
         elif not _is_record(line):
             now = datetime.now().astimezone().isoformat(timespec="microseconds")
-            line = json.dumps({"time": now, "level": _level(line), "msg": line, "process": name})
+            level = _level(line, in_traceback=name in self._in_traceback)
+            self._follow(name, line)
+            line = json.dumps({"time": now, "level": level, "msg": line, "process": name})
         with suppress(OSError):  # the reader of our lines is gone: no reason to stop working
             print(line, file=sys.stderr, flush=True)
+
+    def _follow(self, name: str, line: str) -> None:
+        if line.startswith("Traceback"):
+            self._in_traceback.add(name)
+        elif line and not line[0].isspace():
+            self._in_traceback.discard(name)
 
 
 def _is_record(line: str) -> bool:
@@ -37,8 +53,8 @@ def _is_record(line: str) -> bool:
         return False
 
 
-def _level(line: str) -> str:
-    """Return the level of a line: by Dramatiq's marks, and by how our own settings and Python report errors."""
-    if line.startswith(("config error", "Traceback")):
+def _level(line: str, *, in_traceback: bool) -> str:
+    """Return the level of a line that is no record: by Dramatiq's marks, and by how programs report errors."""
+    if in_traceback or _ERROR.match(line):
         return "ERROR"
     return next((level for mark, level in _LEVELS.items() if mark in line), "INFO")

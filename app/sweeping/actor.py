@@ -61,6 +61,7 @@ class SweepActor:
             outcome = RunOutcome(done=False, afterwards=error.write_down)
             wait = backoff(tick.attempt, self._settings.interval)
             if wait is not None:
+                log.info("scheduler: task will be tried again", task=name, wait=wait)
                 raise RetryRun(error, outcome, wait) from None
             count(name, "failure").inc()
             return outcome

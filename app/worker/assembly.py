@@ -24,7 +24,7 @@ from app import __version__
 from app.core import config, metrics, threads
 from app.core.errors import BootError, ConfigError, LeaseLost, SchemaError
 from app.core.logging import configure_logging
-from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind, this_process, this_replica
+from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind, speaks_for_all, this_process, this_replica
 from app.gitops.settings import GitopsSettings
 from app.notify import routing
 from app.notify.collector import NotificationCollector
@@ -74,7 +74,7 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
     except ConfigError as error:
         refuse(error)
     configure_logging(loaded.worker.log_level)
-    if this_process().first:
+    if speaks_for_all():
         for name in config.unknown(*groups(sweepers, sinks)):
             log.warning("variable not known, and not read", variable=name)
         for warning in loaded.warnings:
@@ -117,6 +117,7 @@ class _Assembly:
             budget=worker.budget,
             stopping=lambda: self.readiness.draining,
         )
+        self.say = log.info if speaks_for_all() else log.debug
         self.registered: list[str] = []
         self.watched: list[Watched] = []
         grace = worker.shutdown_grace.total_seconds()
@@ -137,9 +138,9 @@ class _Assembly:
     def register(self, sweeper: AnySweeper, settings: SweeperSettings) -> None:
         """Make an actor of a sweeper, unless its settings leave it out."""
         if not settings.enabled:
-            log.info("scheduler task not registered, it is not configured", task=sweeper.name)
+            self.say("scheduler task not registered, it is not configured", task=sweeper.name)
             return
-        for warning in settings.warnings:
+        for warning in settings.warnings if speaks_for_all() else ():
             log.warning(warning, task=sweeper.name)
         declare = dramatiq.actor(
             actor_name=sweeper.name, queue_name=SWEEP_QUEUE, broker=self.broker, periodic=Every(settings.interval)
@@ -147,7 +148,7 @@ class _Assembly:
         declare(SweepActor(self.runner, sweeper, settings).run)
         self.registered.append(sweeper.name)
         self.watched.append(Watched(sweeper.name, sweeper.table, settings.interval))
-        log.info("scheduler task registered", task=sweeper.name, interval=settings.interval)
+        self.say("scheduler task registered", task=sweeper.name, interval=settings.interval)
 
     def register_notifier(self) -> None:
         """Make the two actors of the queue `sinks`: one delivers, one finds what Redis has lost."""

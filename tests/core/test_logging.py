@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import structlog
+from dramatiq import Message
 
 from app.core.errors import BootError, describe
 from app.core.events import Event, Notification, Severity
@@ -59,8 +60,8 @@ def test_a_record_is_one_json_line_with_the_go_workers_keys(stream: io.StringIO)
     log = structlog.get_logger("x")
     log.info("worker ready", addr="a", interval=timedelta(seconds=60), slot=datetime(2026, 1, 1, tzinfo=UTC), none=None)
     (record,) = lines(stream)
-    assert list(record) == ["time", "level", "msg", "addr", "interval", "slot"]
-    assert (record["level"], record["msg"], record["interval"]) == ("INFO", "worker ready", 60_000_000_000)
+    assert list(record) == ["time", "level", "msg", "addr", "interval_seconds", "slot"]
+    assert (record["level"], record["msg"], record["interval_seconds"]) == ("INFO", "worker ready", 60.0)
     assert record["slot"] == "2026-01-01T00:00:00Z"
     assert datetime.fromisoformat(record["time"]).tzinfo is not None
 
@@ -97,9 +98,24 @@ def test_texts_of_our_own_errors_may_be_shown(stream: io.StringIO) -> None:
     assert describe(ValueError("canary")) == ("ValueError", None)
 
 
-def test_a_skipped_message_is_no_line(stream: io.StringIO) -> None:
-    logging.getLogger("dramatiq.worker.WorkerThread").warning("Message %s was skipped.", "x")
+@pytest.mark.parametrize(
+    ("logger", "text"),
+    [
+        ("dramatiq.worker.WorkerThread", "Message %s was skipped."),
+        ("dramatiq.worker.WorkerThread", "Failed to process message %s with expected exception RetryLater."),
+        ("dramatiq.middleware.middleware.SweepAndSinkRetries", "Retrying message %r in 1000 milliseconds."),
+        ("dramatiq.middleware.middleware.SweepAndSinkRetries", "Retries exceeded for message %r."),
+    ],
+)
+def test_what_dramatiq_says_in_the_course_of_things_is_no_line(stream: io.StringIO, logger: str, text: str) -> None:
+    logging.getLogger(logger).warning(text, "x")
     assert stream.getvalue() == ""
+
+
+def test_a_message_is_named_by_its_actor(stream: io.StringIO) -> None:
+    message: Message[Any] = Message("sinks", "notification-deliver", (17,), {}, {}, message_id="an-id")
+    logging.getLogger("dramatiq.worker.WorkerThread").error("Failed to process message %s with x.", message)
+    assert lines(stream)[0]["msg"] == "Failed to process message notification-deliver with x."
 
 
 def test_a_terminal_gets_a_readable_form() -> None:

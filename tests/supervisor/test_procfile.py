@@ -239,6 +239,29 @@ def test_replicas_have_numbers_and_an_environment_of_their_own(start: Start) -> 
     assert runner.ended() == 0
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Error: DATABASE_URL: the server cannot be reached",
+        "Usage: sb-worker run [OPTIONS]",
+        "Traceback (most recent call last):\n  File 'x', line 1\n    boom\n    ^^^^\nValueError: no",
+        "ModuleNotFoundError: No module named 'app'",
+        "app.core.errors.BootError",
+        "KeyboardInterrupt",
+        "Fatal Python error: Segmentation fault\n\n  File 'x', line 1",
+        "Segmentation fault",
+        "libgcc: error: no room",
+        "fatal: no room",
+    ],
+)
+def test_what_a_process_says_of_its_failure_is_an_error(start: Start, text: str) -> None:
+    runner = start({"worker": command(f"say({text!r}); say('fine')")})
+    assert runner.ended() == 1
+    *wrapped, fine, _ended = [json.loads(line) for line in runner.lines]
+    assert {line["level"] for line in wrapped if line["msg"]} == {"ERROR"}
+    assert fine["level"] == "INFO"
+
+
 def test_one_environment_serves_all(start: Start) -> None:
     runner = start({"worker": command("say(os.environ['WORD'])")}, "environ={**os.environ, 'WORD': 'hello'}")
     assert runner.ended() == 1
