@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 import redis as redis_py
+import structlog
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
@@ -30,6 +32,17 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("SB_", "DATABASE_", "REDIS_", "PG", "VAULT_", "AWS_")) or name == "LOG_LEVEL":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _no_logging_for_others() -> Iterator[None]:
+    """Take back the logging that a command has set up in this process."""
+    yield
+    root = logging.getLogger()
+    root.handlers[:] = [handler for handler in root.handlers if type(handler) is not logging.StreamHandler]
+    root.setLevel(logging.WARNING)
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import logging
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -41,15 +40,10 @@ class NoTransport:
 
 
 @pytest.fixture
-def stream() -> Iterator[io.StringIO]:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
+def stream() -> io.StringIO:
     captured = io.StringIO()
     configure_logging("debug", captured)
-    yield captured
-    root.handlers[:], root.level = before[0], before[1]
-    logging.captureWarnings(False)
-    structlog.reset_defaults()
+    return captured
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:
@@ -123,16 +117,9 @@ def test_a_terminal_gets_a_readable_form() -> None:
         def isatty(self) -> bool:
             return True
 
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
     terminal = Terminal()
-    try:
-        configure_logging("info", terminal)
-        structlog.get_logger("x").info("worker ready", pid=5)
-    finally:
-        root.handlers[:], root.level = before[0], before[1]
-        logging.captureWarnings(False)
-        structlog.reset_defaults()
+    configure_logging("info", terminal)
+    structlog.get_logger("x").info("worker ready", pid=5)
     assert "worker ready" in terminal.getvalue()
     assert "\x1b[" in terminal.getvalue()
     assert not terminal.getvalue().startswith("{")
