@@ -51,8 +51,8 @@ class DiscoverScheduler(SweeperSettings):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is odd about the targets."""
-        return self.targets.warnings if self.targets else ()
+        """What is odd about the targets, and what every sweeper warns of."""
+        return (*super().warnings, *(self.targets.warnings if self.targets else ()))
 
 
 AGENTS = """

@@ -14,7 +14,8 @@ from redis.exceptions import NoPermissionError
 from app.cli.finding import Finding
 from app.core.errors import BootError
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE
-from app.storage.redis import Client, check_shards, connect, reason
+from app.storage.redis import Client, check_shards, connect
+from app.storage.redis_reasons import explain, reason
 from app.sweeping.lock import Locks, Tick
 from app.worker.broker import Broker
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 LONG_QUEUE = 1_000
 #: Every command that a worker or scheduler sends, its scripts included.
 COMMANDS = (
-    *("auth", "hello", "select", "client|setinfo", "cluster|info", "ping", "time", "evalsha", "script|load"),
+    *("auth", "select", "cluster|info", "ping", "time", "evalsha", "script|load"),
     *("get", "set", "del", "exists", "pexpire", "llen", "lpop", "rpush"),
     *("hset", "hget", "hmget", "hdel", "hexists", "sadd", "srem", "smembers", "zadd", "zrem", "zrangebyscore"),
 )
@@ -43,11 +44,8 @@ def redis_findings(settings: RedisSettings, answer_within: timedelta) -> Iterato
         try:
             client.ping()
             check_shards(client)
-        except redis.AuthenticationError:
-            yield Finding("redis", False, "REDIS_URL: the user or password is wrong")
-            return
         except redis.RedisError as error:
-            yield Finding("redis", False, f"REDIS_URL: Redis cannot be reached or refuses us ({reason(error)})")
+            yield Finding("redis", False, f"REDIS_URL: Redis cannot be used: {explain(error)}")
             return
         except BootError as error:
             yield Finding("redis", False, str(error))

@@ -14,7 +14,7 @@ import redis
 from psycopg_pool import PoolTimeout
 
 from app.core.errors import ConfigError, SchemaError, WorkerError, describe
-from app.storage.redis import reason
+from app.storage.redis_reasons import reason
 from app.worker.loading import refuse
 
 _ROOT = Path(__file__).parents[2]

@@ -77,7 +77,9 @@ def check_command(as_json: bool) -> None:
     findings += check_redis.redis_findings(loaded.redis, loaded.worker.lease / 5)
     pairs = list(zip(SWEEPERS, loaded.sweepers, strict=True))
     findings += check.database_findings(loaded.database, [sweeper for sweeper, settings in pairs if settings.enabled])
-    for _, settings in pairs:
+    for sweeper, settings in pairs:
+        if settings.enabled:
+            findings += [Finding(sweeper.name, False, warning, warning=True) for warning in settings.warnings]
         if settings.enabled and isinstance(settings, KmsSettings):
             findings += check_tokens.token_findings(loaded.database, settings)
     if as_json or not sys.stdout.isatty():

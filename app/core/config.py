@@ -31,7 +31,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from app.core.errors import ConfigError
 from app.core.jsonb import fit
-from app.core.values import has_login
+from app.core.values import has_login, remarks
 
 #: Variables with these prefixes are ours alone: one that no group declares is misspelt.
 OWN_PREFIXES = ("SB_SWEEP_", "SB_WORKER_", "SB_NOTIFICATION_", "SB_DISCOVER_", "SB_KMS_")
@@ -126,8 +126,8 @@ class Settings(BaseSettings):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is accepted and still worth a line at boot, without a value."""
-        return ()
+        """What is accepted and still worth a line at boot, without a value: what was taken as another one."""
+        return tuple(_remarks(type(self)))
 
     def current(self, field: str) -> Any:
         """Return a setting as it is now: read anew when it comes from a file, which may be replaced at any time.
@@ -231,11 +231,24 @@ def _row(field: FieldInfo) -> Row:
 
 def _valid(field: FieldInfo, value: str | _Problem) -> str:
     """Return a text to show; not one that is refused, since it may be a secret that ended up under the wrong name."""
-    try:
-        _adapter(field).validate_python(value)
-    except Exception:  # noqa: BLE001 - a validator may raise anything
-        return "not valid"
-    return str(value)
+    return "not valid" if _says(field, value) != [] else str(value)
+
+
+def _remarks(group: type[Settings]) -> Iterator[str]:
+    """Yield what is said about values that are taken as others, after the names that are set."""
+    for field in group.model_fields.values():
+        if (assigned := _assigned(field)) is not None:
+            yield from (f"{assigned.name}: {text}" for text in _says(field, assigned.value) or ())
+
+
+def _says(field: FieldInfo, value: str | _Problem) -> list[str] | None:
+    """Return what is said about a value, None about one that is refused."""
+    with remarks() as said:
+        try:
+            _adapter(field).validate_python(value)
+        except Exception:  # noqa: BLE001 - a validator may raise anything
+            return None
+    return said
 
 
 def _problems(group: type[Settings], error: ValidationError) -> Iterator[str]:

@@ -7,7 +7,9 @@ up under the wrong name.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from enum import StrEnum
 from fractions import Fraction
@@ -16,6 +18,26 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, BeforeValidator
 
 T = TypeVar("T")
+
+_remarks: ContextVar[list[str] | None] = ContextVar("remarks", default=None)
+
+
+@contextmanager
+def remarks() -> Iterator[list[str]]:
+    """Yield a list of what is said in the body about values that are taken as others than they are."""
+    said: list[str] = []
+    token = _remarks.set(said)
+    try:
+        yield said
+    finally:
+        _remarks.reset(token)
+
+
+def remark(text: str) -> None:
+    """Say about the value that is being read what is taken in its place; it is a warning at boot."""
+    if (said := _remarks.get()) is not None:
+        said.append(text)
+
 
 _US, _MS, _S = 10**3, 10**6, 10**9
 _UNITS = {"ns": 1, "us": _US, "µs": _US, "μs": _US, "ms": _MS, "s": _S, "m": 60 * _S, "h": 3600 * _S}
@@ -123,6 +145,42 @@ def _at_least(least: timedelta, text: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def leniently(parse: Callable[[str], T], otherwise: T, shown: str) -> BeforeValidator:
+    """Take `otherwise`, with a remark that calls it `shown`, for a text that cannot be read, as the Go worker does.
+
+    For settings with which nothing can go wrong but that they are not what was asked for.
+    """
+
+    def read(value: object) -> object:
+        if type(value) is not str:
+            return value
+        try:
+            return parse(value)
+        except ValueError as error:
+            remark(f"{error}; taken as {shown}, as the Go worker does")
+            return otherwise
+
+    return BeforeValidator(read)
+
+
+def parse_positive_int(text: str) -> int:
+    """Read an integer of at least 1."""
+    return _positive(parse_int(text))
+
+
+def parse_positive_duration(text: str) -> timedelta:
+    """Read a duration of more than 0."""
+    if (value := parse_duration(text)) < _TICK:
+        raise ValueError("must be more than 0")
+    return value
+
+
+def _not_too_often(value: timedelta) -> timedelta:
+    if value < _SHORTEST_CADENCE:
+        remark("taken as 1s, which is the shortest")
+    return max(value, _SHORTEST_CADENCE)
+
+
 def _positive(value: int) -> int:
     if value < 1:
         raise ValueError("must be at least 1")
@@ -136,14 +194,15 @@ def _not_negative(value: int) -> int:
 
 
 _TICK = timedelta(microseconds=1)
+_SHORTEST_CADENCE = timedelta(seconds=1)
 Duration = Annotated[timedelta, _from_text(parse_duration), _at_least(timedelta(0), "must not be negative")]
 PositiveDuration = Annotated[timedelta, _from_text(parse_duration), _at_least(_TICK, "must be more than 0")]
 #: At least a second: a lifetime, or the longest time that something may take.
 LongDuration = Annotated[timedelta, _from_text(parse_duration), _at_least(timedelta(seconds=1), "must be at least 1s")]
-#: How often something happens.
-Cadence = LongDuration
+#: How often something happens: every second at most.
+Cadence = Annotated[PositiveDuration, AfterValidator(_not_too_often)]
 Bool = Annotated[bool, _from_text(parse_bool)]
 PositiveInt = Annotated[int, _from_text(parse_int), AfterValidator(_positive)]
 WholeNumber = Annotated[int, _from_text(parse_int), AfterValidator(_not_negative)]
 HostPort = Annotated[tuple[str, int], _from_text(parse_host_port)]
-Level = Annotated[LogLevel, _from_text(parse_log_level)]
+Level = Annotated[LogLevel, leniently(parse_log_level, LogLevel.INFO, "info")]

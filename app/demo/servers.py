@@ -112,9 +112,10 @@ class Postgres(_Server):
         port: int | None = None,
         settings: Mapping[str, str] | None = None,
         durable: bool = False,
+        programs: Path | None = None,
     ) -> None:
         super().__init__(directory, port)
-        self._programs = postgres_programs()
+        self._programs = programs or postgres_programs()
         self._settings = {**({} if durable else _NOT_DURABLE), **(settings or {})}
         self._user = _other_user()
         # A directory of its own: a socket's path may have 107 bytes at most, which a test's directory often exceeds,

@@ -1,7 +1,8 @@
-"""Connections to PostgreSQL, and the reason, without a server's text, when there is none."""
+"""Connections to PostgreSQL."""
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -12,14 +13,18 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import ConnectionPool
 
 from app.core.errors import BootError
+from app.storage.certificates import is_out_of_date
 from app.storage.connection import ANSWER_WITHIN, BoundedConnection
+from app.storage.postgres_reasons import NOT_TRUSTED, reason
 
 if TYPE_CHECKING:
+    from app.storage.postgres_parameters import DatabaseUrl
     from app.storage.settings import DatabaseSettings
 
 Row = TypeVar("Row")
 
-#: Seconds to wait for a connection: a run that cannot have one soon fails and is retried.
+#: Seconds to wait for a connection, where the URL has no `connect_timeout`: a run that cannot have one soon fails and
+#: is retried. One that takes longer to make is there for the retry.
 CONNECT_SECONDS = 2
 #: Seconds in which a connection that is lent must answer; a silent one costs its borrower no more.
 CHECK_SECONDS = 1.0
@@ -27,25 +32,6 @@ CHECK_SECONDS = 1.0
 FRESH_SECONDS = 1.0
 #: PostgreSQL 14 is the first with the range scans that the sweeps use.
 OLDEST_SERVER = 140_000
-
-# libpq has the reason for a failed connection in a text only, which also names hosts, users and databases. So the text
-# is matched, never shown.
-_REASONS = (
-    ("password authentication failed", "the password is wrong"),
-    ("no password supplied", "a password is needed"),
-    ("no pg_hba.conf entry", "the server's pg_hba.conf does not let this client in"),
-    ("does not exist", "the database or the role does not exist"),
-    ("too many", "the server has no connection left"),
-    ("starting up", "the server is starting up"),
-    ("shutting down", "the server is shutting down"),
-    ("certificate", "the server's certificate is not trusted"),
-    ("server does not support SSL", "the server does not speak TLS"),
-    ("could not translate host name", "the host name is not known"),
-    ("resolve host", "the host name is not known"),
-    ("No such file or directory", "there is no server at that socket"),
-    ("timeout", "no answer in time"),
-    ("refused", "the connection is refused"),
-)
 
 
 def pool(settings: DatabaseSettings, answer_within: timedelta = ANSWER_WITHIN) -> ConnectionPool[Connection[Any]]:
@@ -55,9 +41,6 @@ def pool(settings: DatabaseSettings, answer_within: timedelta = ANSWER_WITHIN) -
     server that was restarted costs no run. When one has to be given up, all that were made before it are replaced.
     """
     seconds = answer_within.total_seconds()
-    arguments: dict[str, Any] = {"autocommit": True, "connect_timeout": CONNECT_SECONDS}
-    if not settings.url.prepare:  # behind a pooler that shares sessions
-        arguments["prepare_threshold"] = None
     drained_at = 0.0
 
     def replace_all(lost: BoundedConnection) -> None:
@@ -70,13 +53,13 @@ def pool(settings: DatabaseSettings, answer_within: timedelta = ANSWER_WITHIN) -
         connection.answer_within, connection.made_at, connection.on_loss = seconds, time.monotonic(), replace_all
 
     connections = ConnectionPool(
-        lambda: with_keepalives(settings.current_url().conninfo, answer_within),
+        lambda: _conninfo(settings.current_url(), answer_within),
         connection_class=BoundedConnection,
-        kwargs=arguments,
+        kwargs=_arguments(settings.url),
         configure=configure,
         min_size=0,
         max_size=settings.connections,
-        timeout=min(CONNECT_SECONDS + 1, seconds),
+        timeout=min((settings.url.connect_seconds or CONNECT_SECONDS) + 1, seconds),
         max_lifetime=settings.connection_lifetime.total_seconds(),
         max_idle=60,
         reconnect_timeout=CONNECT_SECONDS,
@@ -88,21 +71,37 @@ def pool(settings: DatabaseSettings, answer_within: timedelta = ANSWER_WITHIN) -
     return cast("ConnectionPool[Connection[Any]]", connections)
 
 
-def with_keepalives(conninfo: str, answer_within: timedelta) -> str:
-    """Return the connection string with the kernel's own limits below ours, where it does not name its own.
+def _arguments(url: DatabaseUrl) -> dict[str, Any]:
+    """Return how every connection is made; behind a pooler that shares sessions no statement may have a name there."""
+    return {"autocommit": True} | ({} if url.prepare else {"prepare_threshold": None})
 
-    They free what nobody waits on: a connection that is idle, or closed by us while the other side is gone.
+
+def _conninfo(url: DatabaseUrl, answer_within: timedelta) -> str:
+    for name, value in url.environment.items():
+        if os.environ.get(name) != value:  # once: another thread may be reading the environment later
+            os.environ[name] = value
+    return with_limits(url.conninfo, answer_within, url.connect_seconds)
+
+
+def with_limits(conninfo: str, answer_within: timedelta, connect_seconds: int | None = None) -> str:
+    """Return the connection string with limits on making a connection, and on its silence.
+
+    Each address has so many seconds, by default what an answer may take, shared by the hosts. The kernel's own limits,
+    where the string does not name others, are below ours: they free what nobody waits on, a connection that is idle, or
+    closed by us while the other side is gone.
     """
-    seconds = max(1, int(answer_within.total_seconds()) // 4)
+    named = conninfo_to_dict(conninfo)
+    most = int(answer_within.total_seconds())
+    seconds = max(1, most // 4)
+    hosts = str(named.get("host", "")).count(",") + 1
     own = {
+        "connect_timeout": connect_seconds or max(CONNECT_SECONDS, most // hosts),
         "keepalives_idle": seconds,
         "keepalives_interval": seconds,
         "keepalives_count": 2,
         "tcp_user_timeout": answer_within // timedelta(milliseconds=1),
     }
-    return make_conninfo(
-        conninfo, **{name: value for name, value in own.items() if name not in conninfo_to_dict(conninfo)}
-    )
+    return make_conninfo(conninfo, **{name: value for name, value in own.items() if name not in named})
 
 
 def _check(connection: BoundedConnection) -> None:
@@ -121,11 +120,15 @@ def connect(settings: DatabaseSettings, answer_within: timedelta = ANSWER_WITHIN
 
     Raises BootError with the reason when there is no connection.
     """
-    conninfo = with_keepalives(settings.current_url().conninfo, answer_within)
+    url = settings.current_url()
+    conninfo = _conninfo(url, answer_within)
     try:
-        connection = BoundedConnection.connect(conninfo, autocommit=True, connect_timeout=CONNECT_SECONDS)
+        connection = BoundedConnection.connect(conninfo, **_arguments(url))
     except psycopg.Error as error:
-        raise BootError(f"DATABASE_URL: PostgreSQL cannot be reached: {_reason(error)}") from None
+        text = reason(error)
+        if text == NOT_TRUSTED and is_out_of_date(conninfo_to_dict(conninfo), answer_within.total_seconds()):
+            text = "the server's certificate has expired, or is not valid yet"
+        raise BootError(f"DATABASE_URL: PostgreSQL cannot be reached: {text}") from None
     connection.answer_within = answer_within.total_seconds()
     return connection
 
@@ -142,8 +145,3 @@ def only_row(cursor: Cursor[Row]) -> Row:
     if row is None:
         raise RuntimeError("no row")
     return row
-
-
-def _reason(error: psycopg.Error) -> str:
-    text = str(error)
-    return next((reason for sign, reason in _REASONS if sign in text), "see the server's log")

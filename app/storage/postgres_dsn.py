@@ -1,39 +1,51 @@
 """DATABASE_URL as the Go worker's driver reads it, translated for libpq.
 
-pgx takes any unknown parameter for a server setting and has some of its own; libpq refuses both.
+pgx takes any unknown parameter for a server setting and has some of its own; libpq refuses both. pgx reads its
+environment and a service file beneath the URL; so does libpq, and not quite the same of them.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from psycopg.pq import Conninfo
 
-from app.core.values import parse_int
+from app.storage import postgres_files
+from app.storage.postgres_parameters import DatabaseUrl, WrongParametersError, translate
 
+#: The variables that pgx reads, and the parameters that they stand for where the URL has none.
+ENVIRONMENT = {
+    "PGHOST": "host",
+    "PGPORT": "port",
+    "PGDATABASE": "dbname",
+    "PGUSER": "user",
+    "PGPASSWORD": "password",
+    "PGPASSFILE": "passfile",
+    "PGAPPNAME": "application_name",
+    "PGCONNECT_TIMEOUT": "connect_timeout",
+    "PGSSLMODE": "sslmode",
+    "PGSSLKEY": "sslkey",
+    "PGSSLCERT": "sslcert",
+    "PGSSLSNI": "sslsni",
+    "PGSSLROOTCERT": "sslrootcert",
+    "PGSSLPASSWORD": "sslpassword",
+    "PGSSLNEGOTIATION": "sslnegotiation",
+    "PGTARGETSESSIONATTRS": "target_session_attrs",
+    "PGSERVICE": "service",
+    "PGSERVICEFILE": "servicefile",
+    "PGTZ": "timezone",
+    "PGOPTIONS": "options",
+    "PGMINPROTOCOLVERSION": "min_protocol_version",
+    "PGMAXPROTOCOLVERSION": "max_protocol_version",
+    "PGCHANNELBINDING": "channel_binding",
+    "PGREQUIREAUTH": "require_auth",
+}
 _ACCEPTED = "accepted: postgres://user:password@host:port/database or key=value pairs"
 _SCHEMES = ("postgres", "postgresql", "pgx5")
-_KNOWN = frozenset(option.keyword.decode() for option in Conninfo.get_defaults())
-# pgx's and its pool's own parameters; of these only the pool's size and the ways not to prepare mean something here.
-_PGX = frozenset(
-    [
-        "pool_max_conns",
-        "pool_min_conns",
-        "pool_min_idle_conns",
-        "pool_max_conn_lifetime",
-        "pool_max_conn_lifetime_jitter",
-        "pool_max_conn_idle_time",
-        "pool_health_check_period",
-        "default_query_exec_mode",
-        "statement_cache_capacity",
-        "description_cache_capacity",
-    ]
-)
-_UNPREPARED = ("exec", "simple_protocol", "cache_describe", "describe_exec")
 _PAIR = re.compile(
     r"([A-Za-z_][\w.]*)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?!')(?:[^\s\\]|\\.)*))(?:\s+|\Z)", re.ASCII | re.DOTALL
 )
@@ -43,33 +55,28 @@ _NAME = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
 _UNFIT = re.compile(r"%(?![0-9A-Fa-f]{2})|%00|[\x00-\x1f\x7f#]")
 
 
-@dataclass(frozen=True)
-class DatabaseUrl:
-    """Where PostgreSQL is. `prepare` is False behind a pooler that assigns sessions by transaction."""
-
-    conninfo: str = field(repr=False)
-    max_connections: int | None = None
-    prepare: bool = True
-
-    def __str__(self) -> str:
-        return "set"
-
-
 def parse_database_url(text: str) -> DatabaseUrl:
-    """Read a URL or key=value pairs. Raises ValueError that shows nothing of the text."""
+    """Read a URL or key=value pairs. Raises ValueError, a line a problem, that shows nothing but parameters' names."""
     try:
-        pairs = _from_url(text) if re.match(r"\w+://", text) else _from_pairs(text)
-        pgx = {key: pairs.pop(key) for key in list(pairs) if key in _PGX}
-        settings = {key: pairs.pop(key) for key in list(pairs) if key not in _KNOWN}
-        if settings:
-            pairs["options"] = " ".join(filter(None, (pairs.get("options", ""), *map(_option, settings.items()))))
-        pairs.setdefault("application_name", "secrets-bridge-worker")
-        conninfo = make_conninfo(**pairs)
-        _check_ports(pairs.get("port", ""))
+        own = _from_url(text) if re.match(r"\w+://", text) else _from_pairs(text)
+        if not all(_NAME.fullmatch(key) for key in own):
+            raise ValueError  # noqa: TRY301 - one message for all that is no URL
     except (ValueError, psycopg.Error):
         raise ValueError(f"not a PostgreSQL URL; {_ACCEPTED}") from None
-    unprepared = pgx.get("default_query_exec_mode") in _UNPREPARED or pgx.get("statement_cache_capacity") == "0"
-    return DatabaseUrl(conninfo, _max_connections(pgx.get("pool_max_conns", "")), not unprepared)
+    environment = {key: value for name, key in ENVIRONMENT.items() if (value := os.environ.get(name))}
+    service = _service(environment | own)
+    try:
+        url = translate(environment | service | own)
+        make_conninfo(**url.parameters)
+    except WrongParametersError as error:
+        names = {
+            key: f"variable {name}" for name, key in ENVIRONMENT.items() if key in environment.keys() - (service | own)
+        }
+        lines = [f"{names.get(key, f'parameter {key}')} {problem}" for key, problem in error.problems.items()]
+        raise ValueError("\n".join(lines)) from None
+    except psycopg.Error:
+        raise ValueError(f"not a PostgreSQL URL; {_ACCEPTED}") from None
+    return url
 
 
 def _from_url(text: str) -> dict[str, str]:
@@ -78,7 +85,14 @@ def _from_url(text: str) -> dict[str, str]:
     if scheme.lower() not in _SCHEMES or _UNFIT.search(rest):
         raise ValueError
     location, _, parameters = rest.partition("?")
-    query = dict(parse_qsl(parameters, keep_blank_values=True, strict_parsing=bool(parameters), errors="strict"))
+    query = {
+        _canonical(key): value
+        for key, value in parse_qsl(
+            parameters, keep_blank_values=True, strict_parsing=bool(parameters), errors="strict"
+        )
+    }
+    if query.get("ssl") == "true":  # as JDBC's URLs have it
+        query = {"sslmode": "require"} | {key: value for key, value in query.items() if key != "ssl"}
     hosts, slash, path = location.partition("/")
     url = f"postgresql://{hosts}{slash}{quote(path, safe='/%')}"
     return {key: str(value) for key, value in conninfo_to_dict(url).items() if value is not None} | query
@@ -95,35 +109,37 @@ def _from_pairs(text: str) -> dict[str, str]:
         match = _PAIR.match(text, position)
         if match is None:
             raise ValueError
-        pairs[match[1]] = re.sub(r"\\(.)", r"\1", match[2] if match[2] is not None else match[3], flags=re.DOTALL)
+        value = re.sub(r"\\(.)", r"\1", match[2] if match[2] is not None else match[3], flags=re.DOTALL)
+        pairs[_canonical(match[1])] = value
         position = match.end()
     if not pairs:
         raise ValueError
     return pairs
 
 
-def _option(pair: tuple[str, str]) -> str:
-    key, value = pair
-    if not _NAME.fullmatch(key):
-        raise ValueError
-    escaped = re.sub(r"([\s\\])", r"\\\1", value, flags=re.ASCII)
-    return f"-c {key}={escaped}"
+def _canonical(key: str) -> str:
+    return "dbname" if key == "database" else key
 
 
-def _max_connections(text: str) -> int | None:
-    if not text:
-        return None
+def _service(settings: dict[str, str]) -> dict[str, str]:
+    """Return what a service file has under the name of the service. Raises ValueError."""
+    if not (name := settings.get("service")):
+        return {}
+    file = settings.get("servicefile") or postgres_files.home() / ".pg_service.conf"
     try:
-        number = parse_int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise ValueError("pool_max_conns in the URL must be a number of at least 1")
-    return number
-
-
-def _check_ports(ports: str) -> None:
-    """Raise ValueError for a bad port, which libpq notices only when it connects."""
-    for port in filter(None, ports.split(",")):
-        if not (port.isascii() and port.isdecimal() and 0 < int(port) < 65_536):  # noqa: PLR2004
-            raise ValueError
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        raise ValueError("parameter servicefile names a file that cannot be read") from None
+    found: dict[str, str] | None = None
+    section = ""
+    for line in map(str.strip, lines):
+        if line.startswith("[") and line.endswith("]"):
+            section = line[1:-1]
+            if section == name:
+                found = {}
+        elif section == name and found is not None and "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            found[_canonical(key.strip())] = value.strip()
+    if found is None:
+        raise ValueError("parameter service names none of those in the service file")
+    return found

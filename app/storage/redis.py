@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
@@ -11,32 +10,16 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.core.errors import BootError, describe
+from app.core.errors import BootError
 from app.storage.redis_connection import time_limit
+from app.storage.redis_reasons import LEAVE, reason
 
 if TYPE_CHECKING:
     from app.storage.redis_connection import Pool
     from app.storage.settings import RedisSettings
 
-# What a server says that has been demoted, is not up yet or has lost its own master, and one that has forgotten our
-# login. A connection to it may live on for hours, so dialling anew helps, where a name leads to another server by then.
-_LEAVE = frozenset(["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "NOAUTH", "WRONGPASS"])
-# What dialling does not help against.
-_STAY = frozenset(["OOM", "MISCONF", "NOREPLICAS", "NOPERM", "CROSSSLOT", "BUSY", "NOSCRIPT", "EXECABORT"])
-# Before Redis 7 an error inside of a script comes wrapped in a text of the script's own.
-_CODE = re.compile(rf"(?:\A|-)({'|'.join(sorted(_LEAVE | _STAY))})\b")
-
-
-def reason(error: redis.RedisError) -> str:
-    """Return the server's word for what is wrong, such as READONLY, or else the name of the error's class."""
-    code = getattr(error, "status_code", None)
-    if code in _LEAVE | _STAY:
-        return str(code)
-    text = str(error)
-    if "user executing the script" in text or "ACL failure in script" in text:
-        return "NOPERM"
-    match = _CODE.search(text)
-    return match[1] if match else describe(error).error
+#: Seconds that dialling may take, where neither a setting nor the URL bounds it.
+DIAL_SECONDS = 5.0
 
 
 class Client(redis.Redis):
@@ -63,7 +46,7 @@ class Client(redis.Redis):
                 self._leave()
                 raise redis.ConnectionError("Redis did not answer in time") from None
             except redis.RedisError as error:
-                if not isinstance(error, redis.ConnectionError) and reason(error) not in _LEAVE:
+                if not isinstance(error, redis.ConnectionError) and reason(error) not in LEAVE:
                     raise
                 self._leave()
             try:
@@ -82,11 +65,14 @@ class Client(redis.Redis):
 
     def _pool(self) -> Pool:
         within = min(self._within, self._url.arguments.get("socket_timeout", self._within))
+        dial = self._settings.dial_timeout or timedelta(seconds=self._url.dial_timeout or DIAL_SECONDS)
         return self._url.pool(
             max_connections=self._settings.connections,
             timeout=within / 2,
             socket_timeout=within,
-            socket_connect_timeout=min(self._settings.dial_timeout.total_seconds(), within),
+            socket_connect_timeout=min(dial.total_seconds(), within),
+            protocol=2,  # the other one needs HELLO, which proxies lack, and has nothing that is used here
+            driver_info=None,  # no CLIENT SETINFO, which older servers do not know
             retry=Retry(NoBackoff(), 0),
         )
 

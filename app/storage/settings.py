@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
 from app.core.config import Settings, variable
-from app.core.values import PositiveDuration, PositiveInt
+from app.core.values import leniently, parse_positive_duration, parse_positive_int
 from app.storage import redis_dsn
-from app.storage.postgres_dsn import DatabaseUrl, parse_database_url
+from app.storage.postgres_dsn import parse_database_url
+from app.storage.postgres_parameters import DatabaseUrl
 from app.storage.redis_dsn import RedisUrl, parse_redis_url
 
 #: Connections to PostgreSQL at most, where neither a setting nor the URL bounds them.
 DEFAULT_CONNECTIONS = 10
 #: One for what takes long, and one for the others meanwhile.
 LEAST_CONNECTIONS = 2
+_LIFETIME = timedelta(minutes=30)
 
 
 def _database_url(value: object) -> DatabaseUrl:
@@ -38,12 +41,12 @@ class DatabaseSettings(Settings):
     url: Annotated[DatabaseUrl, BeforeValidator(_database_url)] = variable(
         "DATABASE_URL", secret=True, meaning="the control plane's PostgreSQL, as a URL or key=value pairs"
     )
-    max_connections: PositiveInt | None = variable(
+    max_connections: Annotated[int | None, leniently(parse_positive_int, None, "unset")] = variable(
         "DATABASE_MAX_CONNS",
         default=None,
         meaning="connections of one worker process at most; unset: pool_max_conns of the URL, else 10",
     )
-    connection_lifetime: PositiveDuration = variable(
+    connection_lifetime: Annotated[timedelta, leniently(parse_positive_duration, _LIFETIME, "30m")] = variable(
         "DATABASE_CONN_LIFETIME", default="30m", meaning="age at which an idle connection is replaced"
     )
 
@@ -54,8 +57,8 @@ class DatabaseSettings(Settings):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """That there are more connections than were asked for."""
-        return _too_few("DATABASE_MAX_CONNS", self._asked)
+        """What was taken as another value, and that there are more connections than were asked for."""
+        return (*super().warnings, *_too_few("DATABASE_MAX_CONNS", self._asked))
 
     @property
     def _asked(self) -> int | None:
@@ -73,13 +76,15 @@ class RedisSettings(Settings):
     url: Annotated[RedisUrl, BeforeValidator(_redis_url)] = variable(
         "REDIS_URL", secret=True, meaning="the control plane's Redis, redis:// rediss:// or unix://"
     )
-    pool_size: PositiveInt | None = variable(
+    pool_size: Annotated[int | None, leniently(parse_positive_int, None, "unset")] = variable(
         "REDIS_POOL_SIZE",
         default=None,
         meaning="connections of one process at most; unset: pool_size of the URL, else as many as its threads need",
     )
-    dial_timeout: PositiveDuration = variable(
-        "REDIS_DIAL_TIMEOUT", default="5s", meaning="time to wait for a connection"
+    dial_timeout: Annotated[timedelta | None, leniently(parse_positive_duration, None, "unset")] = variable(
+        "REDIS_DIAL_TIMEOUT",
+        default=None,
+        meaning="time to wait for a connection; unset: dial_timeout of the URL, else 5s",
     )
     namespace: Annotated[str, AfterValidator(_namespace)] = variable(
         "REDIS_NAMESPACE",
@@ -97,8 +102,9 @@ class RedisSettings(Settings):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """That there are more connections than were asked for."""
-        return _too_few("REDIS_POOL_SIZE", self._asked)
+        """What was taken as another value, and what of this is not as it was asked for, or should be."""
+        unverified = ("REDIS_URL: skip_verify lets any server pass for Redis",) if not self.url.verified else ()
+        return (*super().warnings, *_too_few("REDIS_POOL_SIZE", self._asked), *unverified)
 
     @property
     def _asked(self) -> int | None:

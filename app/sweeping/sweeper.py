@@ -33,11 +33,6 @@ class SweeperSettings(Settings):
         del dev
         return ()
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is accepted and still worth a line at boot."""
-        return ()
-
 
 S = TypeVar("S", bound=SweeperSettings)
 

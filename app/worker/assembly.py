@@ -32,7 +32,8 @@ from app.notify.deliveries import Deliveries
 from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
 from app.storage import migrations, postgres
-from app.storage.redis import Client, check_shards, connect, reason
+from app.storage.redis import Client, check_shards, connect
+from app.storage.redis_reasons import explain
 from app.sweeping import lock
 from app.sweeping.actor import SweepActor
 from app.sweeping.lock import RunOutcome
@@ -251,7 +252,7 @@ class _Assembly:
             self.client.ping()
             check_shards(self.client)
         except redis.RedisError as error:
-            raise BootError(f"REDIS_URL: Redis cannot be reached or refuses us ({reason(error)})") from None
+            raise BootError(f"REDIS_URL: Redis cannot be used: {explain(error)}") from None
         with postgres.connect(self.loaded.database) as connection:
             migrations.migrate(connection)
 

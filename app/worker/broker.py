@@ -18,7 +18,8 @@ from dramatiq.brokers.redis import RedisBroker, _scripts
 from dramatiq.common import dq_name
 
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE
-from app.storage.redis import queue_prefix, reason
+from app.storage.redis import queue_prefix
+from app.storage.redis_reasons import reason
 from app.worker.consumer import POLL_MS, DelayConsumer, QueueConsumer
 from app.worker.outage import Outage
 

@@ -21,7 +21,7 @@ from dramatiq.brokers.redis import _RedisConsumer
 from dramatiq.common import compute_backoff, current_millis, q_name
 
 from app.core import metrics
-from app.storage.redis import reason
+from app.storage.redis_reasons import reason
 from app.worker import messages
 from app.worker.messages import Fault, Malformed
 

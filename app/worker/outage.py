@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import redis
 import structlog
 
-from app.storage.redis import reason
+from app.storage.redis_reasons import reason
 
 if TYPE_CHECKING:
     from collections.abc import Hashable

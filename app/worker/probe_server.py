@@ -204,9 +204,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _is_wildcard(host: str) -> bool:
     try:
-        return not host or ipaddress.ip_address(host).is_unspecified
+        address = ipaddress.ip_address(host or "::")
     except ValueError:
         return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_unspecified
 
 
 def _plain(status: HTTPStatus) -> Pending:

@@ -17,7 +17,7 @@ import psycopg
 import redis
 from redis.exceptions import NoPermissionError
 
-from app.storage.redis import reason
+from app.storage.redis_reasons import reason
 from app.worker.fresh import Fresh
 from app.worker.probe_server import Answer, Pending
 

@@ -25,7 +25,7 @@ from tests.storage.test_redis import server
 from tests.support.waiting import HUNG, eventually
 
 #: What a user may lack without any harm: there are other ways to log in, and a server that is no cluster.
-SPARED = ("auth", "hello", "select", "client|setinfo", "cluster|info")
+SPARED = ("auth", "select", "cluster|info")
 
 
 @pytest.fixture(scope="module", params=sorted(redis_programs()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -13,6 +13,7 @@ from app.core import values
 
 CANARY = "hunter2"
 SECOND = timedelta(seconds=1)
+SIZE = Annotated[int, values.leniently(values.parse_positive_int, 7, "seven")]
 
 
 @pytest.mark.parametrize("text", ["9223372036854775807ns", "-9223372036854775808ns", "2562047h47m16.854775807s"])
@@ -111,13 +112,13 @@ def test_types_take_texts_and_values_that_are_read_already(kind: Any, given: obj
         (values.PositiveDuration, "0s", "must be more than 0"),
         (values.PositiveDuration, "999ns", "must be more than 0"),
         (values.LongDuration, "999ms", "must be at least 1s"),
-        (values.Cadence, SECOND / 2, "must be at least 1s"),
+        (values.Cadence, "0", "must be more than 0"),
+        (values.Cadence, "-1s", "must be more than 0"),
         (values.Duration, "30", "not a duration; accepted: "),
         (values.Bool, "yes", "not a boolean; accepted: "),
         (values.PositiveInt, "0", "must be at least 1"),
         (values.PositiveInt, "1_0", "not an integer; accepted: "),
         (values.HostPort, "8091", "not an address; accepted: "),
-        (values.Level, "loud", "not a log level; accepted: "),
     ],
 )
 def test_types_refuse_what_is_out_of_range(kind: Any, given: object, problem: str) -> None:
@@ -125,3 +126,23 @@ def test_types_refuse_what_is_out_of_range(kind: Any, given: object, problem: st
         TypeAdapter(kind).validate_python(given)
     (error,) = refused.value.errors()
     assert problem in error["msg"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "read", "said"),
+    [
+        (values.Cadence, "500ms", SECOND, "taken as 1s, which is the shortest"),
+        (values.Level, CANARY, values.LogLevel.INFO, "not a log level; accepted: debug, info, warn, warning, error; "),
+        (SIZE, "0", 7, "must be at least 1; taken as seven, as the Go worker does"),
+        (SIZE, CANARY, 7, "not an integer; accepted: decimal digits such as 10; taken as seven"),
+    ],
+)
+def test_what_is_taken_as_something_else_is_said_and_not_shown(kind: Any, given: str, read: object, said: str) -> None:
+    with values.remarks() as texts:
+        assert TypeAdapter(kind).validate_python(given) == read
+    (text,) = texts
+    assert text.startswith(said)
+    assert CANARY not in text
+    with values.remarks() as texts:
+        assert TypeAdapter(values.Cadence).validate_python("1s") == SECOND
+    assert texts == []

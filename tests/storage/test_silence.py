@@ -136,14 +136,14 @@ def test_a_connection_that_has_become_a_standbys_is_given_up(
 
 
 def test_the_kernel_is_told_too_where_the_url_does_not(database: str) -> None:
-    found = conninfo_to_dict(postgres.with_keepalives(database, timedelta(seconds=8)))
+    found = conninfo_to_dict(postgres.with_limits(database, timedelta(seconds=8)))
     assert {name: found[name] for name in ("keepalives_idle", "keepalives_interval", "keepalives_count")} == {
         "keepalives_idle": "2",
         "keepalives_interval": "2",
         "keepalives_count": "2",
     }
     assert found["tcp_user_timeout"] == "8000"
-    own = postgres.with_keepalives(f"{database}?keepalives_idle=100&tcp_user_timeout=5", timedelta(seconds=8))
+    own = postgres.with_limits(f"{database}?keepalives_idle=100&tcp_user_timeout=5", timedelta(seconds=8))
     assert (conninfo_to_dict(own)["keepalives_idle"], conninfo_to_dict(own)["tcp_user_timeout"]) == ("100", "5")
 
 

@@ -48,17 +48,6 @@ def test_reads_database_urls_into_what_libpq_accepts(text: str, expected: dict[s
     assert conninfo_to_dict(parse_database_url(text).conninfo) == {**NAME, **expected}
 
 
-def test_pgx_parameters_that_mean_something_here_are_kept() -> None:
-    assert parse_database_url("postgres://h/d?pool_max_conns=4").max_connections == 4
-    assert parse_database_url("postgres://h/d").prepare
-    for parameter in (
-        "default_query_exec_mode=simple_protocol",
-        "default_query_exec_mode=exec",
-        "statement_cache_capacity=0",
-    ):
-        assert not parse_database_url(f"postgres://h/d?{parameter}").prepare
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -74,7 +63,7 @@ def test_pgx_parameters_that_mean_something_here_are_kept() -> None:
     ],
 )
 def test_refuses_what_is_no_database_url_and_does_not_show_it(text: str) -> None:
-    with pytest.raises(ValueError, match=r"PostgreSQL URL; accepted|must be a number") as refused:
+    with pytest.raises(ValueError, match=r"PostgreSQL URL; accepted|is not valid; accepted: a number") as refused:
         parse_database_url(text)
     assert "hunter2" not in str(refused.value)
 
@@ -97,16 +86,6 @@ def test_settings_in_the_url_reach_the_server(database: str) -> None:
         ("rediss://h", TlsConnection, {"ssl_cert_reqs": "required", "ssl_check_hostname": True}),
         ("rediss://h", TlsConnection, {"ssl_min_version": ssl.TLSVersion.TLSv1_2}),
         ("unix:///run/redis.sock?db=1", UnixConnection, {"path": "/run/redis.sock", "db": 1}),
-        (
-            "redis://h?dial_timeout=3&read_timeout=500ms",
-            TcpConnection,
-            {"socket_connect_timeout": 3.0, "socket_timeout": 0.5},
-        ),
-        (
-            "redis://h?protocol=3&client_name=w&pool_fifo=true&min_idle_conns=1",
-            TcpConnection,
-            {"protocol": 3, "client_name": "w"},
-        ),
     ],
 )
 def test_reads_redis_urls(text: str, kind: type, expected: dict[str, Any]) -> None:
@@ -124,10 +103,6 @@ def test_reads_redis_urls(text: str, kind: type, expected: dict[str, Any]) -> No
         ("redis://:hunter2@h/one", "not a Redis URL"),
         ("redis://:hunter2@h?nonsense=1", "parameter nonsense is not known"),
         ("redis://h?Hunter2!hunter2=1", "parameter .not shown. is not known"),
-        ("redis://:hunter2@h?pool_size=0", "parameter pool_size must be a number of at least 1"),
-        ("redis://:hunter2@h?db=-1", "parameter db must be a number of at least 0"),
-        ("redis://:hunter2@h?dial_timeout=hunter2", "parameter dial_timeout must be a positive duration"),
-        ("redis://:hunter2@h?protocol=4", "parameter protocol must be 2 or 3"),
     ],
 )
 def test_refuses_what_is_no_redis_url_and_does_not_show_it(text: str, problem: str) -> None:

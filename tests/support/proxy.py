@@ -1,10 +1,12 @@
-"""A TCP proxy that can lose connections in the ways that networks do."""
+"""A TCP proxy that can lose connections in the ways that networks do, and a server of nothing."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Self
 
 
@@ -13,11 +15,12 @@ class Proxy:
 
     `silence` keeps the connections that there are open and passes nothing on any more, as a host without power, a lost
     NAT entry or a stalled proxy do. Connections that come later work, and are led elsewhere by `lead_to`, as by a
-    balancer after a failover.
+    balancer after a failover. `delay` is how many seconds the server's first words are held back.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, *, delay: float = 0.0) -> None:
         self._target = port
+        self._delay = delay
         #: How many connections were accepted.
         self.accepted = 0
         self._open: list[_Pair] = []
@@ -58,18 +61,18 @@ class Proxy:
                 client.close()
                 continue
             self.accepted += 1
-            self._open.append(_Pair(client, server))
+            self._open.append(_Pair(client, server, self._delay))
 
 
 class _Pair:
     """One connection through the proxy."""
 
-    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+    def __init__(self, client: socket.socket, server: socket.socket, delay: float) -> None:
         self.silent = threading.Event()
         self.closed = False
         self._ends = (client, server)
-        for source, sink in ((client, server), (server, client)):
-            threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+        for source, sink, wait in ((client, server, 0.0), (server, client, delay)):
+            threading.Thread(target=self._pass_on, args=(source, sink, wait), daemon=True).start()
 
     def close(self) -> None:
         self.closed = True
@@ -78,11 +81,40 @@ class _Pair:
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
 
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, sink: socket.socket, wait: float) -> None:
         with suppress(OSError):
             while data := source.recv(65_536):
+                time.sleep(wait)
+                wait = 0.0
                 if self.silent.is_set():
                     return  # and nothing is closed: both sides wait
                 sink.sendall(data)
         if not self.silent.is_set():
             self.close()
+
+
+@contextmanager
+def answering(words: bytes | None) -> Iterator[int]:
+    """Listen, and send this to whoever comes; None: say nothing and close nothing."""
+    kept: list[socket.socket] = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                kept.append(client)
+                if words is not None:
+                    client.recv(4096)
+                    client.sendall(words)
+                    client.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for client in kept:
+                client.close()

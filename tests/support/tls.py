@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Any
 
 import trustme
 
@@ -15,6 +16,14 @@ class Authority:
         self._ca = trustme.CA()
         self.file = directory / "ca.pem"
         self._ca.cert_pem.write_to_path(str(self.file))
+
+    def files(self, directory: Path, *names: str, **options: Any) -> tuple[Path, Path]:
+        """Write a certificate for these names and its key into a directory; return their paths."""
+        issued = self._ca.issue_cert(*names, **options)
+        certificate, key = directory / "server.crt", directory / "server.key"
+        issued.cert_chain_pems[0].write_to_path(str(certificate))
+        issued.private_key_pem.write_to_path(str(key))
+        return certificate, key
 
     def server(self, name: str = "127.0.0.1") -> ssl.SSLContext:
         """Return a server's context for this name."""

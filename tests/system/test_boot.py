@@ -36,9 +36,9 @@ CASES: list[tuple[dict[str, str], str]] = [
         "REDIS_URL: not a Redis URL; accepted: redis://user:password@host:port/db, rediss://... or unix:///path?db=0",
     ),
     ({"SB_SWEEP_WRAPS_INTERVAL": "60"}, f"SB_SWEEP_WRAPS_INTERVAL: {DURATION}"),
-    ({"SB_SWEEP_WRAPS_INTERVAL": "0s"}, "SB_SWEEP_WRAPS_INTERVAL: must be at least 1s"),
-    ({"SB_WORKER_JOBS_RECOVERY_INTERVAL": "999ms"}, "SB_WORKER_JOBS_RECOVERY_INTERVAL: must be at least 1s"),
-    ({"SB_SWEEP_AGENTS_INTERVAL": "-5s"}, "SB_SWEEP_AGENTS_INTERVAL: must be at least 1s"),
+    ({"SB_SWEEP_WRAPS_INTERVAL": "0s"}, "SB_SWEEP_WRAPS_INTERVAL: must be more than 0"),
+    ({"SB_WORKER_JOBS_RECOVERY_INTERVAL": "0"}, "SB_WORKER_JOBS_RECOVERY_INTERVAL: must be more than 0"),
+    ({"SB_SWEEP_AGENTS_INTERVAL": "-5s"}, "SB_SWEEP_AGENTS_INTERVAL: must be more than 0"),
     ({"SB_SWEEP_SECRETS_STALE_AFTER": "-24h"}, "SB_SWEEP_SECRETS_STALE_AFTER: must be more than 0"),
     ({"SB_SWEEP_AGENTS_STALE_AFTER": "0"}, "SB_SWEEP_AGENTS_STALE_AFTER: must be more than 0"),
     ({"SB_SWEEP_WRAPS_RETENTION": "-1s"}, "SB_SWEEP_WRAPS_RETENTION: must not be negative"),
@@ -51,9 +51,6 @@ CASES: list[tuple[dict[str, str], str]] = [
             "set one of them"
         ),
     ),
-    ({"DATABASE_MAX_CONNS": "1_0"}, "DATABASE_MAX_CONNS: not an integer; accepted: decimal digits such as 10"),
-    ({"DATABASE_MAX_CONNS": "0"}, "DATABASE_MAX_CONNS: must be at least 1"),
-    ({"LOG_LEVEL": "loud"}, "LOG_LEVEL: not a log level; accepted: debug, info, warn, warning, error"),
     ({"SB_ENV": "staging"}, "SB_ENV: not an environment; accepted: dev, production"),
     (
         {"SB_WORKER_LOCAL_ADDR": "8091"},
@@ -160,7 +157,7 @@ def test_a_wrong_setting_is_one_line_and_status_1(settings: dict[str, str], line
 def test_all_problems_are_told_at_once_by_every_command_and_only_once(command: str) -> None:
     wrong = {
         "SB_SWEEP_WRAPS_INTERVAL": "0s",
-        "REDIS_POOL_SIZE": CANARY,
+        "SB_SWEEP_WRAPS_RETENTION": CANARY,
         "DATABASE_URL": "",
         "SB_KMS_BACKEND": "aws-kms",
     }
@@ -169,10 +166,10 @@ def test_all_problems_are_told_at_once_by_every_command_and_only_once(command: s
     told = [line for line in done.stderr.splitlines() if line.startswith("config error")]
     assert sorted(told) == [
         "config error: DATABASE_URL: required, but not set",
-        "config error: REDIS_POOL_SIZE: not an integer; accepted: decimal digits such as 10",
         "config error: SB_KMS_AWS_KEY_ID: required by SB_KMS_BACKEND=aws-kms, but not set",
         "config error: SB_KMS_AWS_REGION: required by SB_KMS_BACKEND=aws-kms, but not set",
-        "config error: SB_SWEEP_WRAPS_INTERVAL: must be at least 1s",
+        "config error: SB_SWEEP_WRAPS_INTERVAL: must be more than 0",
+        f"config error: SB_SWEEP_WRAPS_RETENTION: {DURATION}",
     ]
     assert "Traceback" not in done.stderr
     assert CANARY not in done.stderr
@@ -192,6 +189,17 @@ def test_both_names_of_a_setting_with_one_value_are_fine_and_unknown_names_are_t
     done = finished(COMMANDS["check"], env)
     assert done.returncode == 0, done.stdout
     assert "SB_SWEEP_WRAP_INTERVAL (did you mean SB_SWEEP_WRAPS_INTERVAL?) is not known, and not read" in done.stdout
+
+
+def test_values_that_are_passed_over_are_told(database: str, redis_server: Redis) -> None:
+    env = environment(
+        database, redis_server.url(), LOG_LEVEL=CANARY, DATABASE_MAX_CONNS="0", SB_SWEEP_WRAPS_INTERVAL="500ms"
+    )
+    done = finished(COMMANDS["check"], env)
+    assert done.returncode == 0, done.stdout
+    for name in ("LOG_LEVEL", "DATABASE_MAX_CONNS", "SB_SWEEP_WRAPS_INTERVAL"):
+        assert f"{name}: " in done.stdout
+    assert CANARY not in done.stdout + done.stderr
 
 
 def test_check_tries_the_tokens_of_the_argocds(
@@ -242,7 +250,7 @@ def test_a_server_that_is_away_is_named_with_the_reason(
     done = finished(COMMANDS[command], environment("", "") | there | {lost: GOOD[lost]})
     text = {
         "postgres": "DATABASE_URL: PostgreSQL cannot be reached: the connection is refused",
-        "redis": "REDIS_URL: Redis cannot be reached or refuses us (ConnectionError)",
+        "redis": "REDIS_URL: Redis cannot be used: the connection is refused",
     }[away]
     assert done.returncode == 1
     assert text in done.stdout + done.stderr
@@ -252,7 +260,7 @@ def test_a_server_that_is_away_is_named_with_the_reason(
 
 @pytest.mark.parametrize(
     ("wrong", "reason"),
-    [("no_such_role@", "does not exist"), ("postgres@", "the database or the role does not exist")],
+    [("no_such_role@", "the role does not exist"), ("postgres@", "the database does not exist")],
 )
 def test_a_wrong_role_or_database_is_told_in_our_words(
     postgres: Postgres, redis_server: Redis, wrong: str, reason: str

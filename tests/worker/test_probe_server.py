@@ -175,7 +175,7 @@ def test_an_answer_is_made_without_the_results_that_are_late() -> None:
         assert ask(port).endswith(b"late")
 
 
-@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "0:0:0:0:0:0:0:0"])
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "0:0:0:0:0:0:0:0", "::ffff:0.0.0.0"])
 def test_a_wildcard_listens_on_both_families(host: str) -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("this machine has no IPv6")

@@ -1,0 +1,52 @@
+"""The certificates of authorities that a server is verified by where none are named: those that Go finds.
+
+OpenSSL has a place of its own built in, which in a wheel's copy of it is that of the machine that built the wheel.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import cache
+from pathlib import Path
+
+from app.storage.private_files import copy
+
+# In the order of Go's crypto/x509: the first file there, and the directories.
+_FILES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+_DIRECTORIES = ("/etc/ssl/certs", "/etc/pki/tls/certs")
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
+
+def system_roots() -> str:
+    """Return a file with the system's certificates of authorities; an empty text when there are none.
+
+    As in Go SSL_CERT_FILE replaces the files that are looked for, and SSL_CERT_DIR the directories. Found once.
+    """
+    return _found(os.environ.get("SSL_CERT_FILE", ""), os.environ.get("SSL_CERT_DIR", ""))
+
+
+@cache
+def _found(named: str, directories: str) -> str:
+    file = next((path for path in ([named] if named else _FILES) if Path(path).is_file()), "")
+    if file and not named and not directories:
+        return file  # the usual directories have nothing else
+    files = [Path(file)] if file else []
+    for directory in directories.split(":") if directories else _DIRECTORIES:
+        files += sorted(Path(directory).glob("*"))
+    found = dict.fromkeys(block for path in files for block in _CERTIFICATE.findall(_content(path)))
+    return copy(f"roots:{named}:{directories}", b"\n".join(found)) if found else ""
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
