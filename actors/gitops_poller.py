@@ -19,7 +19,7 @@ from app.core.config import variable
 from app.core.errors import LONGEST_RETRY_AFTER, Failure
 from app.core.events import Severity
 from app.core.jsonb import fit
-from app.core.values import Bool, Cadence, PositiveDuration, PositiveInt, parse_bool
+from app.core.values import Bool, Cadence, Duration, PositiveInt, parse_bool
 from app.gitops.model import Endpoint, EndpointHealth, Observation, Result
 from app.gitops.settings import GitopsSettings
 from app.kms.envelope import Envelope
@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 #: For how long an ArgoCD is left alone at most.
 LONGEST_REST = timedelta(seconds=LONGEST_RETRY_AFTER)
+#: What stands for a time-out of 0.
+DEFAULT_TIMEOUT = timedelta(seconds=15)
 
 
 def _on(value: object) -> object:
@@ -54,8 +56,10 @@ class GitopsPoller(GitopsSettings, KmsSettings):
         default="15s",
         meaning="how often each open observation is polled",
     )
-    timeout: PositiveDuration = variable(
-        "SB_WORKER_GITOPS_HTTP_TIMEOUT", default="15s", meaning="time that one request to ArgoCD may take in all"
+    timeout: Duration = variable(
+        "SB_WORKER_GITOPS_HTTP_TIMEOUT",
+        default="15s",
+        meaning="time that one request to ArgoCD may take in all; 0: 15s",
     )
     batch_size: PositiveInt = variable(
         "SB_WORKER_GITOPS_BATCH_SIZE", default="20", meaning="observations claimed at a time"
@@ -73,6 +77,17 @@ class GitopsPoller(GitopsSettings, KmsSettings):
         default="false",
         meaning="after a 403, ask again with the observation's namespace as the Application's own",
     )
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that one request may take."""
+        return (self.timeout or DEFAULT_TIMEOUT).total_seconds()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """That a time-out of 0 does not mean none."""
+        text = "SB_WORKER_GITOPS_HTTP_TIMEOUT: 0 means 15s, as in the Go worker; no request may go on for ever"
+        return (*super().warnings, *(() if self.timeout else (text,)))
 
     def problems(self, *, dev: bool) -> Iterable[str]:
         """Return what would keep ArgoCD's tokens closed."""
@@ -198,7 +213,7 @@ SELECT count(*) AS endpoint_disabled, (SELECT count(*) FROM forgotten WHERE ahea
 """
 
 #: What a run reports as changed.
-DECIDED = ("applied", "failed", "endpoints_unhealthy", "endpoints_recovered")
+DECIDED = ("applied", "observations_failed", "endpoints_unhealthy", "endpoints_recovered")
 
 
 class Polling(Strategy):
@@ -211,7 +226,7 @@ class Polling(Strategy):
         self._poller = Poller(
             settings.keys,
             None if settings.kms_backend == "local" else settings.key_context,
-            deadline=settings.timeout / timedelta(seconds=1),
+            deadline=settings.deadline,
             concurrency=settings.concurrency,
             fresh=settings.freshness,
         )
@@ -274,11 +289,12 @@ class Polling(Strategy):
         written = run.rows(WRITE, results=json.dumps([_row(result) for result in results]))
         self._claimed.difference_update(row["id"] for row in written)
         verdicts = Counter(row["verdict"] for row in written)
+        failed = sum(row["failed"] for row in written)
         return {
-            "polled": len(written),
+            "succeeded": len(written) - failed,
+            "failed": failed,
             "applied": verdicts["applied"],
-            "failed": verdicts["failed"],
-            "poll_errors": sum(row["failed"] for row in written),
+            "observations_failed": verdicts["failed"],
             "overtaken": len(results) - len(written),
         }
 
@@ -339,13 +355,14 @@ class Polling(Strategy):
         "gitops observations polled",
         "claim gitops observations failed",
         "",
-        warn_by=("failed", "endpoints_unhealthy"),
+        always=("succeeded", "failed"),  # what the Go worker calls so: polls, and not what they decided
+        warn_by=("observations_failed", "endpoints_unhealthy"),
     ),
     counts=(
-        "polled",
-        "applied",
+        "succeeded",
         "failed",
-        "poll_errors",
+        "applied",
+        "observations_failed",
         "overtaken",
         "unwritten",
         "endpoints_unhealthy",

@@ -100,9 +100,9 @@ def poll(url: str, poller: GitopsPoller) -> dict[str, Any]:
         ends = {row[0]: round(row[3], 2) for row in connection.execute(LATEST)}
     return {
         "seconds": round(seconds, 2),
-        "polled": sweep.counts["polled"],
-        "errors": sweep.counts["poll_errors"],
-        "calls_per_second": round(2 * (sweep.counts["polled"] - sweep.counts["poll_errors"]) / seconds),
+        "succeeded": sweep.counts["succeeded"],
+        "failed": sweep.counts["failed"],
+        "calls_per_second": round(2 * sweep.counts["succeeded"] / seconds),
         "transactions": len(batches),
         "in_transactions_seconds": round(sum(batches), 2),
         "cpu_seconds": round(cpu, 2),

@@ -11,18 +11,21 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
 from html import escape
+from socket import gethostname
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr, model_validator
 
-from app.core.config import variable
+from app.core.config import name_of, variable
 from app.core.errors import Fault, SinkRejected
 from app.core.events import Notification
 from app.core.values import Bool, PositiveInt
 from app.notify.format import body_lines, headline, one_line, timestamp, truncate
-from app.notify.sink import Filter, Loudness, MailServer, SinkSettings, Transport, at_least, only, sink
+from app.notify.sink import Destination, Filter, Loudness, MailServer, SinkSettings, Transport, at_least, only, sink
 
 _PORTS = {"starttls": 587, "implicit": 465, "none": 25}
+#: A domain name of two labels or more: servers refuse to be greeted with less.
+_QUALIFIED = re.compile(r"(?=.{1,253}$)([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z][A-Za-z0-9-]{0,62}\.?")
 #: Code points of a subject, at most.
 _SUBJECT = 200
 
@@ -44,7 +47,7 @@ def _addresses(value: object) -> object:
 
 
 def _tls(value: object) -> object:
-    if value not in _PORTS:
+    if value is not None and value not in _PORTS:
         raise ValueError("not a way to encrypt; accepted: starttls, implicit, none")
     return value
 
@@ -52,6 +55,12 @@ def _tls(value: object) -> object:
 def _host(value: str) -> str:
     if value and not re.fullmatch(r"[A-Za-z0-9._:-]+", value):
         raise ValueError("not a host; accepted: a name or an address, without a port")
+    return value
+
+
+def _greeting(value: str) -> str:
+    if value and not (_QUALIFIED.fullmatch(value) or (re.fullmatch(r"\[[^\[\]]+\]", value) and _host(value[1:-1]))):
+        raise ValueError("not a name to greet with; accepted: a domain name such as worker.example.org, or [192.0.2.1]")
     return value
 
 
@@ -66,8 +75,17 @@ class Email(SinkSettings):
         default=None,
         meaning="its port; unset: 587, 465 with implicit TLS, 25 without TLS",
     )
-    tls: Annotated[Literal["starttls", "implicit", "none"], BeforeValidator(_tls)] = variable(
-        "SB_NOTIFICATION_EMAIL_TLS", default="starttls", meaning="starttls (required, not tried), implicit, or none"
+    tls: Annotated[Literal["starttls", "implicit", "none"] | None, BeforeValidator(_tls)] = variable(
+        "SB_NOTIFICATION_EMAIL_TLS",
+        default=None,
+        documented="implicit on port 465, else starttls",
+        meaning="starttls (required, not tried), implicit, or none",
+    )
+    greeting: Annotated[str, AfterValidator(_greeting)] = variable(
+        "SB_NOTIFICATION_EMAIL_EHLO",
+        default="",
+        documented="this machine's name if it has a domain, else the sender's domain",
+        meaning="name that the server is greeted with; many refuse one without a domain",
     )
     allow_plaintext: Bool = variable(
         "SB_NOTIFICATION_EMAIL_ALLOW_PLAINTEXT",
@@ -116,6 +134,20 @@ class Email(SinkSettings):
         return bool(self.host)
 
     @property
+    def server(self) -> MailServer:
+        """The server, and how it is spoken to: what is not said follows from what is."""
+        tls = self.tls or ("implicit" if self.port == _PORTS["implicit"] else "starttls")
+        password = self.password or SecretStr("")
+        greeting = self.greeting or _own_name() or self.sender.rpartition("@")[2]
+        return MailServer(self.host, self.port or _PORTS[tls], tls, greeting, self.username, password, self.sender)
+
+    @property
+    def destinations(self) -> Mapping[str, Destination]:
+        """The server."""
+        server = self.server
+        return {name_of(type(self), "host"): Destination(server.host, server.port, server.tls == "none", mail=True)}
+
+    @property
     def receivers(self) -> Mapping[str, str]:
         """The recipients, each under the beginning of a hash: people's addresses stay out of tables and labels."""
         return {hashlib.sha256(address.lower().encode()).hexdigest()[:8]: address for address in self.recipients}
@@ -124,14 +156,17 @@ class Email(SinkSettings):
 @sink("email", settings=Email)
 async def email(notification: Notification, settings: Email, receiver: str, transport: Transport) -> None:
     """Hand one message for one recipient to the server."""
-    port = settings.port or _PORTS[settings.tls]
-    password = settings.password or SecretStr("")
-    server = MailServer(settings.host, port, settings.tls, settings.username, password, settings.sender)
     try:
         content = message(notification, settings.sender, receiver)
     except (ValueError, MessageError):
         raise SinkRejected(Fault.TEMPLATE) from None
-    await transport.mail(server, content, receiver)
+    await transport.mail(settings.server, content, receiver)
+
+
+def _own_name() -> str:
+    """Return this machine's name if it is one that servers accept, else nothing. No resolver is asked: it may hang."""
+    name = gethostname()
+    return name if _QUALIFIED.fullmatch(name) and not name.startswith("localhost.") else ""
 
 
 def message(notification: Notification, sender: str, recipient: str) -> EmailMessage:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, SecretStr
 
-from app.core.config import variable
+from app.core.config import name_of, variable
 from app.core.errors import Fault, SinkRejected
 from app.core.events import Event, Kind, Notification, Severity
 from app.notify.format import body_lines, headline, to_json, truncate
@@ -21,12 +21,14 @@ from app.notify.sink import (
     JSON,
     TRANSIENT,
     Answer,
+    Destination,
     Filter,
     Loudness,
     SecretUrl,
     SinkSettings,
     Transport,
     at_least,
+    destination,
     judge,
     only,
     sink,
@@ -69,9 +71,9 @@ class PagerDuty(SinkSettings):
         return self.routing_key is not None
 
     @property
-    def urls(self) -> Mapping[str, SecretStr]:
+    def destinations(self) -> Mapping[str, Destination]:
         """The API."""
-        return {"SB_NOTIFICATION_PAGERDUTY_URL": self.url}
+        return {name_of(type(self), "url"): destination(self.url)}
 
 
 def incident(event: Event) -> str:

@@ -7,18 +7,18 @@ first.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 
 from pydantic import SecretStr, model_validator
 
-from app.core.config import variable
+from app.core.config import name_of, variable
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
 from app.core.events import Notification
 from app.notify.format import body_lines, headline, slack_escape, timestamp, to_json, truncate
 from app.notify.sink import (
     TRANSIENT,
     Answer,
+    Destination,
     Filter,
     Loudness,
     SecretUrl,
@@ -26,6 +26,7 @@ from app.notify.sink import (
     Token,
     Transport,
     at_least,
+    destination,
     judge,
     only,
     seconds,
@@ -94,9 +95,10 @@ class Slack(SinkSettings):
         return bool(self.url or self.token)
 
     @property
-    def urls(self) -> Mapping[str, SecretStr]:
+    def destinations(self) -> Mapping[str, Destination]:
         """The webhook, or the API."""
-        return {"SB_NOTIFICATION_SLACK_URL": self.url} if self.url else {"SB_NOTIFICATION_SLACK_API_URL": self.api}
+        field, url = ("url", self.url) if self.url else ("api", self.api)
+        return {name_of(type(self), field): destination(url)}
 
 
 @sink("slack", settings=Slack)
@@ -138,8 +140,10 @@ def message(notification: Notification) -> dict[str, Any]:
 
 
 def _judge(answer: Answer, transport: Transport) -> None:
-    if answer.status == HTTPStatus.OK and (answer.text == "ok" or answer.json.get("ok") is True):
-        return
+    """Judge by the code, then by the status: what has no code that is known, and does not say no, was taken.
+
+    Servers that are compatible with Slack answer 2xx and something of their own, such as `{"success":true}`.
+    """
     error = answer.json.get("error", answer.text)
     code = error if isinstance(error, str) else ""
     wait = answer.retry_after(transport.now) or seconds(answer.json.get("retry_after"))
@@ -151,7 +155,6 @@ def _judge(answer: Answer, transport: Transport) -> None:
         raise SinkUnavailable(Fault.RATE_LIMITED, code, retry_after=wait or 1.0)
     if code in _TRANSIENT:
         raise SinkUnavailable(Fault.SERVER_ERROR, code, retry_after=wait)
-    if answer.status == HTTPStatus.OK:  # a code that is not documented
-        raise SinkUnavailable(Fault.PROTOCOL, "unknown_answer")
     judge(answer, transport.now, TRANSIENT)
-    raise SinkUnavailable(Fault.PROTOCOL, str(answer.status))
+    if answer.json.get("ok") is False or answer.json.get("success") is False:  # by a code that is not documented
+        raise SinkUnavailable(Fault.PROTOCOL, "unknown_answer")

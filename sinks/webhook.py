@@ -9,11 +9,12 @@ import base64
 import hmac
 import json
 import re
+from functools import cached_property
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
-from app.core.config import variable
+from app.core.config import name_of, variable
 from app.core.events import Notification
 from app.core.values import Bool
 from app.notify.format import body, in_brackets, slack_escape, timestamp, to_json
@@ -77,7 +78,7 @@ class Webhook(UrlSettings):
         "SB_WORKER_WEBHOOK_URL",
         default=None,
         secret=True,
-        meaning="URL that gets each event",
+        meaning="URL that gets each event; by the second name also http:// and any private address",
     )
     format_slack: Bool = variable(
         "SB_NOTIFICATION_WEBHOOK_FORMAT_SLACK",
@@ -107,15 +108,21 @@ class Webhook(UrlSettings):
     min_severity: Loudness = at_least("WEBHOOK", "info")
     sweepers: Filter = only("WEBHOOK")
 
+    @cached_property
+    def private(self) -> bool:
+        """Whether the URL came by the Go worker's variable, which leads to sidecars and into clusters as a rule."""
+        return name_of(type(self), "url").startswith("SB_WORKER_")
 
-@sink("webhook", settings=Webhook)
+
+@sink("webhook", settings=Webhook, mixed=False)
 async def webhook(notification: Notification, settings: Webhook, receiver: str, transport: Transport) -> None:
     """POST the event in the form that is configured."""
     del receiver
     content, kind = _content(notification, settings)
     custom: dict[str, str] = json.loads(settings.headers.get_secret_value()) if settings.headers else {}
     signature = signed(notification.id, int(transport.now.timestamp()), content, settings.secrets)
-    answer = await transport.post(settings.address, content, {**JSON, **kind, **custom, **signature})
+    headers = {**JSON, **kind, **custom, **signature}
+    answer = await transport.post(settings.address, content, headers, private=settings.private)
     judge(answer, transport.now, settings.retry_statuses)
 
 

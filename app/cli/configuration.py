@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from app.core.config import Settings, Variable, variables
+from app.core.egress import EgressSettings
 from app.kms.settings import KmsSettings
 from app.notify.routing import AnySink
 from app.notify.settings import NotificationSettings
@@ -38,6 +39,7 @@ def markdown(sweepers: Sequence[Sweeper[Any]], sinks: Sequence[AnySink]) -> str:
         "PostgreSQL": DatabaseSettings,
         "Redis": RedisSettings,
         **{f"Sweeper `{sweeper.name}`": sweeper.settings for sweeper in sweepers},
+        "The way out": EgressSettings,
         "Notifications": NotificationSettings,
         **{f"Sink `{sink.name}`": sink.settings for sink in sinks},
     }

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from actors import SWEEPERS
 from app import __version__
-from app.cli import check, check_redis, check_tokens, configuration, status
+from app.cli import check, check_receivers, check_redis, check_tokens, configuration, status
 from app.cli.finding import Finding
 from app.cli.guard import GuardedGroup
 from app.cli.notify import dead, notify
@@ -74,8 +74,15 @@ def check_command(as_json: bool) -> None:
     ]
     findings += [Finding("settings", False, warning, warning=True) for warning in loaded.warnings]
     findings.append(Finding("sinks", True, ", ".join(target.name for target in loaded.targets)))
+    findings += check_receivers.receiver_findings(loaded.notification, loaded.egress.proxy, loaded.targets)
     findings += check_redis.redis_findings(loaded.redis, loaded.worker.lease / 5)
     pairs = list(zip(SWEEPERS, loaded.sweepers, strict=True))
+    findings += [
+        Finding(sweeper.name, False, warning, warning=True)
+        for sweeper, settings in pairs
+        if settings.enabled
+        for warning in settings.warnings
+    ]
     findings += check.database_findings(loaded.database, [sweeper for sweeper, settings in pairs if settings.enabled])
     for sweeper, settings in pairs:
         if settings.enabled:

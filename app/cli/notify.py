@@ -20,7 +20,7 @@ from rich.table import Table
 
 from actors import SWEEPERS
 from app.core import config
-from app.core.errors import BootError, ConfigError, SinkRejected, SinkUnavailable
+from app.core.errors import BootError, ConfigError, Fault, SinkRejected, SinkUnavailable
 from app.core.events import Event, Kind, Notification, Severity
 from app.core.logging import configure_logging
 from app.core.values import parse_duration
@@ -73,6 +73,8 @@ def test_command(sink: str | None, severity: str, as_json: bool) -> None:
     outcomes = asyncio.run(_send_all(chosen, notification, common))
     _enable_those_that_answer(outcome["sink"] for outcome in outcomes if outcome["outcome"] == "delivered")
     _show(outcomes, ("sink", "outcome", "reason", "code", "ms"), as_json)
+    if any(outcome["reason"] == Fault.BLOCKED_ADDRESS for outcome in outcomes):
+        click.echo("blocked_address: `sb-worker check` says which setting would allow it", err=True)
     sys.exit(any(outcome["outcome"] != "delivered" for outcome in outcomes))
 
 

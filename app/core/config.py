@@ -34,7 +34,7 @@ from app.core.jsonb import fit
 from app.core.values import has_login, remarks
 
 #: Variables with these prefixes are ours alone: one that no group declares is misspelt.
-OWN_PREFIXES = ("SB_SWEEP_", "SB_WORKER_", "SB_NOTIFICATION_", "SB_DISCOVER_", "SB_KMS_")
+OWN_PREFIXES = ("SB_SWEEP_", "SB_WORKER_", "SB_NOTIFICATION_", "SB_DISCOVER_", "SB_KMS_", "SB_EGRESS_")
 _FILE = "_FILE"
 _OWN = ("app", "actors", "sinks")
 _LIBRARIES = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -209,8 +209,13 @@ def unknown(*groups: type[Settings]) -> list[str]:
 
 
 def name_of(group: type[Settings], field: str) -> str:
-    """Return the documented name of a field's variable."""
-    return _variable(group.model_fields[field]).names[0]
+    """Return the name under which a field's variable is set; the documented one while it is not."""
+    return _name(group.model_fields[field])
+
+
+def _name(field: FieldInfo) -> str:
+    assigned = _assigned(field)
+    return assigned.name if assigned else _variable(field).names[0]
 
 
 def _fields(groups: Iterable[type[Settings]]) -> Iterator[FieldInfo]:
@@ -263,7 +268,7 @@ def _problems(group: type[Settings], error: ValidationError) -> Iterator[str]:
         if quoted or _foreign((item.get("ctx") or {}).get("error")):
             text = _NOT_VALID
         for line in text.splitlines():
-            yield f"{assigned.name if assigned else _variable(field).names[0]}: {line}"
+            yield f"{_name(field)}: {line}"
 
 
 def _foreign(error: object) -> bool:
@@ -284,7 +289,7 @@ def _assigned(field: FieldInfo) -> _Assigned | None:
     if not secret and any(has_login(os.environ.get(name, "")) for name in names):
         name = next(name for name in names if os.environ.get(name))
         return _Assigned(name, _Problem("has a user or a password in its URL, which would be shown; set it without"))
-    candidates = (*names, *(name + _FILE for name in names if secret))
+    candidates = [name + ending for name in names for ending in (("", _FILE) if secret else ("",))]
     assigned = [_Assigned(name, _value(name)) for name in candidates if os.environ.get(name)]
     for other in assigned[1:]:
         if not _same(field, assigned[0].value, other.value):

@@ -1,18 +1,29 @@
 """Addresses that nothing here ever dials: link-local and metadata services, multicast, reserved, unspecified.
 
 A name can be made to point anywhere, so what is judged is the address that is dialled, at each connection, and the IPv4
-address that an IPv6 one carries as well. Which other addresses are open is for each room to say.
+address that an IPv6 one carries as well. Which other addresses are open is for each room to say. Where a proxy does the
+dialling, it is the proxy's address, and what the name stands for here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+import re
+from base64 import b64encode
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Annotated, NamedTuple
+from urllib.parse import unquote_to_bytes, urlsplit
 
+from pydantic import BeforeValidator, SecretStr
+
+from app.core.config import Settings, variable
 from app.core.errors import AddressBlocked
 from app.core.lookup import look_up
 
 Address = IPv4Address | IPv6Address
+#: Returns whether an address may be dialled.
+Allows = Callable[[Address], bool]
 
 #: Metadata services that are not link-local: AWS over IPv6 (instance, pods), Google over IPv6, Alibaba, Azure, Oracle.
 _METADATA = frozenset(
@@ -51,18 +62,26 @@ def never_dialled(address: Address) -> bool:
     return address.is_reserved and not any(address in network for network in _IN_USE)
 
 
-async def resolve(host: str, port: int, *, besides: Collection[Address] = ()) -> list[str]:
-    """Return the addresses of a host that may be dialled, private ones too, in the resolver's order.
+async def resolve(
+    host: str, port: int, *, besides: Collection[Address] = (), every: bool = False, allows: Allows | None = None
+) -> list[str]:
+    """Return the addresses of a host that may be dialled, in the resolver's order.
 
-    `besides` are addresses that are open although they are on the list. Raises NameUnknown, or AddressBlocked when
-    it has none that may be dialled.
+    Those are all, private ones too, but what is never dialled; or what a room `allows`. `besides` are addresses that
+    are open although they are never dialled. `every` is for a host that somebody else will look up once more: then none
+    of its addresses may be a closed one. Raises NameUnknown, or AddressBlocked when it has none that may be dialled.
     """
-    addresses = [host] if literal(host) else await look_up(host, port)
-    found = [(text, literal(text)) for text in addresses]
-    allowed = [text for text, address in found if address and (address in besides or not never_dialled(address))]
-    if not allowed:
+    found = [host] if literal(host) else await look_up(host, port)
+    allowed = [text for text in found if _is_open(literal(text), besides, allows)]
+    if not allowed or (every and len(allowed) < len(found)):
         raise AddressBlocked
     return allowed
+
+
+def _is_open(address: Address | None, besides: Collection[Address], allows: Allows | None) -> bool:
+    if address is None:
+        return False
+    return address in besides or (not never_dialled(address) and (allows is None or allows(address)))
 
 
 def _is_metadata(address: Address) -> bool:
@@ -80,3 +99,91 @@ def _carried(address: Address) -> list[IPv4Address]:
 
 
 _ISATAP = (b"\x00\x00\x5e\xfe", b"\x02\x00\x5e\xfe")
+
+
+IPNetwork = IPv4Network | IPv6Network
+
+_PORTS = {"http": 80, "https": 443}
+_NOT_A_PROXY = (
+    "not a proxy; accepted: http://host:port or https://host:port, with user:password@ where it wants a login"
+)
+_NOT_HOSTS = "not a list of hosts; accepted: names, .suffixes, addresses and CIDR, comma-separated"
+
+
+class Proxy(NamedTuple):
+    """A proxy that leads to any host by CONNECT, and the hosts that are dialled without it."""
+
+    scheme: str
+    host: str
+    port: int
+    #: The value of its header `Proxy-Authorization`, a secret; empty without a login.
+    login: str
+    spared: tuple[str | IPNetwork, ...]
+
+    def spares(self, host: str) -> bool:
+        """Return whether a host is dialled without the proxy; one without an address in it is compared as a name."""
+        if (address := literal(host)) is not None:
+            return any(address in one for one in self.spared if not isinstance(one, str))
+        name = host.lower().rstrip(".")
+        return any(_below(name, one) for one in self.spared if isinstance(one, str))
+
+
+def _below(name: str, one: str) -> bool:
+    return name.endswith(one) if one.startswith(".") else f".{name}".endswith(f".{one}")
+
+
+def _proxy_url(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        url = urlsplit(value)
+        fine = value.isascii() and value.isprintable() and " " not in value and bool(url.hostname) and url.port != 0
+        fine = fine and url.scheme in _PORTS and url.path in ("", "/") and not (url.query or url.fragment)
+    except ValueError:
+        fine, url = False, urlsplit("")
+    if not fine:
+        raise ValueError(_NOT_A_PROXY)
+    if (address := literal(url.hostname or "")) and never_dialled(address):
+        raise ValueError("an address that is never dialled, such as a metadata service's")
+    return SecretStr(value)
+
+
+def _hosts(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(_host(part.strip().lower()) for part in value.split(",") if part.strip())
+
+
+def _host(text: str) -> str | IPNetwork:
+    with suppress(ValueError):
+        return ip_network(text.strip("[]"), strict=False)  # an address is a network of one
+    if not re.fullmatch(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*", text):
+        raise ValueError(_NOT_HOSTS)
+    return text
+
+
+class EgressSettings(Settings):
+    """The way out that sinks, ArgoCD and key services share."""
+
+    proxy_url: Annotated[SecretStr | None, BeforeValidator(_proxy_url)] = variable(
+        "SB_EGRESS_PROXY_URL",
+        default=None,
+        secret=True,
+        meaning="proxy (CONNECT) for https:// to sinks, ArgoCD and key services; http:// and mail go without it",
+    )
+    spared: Annotated[tuple[str | IPNetwork, ...], BeforeValidator(_hosts)] = variable(
+        "SB_EGRESS_NO_PROXY",
+        default="localhost,127.0.0.0/8,::1,.svc,.cluster.local",
+        meaning="hosts dialled without the proxy: names with all below them, .suffixes, and of URLs with an address"
+        " in them addresses and CIDR",
+    )
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy, if there is one."""
+        if self.proxy_url is None:
+            return None
+        url = urlsplit(self.proxy_url.get_secret_value())
+        pair = unquote_to_bytes(url.username or "") + b":" + unquote_to_bytes(url.password or "")
+        login = f"Basic {b64encode(pair).decode()}" if url.username or url.password else ""
+        return Proxy(url.scheme, url.hostname or "", url.port or _PORTS[url.scheme], login, self.spared)

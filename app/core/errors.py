@@ -95,6 +95,7 @@ class Fault(StrEnum):
     SERVER_ERROR = "server_error"
     TIMEOUT = "timeout"
     CONNECT = "connect"
+    PROXY = "proxy"
     TLS = "tls"
     DNS = "dns"
     BLOCKED_ADDRESS = "blocked_address"

@@ -5,10 +5,12 @@ Nothing here quotes a library's text, which could contain URLs.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from functools import lru_cache
 from http.cookiejar import CookieJar
 from typing import Any, cast
 
@@ -55,6 +57,12 @@ def is_server_name(name: str) -> bool:
     return True
 
 
+@lru_cache(maxsize=1)
+def system_context() -> ssl.SSLContext:
+    """Return the one context with the system's authorities: to load them takes longer than a request."""
+    return tls_context()
+
+
 class _NoCookies(CookieJar):
     """Takes nothing: what one server sets would be sent to others below its domain, and grow until they refuse it."""
 
@@ -83,31 +91,51 @@ def client(
     )
 
 
-async def read(response: httpx.Response, limit: int) -> bytearray:
-    """Return the beginning of a body. One that is longer than `limit` bytes is cut, at the end of a chunk behind it."""
+async def read(response: httpx.Response, limit: int, *, patience: float | None = None) -> bytearray:
+    """Return the beginning of a body. One that is longer than `limit` bytes is cut, at the end of a chunk behind it.
+
+    With `patience`, in seconds, it is what came in that time, or until the answer broke off.
+    """
     body = bytearray()
     raw = cast("AsyncGenerator[bytes]", response.aiter_raw())
-    async with aclosing(raw) as chunks:  # left in the middle, it would end in some later turn of the loop
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > limit:
-                break
+    with suppress(*(() if patience is None else (TimeoutError, httpx.HTTPError))):
+        # Left in the middle, a generator would end in some later turn of the loop.
+        async with asyncio.timeout(patience), aclosing(raw) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > limit:
+                    break
     return body
+
+
+_CAUSES: dict[type[BaseException], Fault] = {
+    ssl.SSLError: Fault.TLS,
+    AddressBlocked: Fault.BLOCKED_ADDRESS,
+    NameUnknown: Fault.DNS,
+}
 
 
 def fault(error: BaseException) -> Fault:
     """Return the reason why a request got no answer."""
     if isinstance(error, TimeoutError | httpx.TimeoutException):
         return Fault.TIMEOUT
-    if caused_by(error, ssl.SSLError):
-        return Fault.TLS
-    if caused_by(error, AddressBlocked):
-        return Fault.BLOCKED_ADDRESS
-    if caused_by(error, NameUnknown):
-        return Fault.DNS
-    if isinstance(error, httpx.NetworkError):
-        return Fault.CONNECT
-    return Fault.PROTOCOL
+    if isinstance(error, httpx.ProxyError):  # whatever kept the proxy from making a tunnel
+        return Fault.PROXY
+    for kind, fault in _CAUSES.items():
+        if caused_by(error, kind):
+            return fault
+    return Fault.CONNECT if isinstance(error, httpx.NetworkError) else Fault.PROTOCOL
+
+
+def reason(error: BaseException) -> str:
+    """Return the same in words, and the status of a proxy that refuses; for those who can read no code beside it."""
+    return f"{fault(error)} {proxy_status(error)}".rstrip()
+
+
+def proxy_status(error: BaseException) -> str:
+    """Return the status by which a proxy refused to make a tunnel; empty for any other error."""
+    text = str(error) if isinstance(error, httpx.ProxyError) else ""
+    return text if re.fullmatch("[0-9]{3}", text) else ""
 
 
 def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:

@@ -11,7 +11,6 @@ import re
 import ssl
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -93,7 +92,7 @@ class Client:
             raise WrongEndpoint("the token has characters that no header can carry")
         self._token = token
         self._deadline = deadline
-        context = _system() if ca_pem is None or not ca_pem.strip() else _own(ca_pem)
+        context = http.system_context() if ca_pem is None or not ca_pem.strip() else _own(ca_pem)
         if server_name and not http.is_server_name(server_name):
             raise WrongEndpoint("tls_server_name is not a server's name")
         inner = DiallingTransport(context, egress.resolve, kept=connections)
@@ -147,8 +146,9 @@ class Client:
             text = f"argocd: {path}: no answer within {self._deadline:g}s"
             raise PollFailed(PollOutcome.TIMEOUT, text) from None
         except httpx.HTTPError as error:
-            outcome = PollOutcome.UNREACHABLE if isinstance(error, httpx.ConnectError) else PollOutcome.BROKEN
-            raise PollFailed(outcome, f"argocd: {path}: cannot be reached ({http.fault(error)})") from None
+            unreachable = isinstance(error, httpx.ConnectError | httpx.ProxyError)
+            outcome = PollOutcome.UNREACHABLE if unreachable else PollOutcome.BROKEN
+            raise PollFailed(outcome, f"argocd: {path}: cannot be reached ({http.reason(error)})") from None
         return _content(path, response, body)
 
 
@@ -200,12 +200,6 @@ def _prefix(base: str) -> str:
     except Exception:  # noqa: BLE001 - addresses are odd in as many ways as there are classes of errors
         fine = False
     raise WrongEndpoint("the base URL is not https://host[:port][/path]")
-
-
-@lru_cache(maxsize=1)
-def _system() -> ssl.SSLContext:
-    """Load the system's authorities once: it takes longer than a request."""
-    return http.tls_context()
 
 
 def _own(pem: str) -> ssl.SSLContext:

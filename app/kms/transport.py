@@ -131,7 +131,7 @@ def plaintext(service: str, text: object) -> bytearray:
 
 
 class KeyServiceTransport:
-    """HTTP for key services, for one event loop. No proxies, no redirects, no cookies."""
+    """HTTP for key services, for one event loop. No redirects, no cookies, and for credentials no proxy."""
 
     def __init__(
         self, context: ssl.SSLContext | None = None, *, deadline: float = DEADLINE, first_wait: float = FIRST_WAIT
@@ -226,7 +226,7 @@ class KeyServiceTransport:
             transport = (
                 httpx.AsyncHTTPTransport(verify=self._context, trust_env=False, uds=request.socket)
                 if request.socket
-                else DiallingTransport(self._context, resolve)
+                else DiallingTransport(self._context, resolve, proxied=not request.credentials)
             )
             self._clients[key] = http.client(transport)
         return self._clients[key]

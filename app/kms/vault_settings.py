@@ -29,8 +29,8 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 #: What Vault's Go client heeds and ours does not, and why not.
 _NOT_HEEDED = {
-    "VAULT_PROXY_ADDR": "not read; Vault is dialled directly",
-    "VAULT_HTTP_PROXY": "not read; Vault is dialled directly",
+    "VAULT_PROXY_ADDR": "not read; SB_EGRESS_PROXY_URL is",
+    "VAULT_HTTP_PROXY": "not read; SB_EGRESS_PROXY_URL is",
     "VAULT_RATE_LIMIT": "not needed; a token is opened once a run, eight at a time, and Vault's HTTP 429 is heeded",
     "VAULT_WRAP_TTL": "not read; a wrapped answer would have no data key in it",
 }
@@ -236,7 +236,7 @@ class VaultSettings(Settings):
         if self.vault_server_name and not is_server_name(self.vault_server_name):
             yield "VAULT_TLS_SERVER_NAME: not a server's name; accepted: the name in Vault's certificate"
         if self.vault_ca:
-            yield from ca_problem("SB_KMS_VAULT_CACERT", self.vault_ca)
+            yield from ca_problem(name_of(VaultSettings, "vault_ca"), self.vault_ca)
         elif self.vault_ca_text or self.vault_ca_directory:
             name = "VAULT_CACERT_BYTES" if self.vault_ca_text else "VAULT_CAPATH"
             try:

@@ -270,12 +270,13 @@ class Deliveries:
         claimed = self._claim_decided(cursor, target, decision)
         if claimed is None:
             return None
+        decided = {*decision.ids, *(number for held in decision.postpone.values() for number in held)}
         receivers.reserve(
             cursor,
             name,
             paced_until=decision.paced_until,
             probing=health.broken,
-            caught_up=len(decision.ids) > 1 or not any(heap.due and not heap.tried for heap in waiting),
+            caught_up=all(decided.issuperset(heap.ids) for heap in waiting if heap.due and not heap.tried),
             lease=self.settings.lease,
         )
         receivers.turn_windows(cursor, name, decision.dedup_keys, decision.ended, policy.repeat)
@@ -309,7 +310,7 @@ class Deliveries:
         settings, sink = self.settings, target.sink
         if not sink.paced:
             return Policy(timedelta(0), timedelta(0), 1, 0, sink.grouped)
-        return Policy(settings.repeat, settings.pace, settings.burst, settings.digest_over, sink.grouped)
+        return Policy(settings.repeat, settings.pace, settings.burst, settings.digest_over, sink.grouped, sink.mixed)
 
     def settle(
         self, connection: Connection[Any], claimed: ClaimedDelivery, error: SinkRejected | SinkUnavailable | None

@@ -2,7 +2,7 @@
 
 A receiver's name can be made to point anywhere, so what is checked is the address that is dialled, each time. Never:
 what `app.core.egress` lists. Only in networks that the operator allows: loopback and private ranges, and those that
-carry or hide an IPv4 address (carrier NAT, NAT64, 6to4, ...).
+carry or hide an IPv4 address (carrier NAT, NAT64, 6to4, ...). Nothing in the clear but in those networks.
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import ip_network
 
-from app.core.egress import literal, never_dialled
-from app.core.errors import Fault, SinkRejected, SinkUnavailable
-from app.core.lookup import NameUnknown, look_up
-from app.notify.settings import IPNetwork
+from app.core.egress import Address, IPNetwork, literal, never_dialled, resolve
 
 _CLOSED = tuple(
     map(
@@ -28,36 +25,46 @@ _CLOSED = tuple(
 )  # fmt: skip
 
 
+#: What a receiver's address may not be: never dialled at all, closed, open but by TLS only.
+NEVER, CLOSED, CLEARTEXT = "never dialled", "closed", "for TLS only"
+
+
 class EgressPolicy:
     """Public addresses, and the networks that the operator allows although they are closed otherwise."""
 
     def __init__(self, allowed: Sequence[IPNetwork]) -> None:
         self._allowed = tuple(allowed)
 
-    def allows(self, address: str, *, cleartext: bool = False) -> bool:
-        """Return whether an address may be dialled; without TLS (`cleartext`) only in allowed networks."""
-        bare = literal(address)
-        if bare is None or never_dialled(bare):
-            return False
-        allowed = any(bare in network for network in self._allowed)
-        return allowed or (not cleartext and not any(bare in network for network in _CLOSED))
+    def refusal(self, address: Address, *, cleartext: bool = False) -> str:
+        """Return why an address may not be dialled: NEVER, CLOSED or CLEARTEXT; empty when it may.
 
-    async def resolve(self, host: str, port: int, *, cleartext: bool = False) -> list[str]:
-        """Return the addresses of a host that may be dialled, in the resolver's order.
-
-        Raises SinkUnavailable when the name is not known, SinkRejected when all its addresses are closed.
+        Without TLS (`cleartext`) only those in allowed networks may be.
         """
-        try:
-            addresses = [host] if literal(host) else await look_up(host, port)
-        except NameUnknown:
-            raise SinkUnavailable(Fault.DNS) from None
-        allowed = [address for address in addresses if self.allows(address, cleartext=cleartext)]
-        if not allowed:
-            raise SinkRejected(Fault.BLOCKED_ADDRESS)
-        return allowed
+        if never_dialled(address):
+            return NEVER
+        if any(address in network for network in self._allowed):
+            return ""
+        if any(address in network for network in _CLOSED):
+            return CLOSED
+        return CLEARTEXT if cleartext else ""
 
-    def denies_literal(self, host: str, *, cleartext: bool) -> bool:
-        """Return whether a URL's host is an address that is never dialled; a name is checked when it is resolved."""
-        if cleartext and not self._allowed:
-            return True
-        return literal(host) is not None and not self.allows(host, cleartext=cleartext)
+    def allows(self, address: str, *, cleartext: bool = False) -> bool:
+        """Return whether an address may be dialled."""
+        bare = literal(address)
+        return bare is not None and not self.refusal(bare, cleartext=cleartext)
+
+    def foreseen(self, host: str, *, cleartext: bool = False) -> str:
+        """Return why a host can never be dialled, as far as that shows before its name is looked up; else empty."""
+        if (address := literal(host)) is not None:
+            return self.refusal(address, cleartext=cleartext)
+        return CLEARTEXT if cleartext and not self._allowed else ""
+
+    async def resolve(self, host: str, port: int, *, cleartext: bool = False, every: bool = False) -> list[str]:
+        """Return the addresses of a host that may be dialled, as `app.core.egress.resolve` does."""
+        return await resolve(
+            host, port, every=every, allows=lambda address: not self.refusal(address, cleartext=cleartext)
+        )
+
+
+#: Open to all but what is never dialled, in the clear too: for receivers that are configured the way of the Go worker.
+OPEN = EgressPolicy((ip_network("0.0.0.0/0"), ip_network("::/0")))

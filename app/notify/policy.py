@@ -7,7 +7,7 @@ attempted before                      that one, by itself: an attempt may have a
 equal to one that was just sent       postponed to the end of its dedup window, then sent in one digest
 out of pace                           postponed until the pace allows it
 few                                   the one that was triggered
-many, or after an outage              a digest of all
+many, or after an outage              a digest of all; or of one component after the other, where they share none
 
 What waits is given in heaps: the deliveries of equal events that stand alike, by their ids. A backlog of many thousands
 is a few heaps.
@@ -40,7 +40,7 @@ class Policy(NamedTuple):
 
     `repeat` is the dedup window of equal events; `burst` messages may go at once, then one each `pace` (both durations
     may be 0, which is no limit); more than `digest_over` waiting events go as a digest, 0 means never; `grouped` is
-    whether its sink keeps events of one group in order.
+    whether its sink keeps events of one group in order; `mixed` whether a digest may be of several components.
     """
 
     repeat: timedelta
@@ -48,6 +48,7 @@ class Policy(NamedTuple):
     burst: int
     digest_over: int
     grouped: bool
+    mixed: bool = True
 
     @property
     def digests(self) -> bool:
@@ -167,12 +168,15 @@ def decide(  # noqa: PLR0913, PLR0917 - all that a decision depends on
             ready.append(heap)
     if not ready:
         return Decision(postpone=postpone)
-    group = next((heap.group for heap in ready if candidate.ids[0] in heap.ids), _oldest(ready).group)
-    digestible = [heap for heap in ready if heap.group == group]
-    if sum(len(heap.ids) for heap in digestible) > policy.digest_over or health.catch_up or health.broken:
+    first = next((heap for heap in ready if candidate.ids[0] in heap.ids), _oldest(ready))
+    if not policy.mixed and _uses_up(health, policy, now):
+        first = _oldest(ready)  # whose component has its turn now: it is always the loudest one that triggers
+    together = [heap for heap in ready if heap.group == first.group]
+    digestible = [heap for heap in together if policy.mixed or heap.event.component == first.event.component]
+    if sum(len(heap.ids) for heap in together) > policy.digest_over or health.catch_up or health.broken:
         chosen = digestible
     else:
-        chosen = [(not group and _only(candidate.ids[0], digestible)) or _oldest(digestible)]
+        chosen = [(not first.group and _only(candidate.ids[0], digestible)) or _oldest(digestible)]
     chosen += _earlier_turns(chosen, waiting)
     keys = frozenset(heap.key for heap in chosen if not heap.group) if policy.repeat else frozenset()
     ended = frozenset(_ended(chosen))
@@ -189,6 +193,11 @@ def _paced(decision: Decision, ready: Iterable[Waiting], health: Health, policy:
         held = [number for heap in ready for number in heap.ids]
         return Decision(postpone={**decision.postpone, next_at: held})
     return replace(decision, paced_until=max(health.paced_until, now) + policy.pace)
+
+
+def _uses_up(health: Health, policy: Policy, now: datetime) -> bool:
+    """Return whether the message after the one that is sent now will have to wait for the pace."""
+    return max(health.paced_until, now) - policy.pace * (policy.burst - 2) > now
 
 
 def _only(number: int, heaps: Iterable[Waiting]) -> Waiting | None:

@@ -12,15 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from app.core.config import name_of
 from app.core.events import Event
-from app.notify.egress import EgressPolicy
+from app.notify.egress import NEVER, OPEN, EgressPolicy
 from app.notify.settings import NotificationSettings
-from app.notify.sink import Sink, SinkSettings
+from app.notify.sink import Destination, Sink, SinkSettings
 
 AnySink = Sink[Any]
 
@@ -78,17 +77,28 @@ def problems(common: NotificationSettings, targets: Iterable[Target], sweepers: 
     egress = EgressPolicy(common.allowed_networks)
     known = set(sweepers)
     for settings in {id(target.settings): target.settings for target in targets}.values():
-        for name, url in settings.urls.items():
-            parts = urlsplit(url.get_secret_value())
-            if egress.denies_literal(parts.hostname or "", cleartext=parts.scheme == "http"):
-                yield f"{name}: {_CLOSED}"
+        for name, place in settings.destinations.items():
+            refusal = (OPEN if place.private else egress).foreseen(place.host, cleartext=place.cleartext)
+            if refusal:
+                yield f"{name}: {_NEVER if refusal == NEVER else _closed(place)}"
         for name in settings.sweepers:
             if name.removeprefix("-") not in known:
                 variable, accepted = name_of(type(settings), "sweepers"), ", ".join(sorted(known))
                 yield f"{variable}: no sweeper is called {name.removeprefix('-')}; accepted: {accepted}"
 
 
-_CLOSED = (
-    "plain http:// and closed addresses (loopback, private) are for networks in SB_NOTIFICATION_ALLOWED_NETWORKS only;"
-    " accepted: an https:// URL of a public host, or name the network there"
+_NEVER = (
+    "an address that is never dialled, whatever is allowed: a metadata service's, link-local, multicast or reserved"
 )
+
+
+def _closed(place: Destination) -> str:
+    clear, accepted = (
+        ("mail without TLS", "a public host, by TLS")
+        if place.mail
+        else ("plain http://", "an https:// URL of a public host")
+    )
+    return (
+        f"{clear} and closed addresses (loopback, private) are for networks in SB_NOTIFICATION_ALLOWED_NETWORKS only;"
+        f" accepted: {accepted}, or name the network there"
+    )

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import ip_network
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
 from app.core.config import Settings, variable
+from app.core.egress import IPNetwork
 from app.core.values import Cadence, Duration, HostPort, PositiveDuration, PositiveInt, WholeNumber
-
-IPNetwork = IPv4Network | IPv6Network
 
 
 def _networks(value: object) -> object:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from http import HTTPStatus
 from json import loads
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
@@ -51,11 +51,11 @@ def _url(value: object) -> object:
     if not isinstance(value, str):
         return value
     problem = "not a URL; accepted: https://host/path, or http:// to a network in SB_NOTIFICATION_ALLOWED_NETWORKS"
-    if not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError(problem)
-    try:
+    try:  # what stands behind the host is escaped where it has to be, as in Go
         url = urlsplit(value)
         fine = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        fine = fine and value.isprintable() and value == value.strip() and " " not in url.netloc
+        (url.hostname or "").encode("idna")
     except ValueError:
         fine = False
     if not fine:
@@ -94,6 +94,23 @@ def only(sink: str) -> Any:
     )
 
 
+class Destination(NamedTuple):
+    """Where a receiver is; `cleartext` without TLS, `private` if it may be so anywhere, `mail` by SMTP."""
+
+    host: str
+    port: int
+    cleartext: bool = False
+    private: bool = False
+    mail: bool = False
+
+
+def destination(url: SecretStr, *, private: bool = False) -> Destination:
+    """Return where a URL leads."""
+    parts = urlsplit(url.get_secret_value())
+    cleartext = parts.scheme == "http"
+    return Destination(parts.hostname or "", parts.port or (80 if cleartext else 443), cleartext, private)
+
+
 class SinkSettings(Settings):
     """What every sink's settings have; subclasses declare both again, with their variables' names."""
 
@@ -111,8 +128,8 @@ class SinkSettings(Settings):
         return {"": ""}
 
     @property
-    def urls(self) -> Mapping[str, SecretStr]:
-        """The receivers' URLs by the variable each came from, to be checked at boot."""
+    def destinations(self) -> Mapping[str, Destination]:
+        """Where the receivers are, by the variable that says so; to be checked before anything is sent."""
         return {}
 
     def filter_reason(self, event: Event) -> str:
@@ -137,10 +154,15 @@ class UrlSettings(SinkSettings):
         """Whether there is a URL."""
         return self.url is not None
 
+    @cached_property
+    def private(self) -> bool:
+        """Whether the receiver may be anywhere that is dialled at all, and without TLS, whatever is allowed."""
+        return False
+
     @property
-    def urls(self) -> Mapping[str, SecretStr]:
-        """The URL, by its variable's name."""
-        return {name_of(type(self), "url"): self.url} if self.url else {}
+    def destinations(self) -> Mapping[str, Destination]:
+        """Where the URL leads, by its variable's name."""
+        return {name_of(type(self), "url"): destination(self.url, private=self.private)} if self.url else {}
 
     @property
     def address(self) -> SecretStr:
@@ -184,10 +206,11 @@ class Transport(Protocol):
         """The time, aware, UTC."""
         ...
 
-    async def post(self, url: SecretStr, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """POST once: no redirect is followed, no proxy is used, no address is dialled that the egress policy denies.
+    async def post(self, url: SecretStr, body: bytes, headers: Mapping[str, str], *, private: bool = False) -> Answer:
+        """POST once: no redirect is followed, no address is dialled that the egress policy denies.
 
-        Raises SinkUnavailable or SinkRejected when there is no answer.
+        `private` opens loopback and private addresses, and any without TLS. Raises SinkUnavailable or SinkRejected when
+        there is no answer.
         """
         ...
 
@@ -202,11 +225,12 @@ class Transport(Protocol):
 
 @dataclass(frozen=True)
 class MailServer:
-    """An SMTP server: `tls` is starttls, implicit or none."""
+    """An SMTP server: `tls` is starttls, implicit or none, `greeting` the name that we greet it with."""
 
     host: str
     port: int
     tls: str
+    greeting: str
     username: str = ""
     password: SecretStr | None = None
     sender: str = ""
@@ -227,7 +251,8 @@ class Sink(Generic[S]):
     """A registered sink.
 
     `group` returns the name of an event's group: events of one group stay in order, and share digests with each other
-    only. `paced` is false for a receiver that takes every event as fast as it comes.
+    only. `paced` is false for a receiver that takes every event as fast as it comes, `mixed` for one that goes by the
+    component: its digests are of one component each.
     """
 
     name: str
@@ -235,6 +260,7 @@ class Sink(Generic[S]):
     send: Send[S]
     group: Callable[[Event], str] = ungrouped
     paced: bool = True
+    mixed: bool = True
 
     @property
     def grouped(self) -> bool:
@@ -243,12 +269,17 @@ class Sink(Generic[S]):
 
 
 def sink(
-    name: str, *, settings: type[S], group: Callable[[Event], str] = ungrouped, paced: bool = True
+    name: str,
+    *,
+    settings: type[S],
+    group: Callable[[Event], str] = ungrouped,
+    paced: bool = True,
+    mixed: bool = True,
 ) -> Callable[[Send[S]], Sink[S]]:
     """Make the decorated coroutine the sink `name`, which is a metric label: renaming it breaks dashboards."""
 
     def declare(send: Send[S]) -> Sink[S]:
-        return Sink(name, settings, send, group, paced)
+        return Sink(name, settings, send, group, paced, mixed)
 
     return declare
 

@@ -23,8 +23,9 @@ import httpx
 
 from app.core import http
 from app.core.dialling import DiallingTransport, first_to_answer
-from app.core.errors import Fault, SinkRejected, SinkUnavailable
-from app.notify.egress import EgressPolicy
+from app.core.errors import AddressBlocked, Fault, SinkRejected, SinkUnavailable
+from app.core.lookup import NameUnknown
+from app.notify.egress import OPEN, EgressPolicy
 from app.notify.sink import Answer, MailServer
 
 if TYPE_CHECKING:
@@ -38,12 +39,14 @@ if TYPE_CHECKING:
 MOST_BODY = 64 * 1024
 #: Connections of one thread that are kept open between attempts, and for how long.
 KEPT_CONNECTIONS, KEPT_SECONDS = 8, 30.0
-#: Variables that a child gets: what Python needs to start, where certificates are, and which networks are allowed. No
-#: other: the environment holds every secret of this process.
+#: Seconds that the body of an answer is waited for once its status is there, which says enough.
+_BODY_PATIENCE = 2.0
+#: Variables that a child gets: what Python needs to start, where certificates are, which networks are allowed, and the
+#: proxy. No other: the environment holds every secret of this process.
 CHILDS_VARIABLES = (
     *("PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ"),
     *("TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
-    "SB_NOTIFICATION_ALLOWED_NETWORKS",
+    *("SB_NOTIFICATION_ALLOWED_NETWORKS", "SB_EGRESS_PROXY_URL", "SB_EGRESS_PROXY_URL_FILE", "SB_EGRESS_NO_PROXY"),
 )
 #: SMTP replies from here up are permanent.
 _PERMANENT_REPLY = 500
@@ -76,13 +79,15 @@ class NetworkTransport:
     def __init__(self, settings: NotificationSettings, context: ssl.SSLContext | None = None) -> None:
         self._egress = EgressPolicy(settings.allowed_networks)
         self._context = context or tls_context(settings)
-        self._client = self._connect()
+        #: By whether they may lead to private receivers: a connection that may must never serve one that may not.
+        self._clients = {private: self._connect(private=private) for private in (False, True)}
 
-    def _connect(self) -> httpx.AsyncClient:
+    def _connect(self, *, private: bool) -> httpx.AsyncClient:
+        egress = OPEN if private else self._egress
         secure, clear = (
             DiallingTransport(
                 self._context,
-                partial(self._egress.resolve, cleartext=cleartext),
+                partial(egress.resolve, cleartext=cleartext),
                 kept=KEPT_CONNECTIONS,
                 seconds=KEPT_SECONDS,
             )
@@ -97,21 +102,23 @@ class NetworkTransport:
 
     async def close(self) -> None:
         """Close the connections that are kept open."""
-        await self._client.aclose()
+        for client in self._clients.values():
+            await client.aclose()
 
-    async def post(self, url: SecretStr, body: bytes, headers: Mapping[str, str]) -> Answer:
-        """POST once and return the answer, its body cut to MOST_BODY."""
+    async def post(self, url: SecretStr, body: bytes, headers: Mapping[str, str], *, private: bool = False) -> Answer:
+        """POST once and return the answer; of its body what comes in time, at most MOST_BODY."""
+        client = self._clients[private]
         try:
-            request = self._client.build_request("POST", url.get_secret_value(), content=body, headers=dict(headers))
-            response = await self._client.send(request, stream=True)
+            request = client.build_request("POST", url.get_secret_value(), content=body, headers=dict(headers))
+            response = await client.send(request, stream=True)
             try:
-                content = await http.read(response, MOST_BODY)
+                content = await http.read(response, MOST_BODY, patience=_BODY_PATIENCE)
             finally:
                 await response.aclose()
         except asyncio.CancelledError:
             # httpcore's pool never forgets a connection that was cancelled while it was made.
-            cancelled, self._client = self._client, self._connect()
-            await cancelled.aclose()
+            self._clients[private] = self._connect(private=private)
+            await client.aclose()
             raise
         except httpx.HTTPError as error:
             raise _unavailable(error) from None
@@ -129,7 +136,7 @@ class NetworkTransport:
             use_tls=server.tls == "implicit",
             start_tls=False,
             tls_context=self._context,
-            local_hostname=http.AGENT,
+            local_hostname=server.greeting,
             timeout=None,
         )
         try:
@@ -185,9 +192,13 @@ class NetworkTransport:
                 raise
             return connection
 
-        addresses = await self._egress.resolve(server.host, server.port, cleartext=server.tls == "none")
         try:
+            addresses = await self._egress.resolve(server.host, server.port, cleartext=server.tls == "none")
             return await first_to_answer(addresses, connect)
+        except NameUnknown:
+            raise SinkUnavailable(Fault.DNS) from None
+        except AddressBlocked:
+            raise SinkRejected(Fault.BLOCKED_ADDRESS) from None
         except OSError as error:
             raise SinkUnavailable(Fault.CONNECT) from error
 
@@ -259,4 +270,5 @@ def _reply(code: int, permanent: Fault) -> SinkUnavailable | SinkRejected:
 def _unavailable(error: httpx.HTTPError) -> SinkUnavailable | SinkRejected:
     if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
         return SinkRejected(Fault.TEMPLATE)
-    return SinkUnavailable(http.fault(error))
+    fault = http.fault(error)
+    return SinkRejected(fault) if fault is Fault.BLOCKED_ADDRESS else SinkUnavailable(fault, http.proxy_status(error))

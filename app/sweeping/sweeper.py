@@ -74,6 +74,8 @@ class EventText:
     count: str
     #: May name the number as `{changed}`.
     detail: str = ""
+    #: Counts that are reported at 0 too, because receivers read them.
+    always: tuple[str, ...] = ()
     #: Counts that make an event a warning.
     warn_by: tuple[str, ...] = ()
 
@@ -101,9 +103,9 @@ class Sweeper(Generic[S]):
         detail = self.text.detail.format(changed=sweep.changed)
         if not detail and sweep.cutoff is not None and self.text.severity is Severity.WARN:
             detail = f"cutoff={sweep.cutoff:%Y-%m-%dT%H:%M:%SZ}"
-        counts = _not_zero(sweep)
+        counts = {name: number for name, number in sweep.counts.items() if number or name in self.text.always}
         total = {self.text.count: sweep.changed} if self.text.count else {}
-        alarming = any(name in counts for name in self.text.warn_by)
+        alarming = any(counts.get(name) for name in self.text.warn_by)
         severity = Severity.WARN if alarming else self.text.severity
         return Event(self.name, severity, self.text.done, detail, {**total, **counts, **more})
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from app.core import config
+from app.core.egress import EgressSettings
 from app.core.errors import ConfigError
 from app.core.role import this_process
 from app.notify import routing
@@ -24,6 +25,7 @@ class Loaded(NamedTuple):
     worker: WorkerSettings
     database: DatabaseSettings
     redis: RedisSettings
+    egress: EgressSettings
     notification: NotificationSettings
     sweepers: tuple[SweeperSettings, ...]
     targets: tuple[routing.Target, ...]
@@ -35,7 +37,7 @@ class Loaded(NamedTuple):
         return [warning for settings in own for warning in settings.warnings]
 
 
-CORE = (WorkerSettings, DatabaseSettings, RedisSettings, NotificationSettings)
+CORE = (WorkerSettings, DatabaseSettings, RedisSettings, EgressSettings, NotificationSettings)
 
 
 def groups(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> tuple[type[config.Settings], ...]:
@@ -49,14 +51,14 @@ def load(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> Lo
     if problems := problems + _across(sweepers, sinks, found):
         raise ConfigError(problems)
     read: list[Any] = list(found)
-    worker, database, redis, notification, *others = read
+    worker, database, redis, egress, notification, *others = read
     targets = routing.targets(sinks, others[len(sweepers) :])
-    return Loaded(worker, database, redis, notification, tuple(others[: len(sweepers)]), tuple(targets))
+    return Loaded(worker, database, redis, egress, notification, tuple(others[: len(sweepers)]), tuple(targets))
 
 
 def _across(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink], groups: Sequence[Any]) -> list[str]:
     """Return what is wrong across groups of settings; None among them stands for one that cannot be read."""
-    worker, _, _, notification, *others = groups
+    worker, _, _, _, notification, *others = groups
     of_sweepers, of_sinks = others[: len(sweepers)], others[len(sweepers) :]
     problems: list[str] = []
     if notification is not None and None not in of_sinks:

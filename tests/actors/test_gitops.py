@@ -19,9 +19,9 @@ from psycopg import Connection
 from psycopg_pool import ConnectionPool
 from pydantic import SecretStr
 
-from actors.gitops_poller import gitops_poller
+from actors.gitops_poller import GitopsPoller, gitops_poller
 from actors.gitops_timeout import GIVE_UP, GitopsTimeout, gitops_timeout
-from app.core.errors import LeaseLost
+from app.core.errors import ConfigError, LeaseLost
 from app.core.events import Severity
 from app.gitops.documents import MOST_MESSAGE, MOST_RESOURCES
 from tests.support import http_server
@@ -128,9 +128,10 @@ def test_an_application_decides_its_observation(
     (event,) = replica.events
     assert (event.title, event.severity) == ("gitops observations polled", Severity.WARN)
     assert dict(event.metadata) == {
-        "polled": len(DECISIONS),
+        "succeeded": len(DECISIONS),
+        "failed": 0,  # of the polls, as the Go worker means it
         "applied": states.count("applied"),
-        "failed": states.count("failed"),
+        "observations_failed": states.count("failed"),
     }
 
 
@@ -478,10 +479,41 @@ def test_an_endpoints_fall_and_recovery_are_told_once(
         again(sql)
     told = [(event.severity, dict(event.metadata)) for event in replica.events]
     assert told == [
-        (Severity.WARN, {"polled": 1, "poll_errors": 1, "endpoints_unhealthy": 1}),
-        (Severity.INFO, {"polled": 1, "endpoints_recovered": 1}),
+        (Severity.WARN, {"succeeded": 0, "failed": 1, "endpoints_unhealthy": 1}),
+        (Severity.INFO, {"succeeded": 1, "failed": 0, "endpoints_recovered": 1}),
     ]
     assert one(sql, ENDPOINTS)["last_health_error"] is None
+
+
+def test_polls_that_failed_are_what_the_event_calls_failed(
+    argo: tuple[Argo, Receiver], replica: Replica, sql: Connection[Any]
+) -> None:
+    """As the Go worker counts: a rollout that failed is no poll that did."""
+    stand_in, server = argo
+    stand_in.applications["done"] = document("done", reconciledAt=AFTER)
+    stand_in.applications["bad"] = document("bad", "Degraded", operationState={"phase": "Failed", **OP_NEW})
+    stand_in.applications["broken"] = error(500, 2, "no")
+    insert_observations(sql, insert_endpoint(sql, "main", server.url), "done", "bad", "broken", "missing")
+    replica.run(gitops_poller, settings())
+    (event,) = replica.events
+    assert {name: event.metadata[name] for name in ("succeeded", "failed", "applied", "observations_failed")} == {
+        "succeeded": 2,
+        "failed": 2,
+        "applied": 1,
+        "observations_failed": 1,
+    }
+
+
+def test_a_time_out_of_0_means_what_go_takes_it_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SB_WORKER_GITOPS_HTTP_TIMEOUT", "0")
+    read = GitopsPoller.read()
+    assert read.deadline == 15
+    assert [warning for warning in read.warnings if "SB_WORKER_GITOPS_HTTP_TIMEOUT: 0 means 15s" in warning]
+    monkeypatch.setenv("SB_WORKER_GITOPS_HTTP_TIMEOUT", "20s")
+    assert (GitopsPoller.read().deadline, GitopsPoller.read().warnings) == (20, ())
+    monkeypatch.setenv("SB_WORKER_GITOPS_HTTP_TIMEOUT", "-1s")
+    with pytest.raises(ConfigError, match="must not be negative"):
+        GitopsPoller.read()
 
 
 def test_one_applications_403_leaves_the_endpoint_healthy(

@@ -13,11 +13,13 @@ from psycopg import Connection
 from psycopg.rows import dict_row
 
 from app.demo.servers import Redis
+from tests.support.argocd import MASTER
 from tests.support.http_server import Receiver, Reply
 from tests.support.processes import environment, finished
 from tests.support.rows import column
 
 LOCAL = {"SB_NOTIFICATION_ALLOWED_NETWORKS": "127.0.0.0/8"}
+DEV = {"SB_ENV": "dev", "SB_WRAP_MASTER_KEY": MASTER}
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 DEAD = """
@@ -142,6 +144,28 @@ def test_an_old_schema_is_told(run: Run, sql: Connection[Any]) -> None:
     done = run("dead", "list")
     assert done.returncode == 1
     assert done.stderr == "error: the schema secrets_bridge_worker is not up to date; run `sb-worker migrate`\n"
+
+
+def test_a_closed_receiver_is_told_with_what_allows_it(run: Run) -> None:
+    with Receiver() as receiver:
+        url = receiver.url.replace("http:", "https:").replace("127.0.0.1", "localhost") + "/canary"
+        env = {"SB_NOTIFICATION_ALLOWED_NETWORKS": "10.0.0.0/8", "SB_NOTIFICATION_WEBHOOK_URL": url}
+        tried = run("notify", "test", "webhook", **env)
+        assert "`sb-worker check` says which setting would allow it" in tried.stderr
+        checked = run("check", **env)
+    assert checked.returncode == 1
+    (told,) = (record for record in objects(checked) if record["subject"] == "sink webhook")
+    assert told["text"].startswith("SB_NOTIFICATION_WEBHOOK_URL: its host is at ")
+    assert "127.0.0.1/32" in told["text"]
+    assert "canary" not in checked.stdout + tried.stdout + tried.stderr
+
+
+def test_check_tells_what_of_a_sweepers_settings_is_taken_otherwise_than_it_says(run: Run) -> None:
+    gitops = {"SB_WORKER_GITOPS_ENABLED": "true", **DEV, "SB_WORKER_GITOPS_HTTP_TIMEOUT": "0"}
+    done = run("check", **gitops)
+    told = [record["text"] for record in objects(done) if record["warning"]]
+    assert "SB_WORKER_GITOPS_HTTP_TIMEOUT: 0 means 15s, as in the Go worker; no request may go on for ever" in told
+    assert done.returncode == 0
 
 
 def test_check_tells_of_a_sink_that_is_off_and_of_a_queue_that_nobody_serves(

@@ -12,10 +12,12 @@ from psycopg import Connection
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
+from app.core.events import Severity
 from app.notify import collector, relay
 from app.notify.collector import NotificationCollector
 from app.notify.relay import Pruner
 from tests.notify.test_deliveries import HOUR, OPEN_GATES, SECOND, event, hook
+from tests.sinks.test_answers import KEY
 from tests.support.http_server import Receiver, Reply
 from tests.support.notifier_harness import Open
 from tests.support.rows import column
@@ -66,10 +68,20 @@ def test_a_digest_of_a_large_backlog_is_made_in_little_memory(
 
 def test_a_digest_has_the_sums_of_what_it_is_made_of(harness: Open, receiver: Receiver) -> None:
     here = harness(**hook(receiver))
-    here.tell(*(event(number, component=name) for name in ("b", "a") for number in (1, 2, 3)))
+    here.tell(*(event(number, component=name) for name in ("b", "a") for number in (1, 2, 3, 4)))
+    here.work()
+    told = {seen.json["component"]: seen.json["metadata"] for seen in receiver.seen}
+    assert told == {"a": {"deleted": 10, "events": 4}, "b": {"deleted": 10, "events": 4}}
+
+
+def test_a_digest_of_several_components_has_the_sums_of_each(harness: Open, receiver: Receiver) -> None:
+    here = harness(SB_NOTIFICATION_PAGERDUTY_ROUTING_KEY=KEY, SB_NOTIFICATION_PAGERDUTY_URL=receiver.url)
+    here.tell(*(event(number, component=name, severity=Severity.ERROR) for name in ("b", "a") for number in (1, 2, 3)))
     here.work()
     (seen,) = receiver.seen
-    assert seen.json["metadata"] == {"events": 6, "a.events": 3, "a.deleted": 6, "b.events": 3, "b.deleted": 6}
+    details = seen.json["payload"]["custom_details"]
+    expected = {"events": 6, "a.events": 3, "a.deleted": 6, "b.events": 3, "b.deleted": 6}
+    assert {name: details[name] for name in expected} == expected
 
 
 def rows_read(plan: dict[str, Any]) -> int:

@@ -169,10 +169,10 @@ def test_attempts_under_way_when_the_breaker_opens_do_not_open_it_further(harnes
 def test_a_digest_is_the_same_on_every_attempt(harness: Open, receiver: Receiver) -> None:
     receiver.answer = Reply(503)
     here = harness(**hook(receiver))
-    here.tell(*(event(number, component=name) for number, name in enumerate(["a", "b", "c", "d", "e"])))
+    here.tell(*(event(number) for number in range(5)))
     here.work().later(2 * SECOND)
     first, second = receiver.seen
-    assert first.json["title"] == "5 notifications"
+    assert first.json["metadata"] == {"deleted": 10, "events": 5}
     assert (first.body, first.headers["webhook-id"]) == (second.body, second.headers["webhook-id"])
 
 
@@ -274,6 +274,32 @@ def test_a_storm_is_a_handful_of_messages_and_the_sums_agree(harness: Open, rece
     assert all(row["state"] == "delivered" for row in here.rows if row["id"] in digests)
 
 
+def test_a_webhook_gets_digests_of_one_component_each(harness: Open, receiver: Receiver) -> None:
+    """Receivers route by the component; `notifications` would be one that they have never heard of."""
+    open_pace = {"SB_NOTIFICATION_PACE": "0s", "SB_NOTIFICATION_REPEAT_INTERVAL": "0s"}
+    here = harness(**hook(receiver, SB_NOTIFICATION_DISCORD_URL=receiver.url, **open_pace))
+    receiver.answer = Reply(500)
+    here.tell(event())
+    here.work()
+    for _ in range(4):  # an outage, after which everything is caught up with
+        here.later(MINUTE)
+    for number in range(8):
+        here.tell(*(event(number, component=name) for name in ("wraps-expired", "agents-stale", "secrets-stale")))
+    here.queue.clear()
+    receiver.answer = Reply(200)
+    receiver.seen.clear()
+    for _ in range(6):
+        here.later(10 * MINUTE)
+    hooks = [seen.json for seen in receiver.seen if "component" in seen.json]
+    digests = {told["component"]: told["metadata"] for told in hooks if told["metadata"].get("events", 1) > 1}
+    sums = {"deleted": sum(range(8)), "events": 8}
+    assert digests == {"wraps-expired": sums, "agents-stale": sums, "secrets-stale": sums}
+    assert len(hooks) == 4  # and the one that was attempted before
+    told = [seen.json["embeds"][0] for seen in receiver.seen if "embeds" in seen.json]
+    assert "notifications" in "".join(embed["footer"]["text"] for embed in told)  # people are told in one message
+    assert {row["state"] for row in here.rows} == {"delivered", "digested"}
+
+
 def test_a_flapping_agent_is_told_at_once_and_then_in_sums(harness: Open, receiver: Receiver) -> None:
     here = harness(**hook(receiver))
     for _ in range(60):
@@ -366,13 +392,13 @@ def test_what_is_done_is_pruned_and_dead_letters_stay(harness: Open, receiver: R
 def test_an_event_has_its_own_age_also_in_a_digest(harness: Open, receiver: Receiver) -> None:
     receiver.answer = Reply(503)
     here = harness(**hook(receiver))
-    here.tell(event(1, component="a"))
+    here.tell(event(1))
     for _ in range(BREAKER_FAILURES):
         here.work().later(20 * SECOND)
     here.later(12 * HOUR)
-    here.tell(event(2, component="b"))
+    here.tell(event(2))
     here.later(11 * HOUR)
-    here.tell(event(3, component="c"))
+    here.tell(event(3))
     for _ in range(14):  # the first is given up, the others are in one digest
         here.work().later(10 * MINUTE)
     assert here.states["digested"] == 2

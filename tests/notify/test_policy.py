@@ -19,8 +19,16 @@ FREE = Policy(timedelta(0), timedelta(0), 1, 3, False)
 PACED = Policy(timedelta(0), 15 * SECOND, 5, 3, False)
 
 
-def waiting(number: int, *, attempts: int = 0, due: bool = True, busy: bool = False, group: str = "") -> Waiting:
-    event = Event("wraps-expired", Severity.INFO, f"title {number}")
+def waiting(  # noqa: PLR0913 - all that waits has
+    number: int,
+    *,
+    attempts: int = 0,
+    due: bool = True,
+    busy: bool = False,
+    group: str = "",
+    component: str = "wraps-expired",
+) -> Waiting:
+    event = Event(component, Severity.INFO, f"title {number}")
     return Waiting((number,), event, attempts > 0, due, busy, group)
 
 
@@ -51,6 +59,29 @@ def test_a_probe_is_what_was_tried_before() -> None:
 
 def test_after_an_outage_even_two_go_together() -> None:
     assert choose(1, waiting(1), waiting(2), health=WELL._replace(catch_up=True)) == [1, 2]
+
+
+def test_what_goes_by_the_component_shares_a_digest_with_its_own_only() -> None:
+    unmixed = FREE._replace(mixed=False)
+    few = [waiting(1, component="a"), waiting(2, component="b"), waiting(3, component="c"), waiting(4, component="d")]
+    assert choose(3, *few) == [1, 2, 3, 4]
+    assert choose(3, *few, policy=unmixed) == [3]
+    several = [waiting(5, component="b"), *few]
+    assert choose(5, *several, policy=unmixed) == [2, 5]
+    many = [waiting(number, component="ab"[number % 2]) for number in range(1, 11)]
+    assert choose(2, *many, policy=unmixed) == [2, 4, 6, 8, 10]
+    assert choose(5, *many, policy=unmixed) == [1, 3, 5, 7, 9]
+    assert choose(5, *many, health=BROKEN, policy=unmixed) == [1, 3, 5, 7, 9]
+
+
+def test_components_take_turns_when_the_pace_holds() -> None:
+    """Else the one that has the most to say would always be the one that triggers."""
+    unmixed = PACED._replace(mixed=False)
+    old, loud = waiting(1, component="a"), [waiting(number, component="b") for number in range(2, 8)]
+    burst = WELL._replace(paced_until=NOW)
+    assert choose(7, old, *loud, health=burst, policy=unmixed) == [2, 3, 4, 5, 6, 7]
+    last_of_burst = WELL._replace(paced_until=NOW + 4 * 15 * SECOND)
+    assert choose(7, old, *loud, health=last_of_burst, policy=unmixed) == [1]
 
 
 def test_nothing_is_sent_while_it_rests_or_is_probed() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from app.core.errors import SinkRejected, SinkUnavailable
 from app.notify.notifier import attempt
@@ -80,7 +81,7 @@ def test_an_address_that_is_silent_does_not_keep_the_next_one_from_its_turn(
     async def both(*_: object) -> list[str]:
         return ["127.0.0.2", "127.0.0.1"]
 
-    monkeypatch.setattr("app.notify.egress.look_up", both)
+    monkeypatch.setattr("app.core.egress.look_up", both)
     with ExitStack() as stack:
         receiver = stack.enter_context(Receiver()) if sink == "webhook" else mail_server(stack)
         silent = stack.enter_context(closing(socket.socket()))
@@ -109,14 +110,99 @@ def test_an_endless_answer_is_read_to_64_kib(webhook: Callable[[str], Target]) -
 
     async def read() -> int:
         network = NetworkTransport(NotificationSettings.read())
-        target = webhook(server.url)
-        (url,) = target.settings.urls.values()
-        answer = await network.post(url, b"", {})
+        answer = await network.post(SecretStr(server.url), b"", {})
         await network.close()
         return len(answer.body)
 
     with Rude(http_server.endless) as server:
         assert asyncio.run(read()) == MOST_BODY
+
+
+@pytest.mark.parametrize("sink", ["WEBHOOK", "SLACK", "DISCORD", "TEAMS"])
+@pytest.mark.parametrize(
+    "treat",
+    [
+        http_server.body_that_breaks_off(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{}"),
+        http_server.body_that_breaks_off(b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}"),
+        http_server.body_that_breaks_off(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"),
+        http_server.body_drip,
+    ],
+    ids=["short", "chunk", "nonsense", "drip"],
+)
+def test_a_success_is_one_whatever_becomes_of_its_body(
+    monkeypatch: pytest.MonkeyPatch, sink: str, treat: Treat
+) -> None:
+    """The receiver has it: sent again until it were given up, it would arrive a hundred times."""
+    monkeypatch.setattr("app.notify.transport._BODY_PATIENCE", 0.2)
+    with Rude(treat) as server:
+        (target,) = configured(monkeypatch, {**LOOPBACK, f"SB_NOTIFICATION_{sink}_URL": server.url})
+        assert outcome(target) == "delivered"
+
+
+def test_a_refusal_is_one_whatever_becomes_of_its_body(webhook: Callable[[str], Target]) -> None:
+    head = b"HTTP/1.1 404 Not Found\r\nContent-Length: 10\r\n\r\n{}"
+    with Rude(http_server.body_that_breaks_off(head)) as server:
+        assert outcome(webhook(server.url)) == "rejected client_error 404"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_go_workers_variable_leads_to_private_receivers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tls: bool, host: str
+) -> None:
+    """By http:// too, and with no network allowed; our own variable does not."""
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SB_NOTIFICATION_CA_BUNDLE", str(authority.file))
+    with Receiver(tls=authority.server(host) if tls else None) as receiver:
+        url = receiver.url.replace("127.0.0.1", host)
+        with monkeypatch.context() as patch:
+            (target,) = configured(patch, {"SB_WORKER_WEBHOOK_URL": url})
+            assert outcome(target) == "delivered"
+        (target,) = configured(monkeypatch, {"SB_NOTIFICATION_WEBHOOK_URL": url})
+        assert outcome(target) == "rejected blocked_address"
+        assert len(receiver.seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "arrives"),
+    [
+        ("/a b/ü?q=ü x", "/a%20b/%C3%BC?q=%C3%BC%20x"),
+        ("/a%2Fb/c;d=1?token=a%2Fb+c", "/a%2Fb/c;d=1?token=a%2Fb+c"),
+        ("#fragment", "/"),
+        ("", "/"),
+    ],
+)
+def test_a_url_is_escaped_where_go_escapes_it(monkeypatch: pytest.MonkeyPatch, path: str, arrives: str) -> None:
+    with Receiver() as receiver:
+        url = receiver.url.replace("//", "//wor%40ker:s3cret@") + path
+        (target,) = configured(monkeypatch, {"SB_WORKER_WEBHOOK_URL": url})
+        assert outcome(target) == "delivered"
+    (seen,) = receiver.seen
+    assert seen.path == arrives
+    assert seen.headers["authorization"] == "Basic d29yQGtlcjpzM2NyZXQ="
+
+
+def test_the_go_workers_variable_leads_to_no_metadata_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name can be made to point there at any time."""
+    real = socket.getaddrinfo
+    led_to = {"bridge.monitoring": "169.254.169.254"}
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest, **more: real(led_to.get(host, host), *rest, **more))
+    (target,) = configured(monkeypatch, {"SB_WORKER_WEBHOOK_URL": "http://bridge.monitoring:9093"})
+    assert outcome(target) == "rejected blocked_address"
+
+
+def test_no_connection_to_a_private_receiver_serves_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def both(url: str) -> None:
+        network = NetworkTransport(NotificationSettings.read())
+        try:
+            assert (await network.post(SecretStr(url), b"", {}, private=True)).status == 200
+            with pytest.raises(SinkRejected, match="blocked_address"):
+                await network.post(SecretStr(url), b"", {})
+        finally:
+            await network.close()
+
+    with Receiver() as receiver:
+        asyncio.run(both(receiver.url))
 
 
 def test_redirects_are_not_followed(webhook: Callable[[str], Target]) -> None:
@@ -253,8 +339,6 @@ def test_nothing_of_a_url_is_logged(webhook: Callable[[str], Target], caplog: py
 
 
 def test_what_is_no_url_is_permanent(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pydantic import SecretStr  # noqa: PLC0415
-
     async def post() -> Any:
         network = NetworkTransport(NotificationSettings.read())
         try:

@@ -46,7 +46,18 @@ WEBHOOK = [
 
 SLACK_HOOK = [
     (reply(200, "ok"), "delivered"),
-    (reply(200, "something else"), "unavailable protocol unknown_answer"),
+    (reply(200, "ok\n"), "delivered"),
+    (reply(200, "something else"), "delivered"),  # servers that are compatible with Slack say what they like
+    (reply(200, '{"success":true}'), "delivered"),
+    (reply(200, '{"result":"success","msg":""}'), "delivered"),
+    (reply(200, '{"error":null}'), "delivered"),
+    (reply(200), "delivered"),
+    (reply(201, "created"), "delivered"),
+    (reply(202), "delivered"),
+    (reply(204), "delivered"),
+    (reply(200, "invalid_token"), "rejected auth invalid_token off"),
+    (reply(200, '{"success":false,"error":"never_heard_of_it"}'), "unavailable protocol unknown_answer"),
+    (reply(200, '{"ok":false}'), "unavailable protocol unknown_answer"),
     (reply(400, "invalid_payload"), "rejected client_error invalid_payload"),
     (reply(400, "user_not_found"), "rejected client_error user_not_found"),
     (reply(400, "invalid_token"), "rejected auth invalid_token off"),
@@ -89,6 +100,7 @@ SLACK_API = [
         "unavailable rate_limited ratelimited after 30",
     ),
     (reply(500), "unavailable server_error 500"),
+    (reply(200, "<html>"), "delivered"),
     *(
         (reply(200, '{"ok":false,"error":"%s"}' % word), expected.format(word))  # noqa: UP031 - braces are JSON's
         for words, expected in _SLACK_WORDS.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +13,10 @@ from app.notify.notifier import attempt
 from app.notify.settings import NotificationSettings
 from app.notify.transport import NetworkTransport, ThreadLoops
 from tests.support import http_server
+from tests.support.forward_proxy import ForwardProxy
 from tests.support.http_server import Receiver, Reply, Rude
 from tests.support.outcome import LOOPBACK, NOTE, configured, outcome
+from tests.support.tls import Authority
 from tests.support.waiting import HUNG
 
 URLS = "SB_NOTIFICATION_APPRISE_URLS"
@@ -59,6 +62,35 @@ def test_redirects_and_proxies_lead_nowhere(monkeypatch: pytest.MonkeyPatch) -> 
         (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{receiver.port}/x"})
         assert outcome(target) == "unavailable server_error refused"
         assert (len(receiver.seen), len(elsewhere.seen)) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("hooks.no-such-domain.invalid", "delivered"),
+        ("169.254.169.254", "rejected blocked_address"),
+        ("10.9.8.7", "rejected blocked_address"),
+    ],
+)
+def test_the_proxy_that_is_set_is_taken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str, expected: str
+) -> None:
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.file))
+    with Receiver(tls=authority.server(host)) as receiver, ForwardProxy({host: receiver.port}, login="a:b") as proxy:
+        monkeypatch.setenv("SB_EGRESS_PROXY_URL", proxy.url)
+        (target,) = configured(monkeypatch, {URLS: f"jsons://{host}/x"})
+        assert outcome(target) == expected
+        assert len(receiver.seen) == len(proxy.asked) == (expected == "delivered")
+
+
+def test_what_is_in_the_clear_is_not_led_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SB_EGRESS_NO_PROXY", "spared.invalid")
+    with Receiver() as receiver, ForwardProxy() as proxy:
+        monkeypatch.setenv("SB_EGRESS_PROXY_URL", proxy.url)
+        (target,) = configured(monkeypatch, {**LOOPBACK, URLS: f"json://127.0.0.1:{receiver.port}/x"})
+        assert outcome(target) == "delivered"
+        assert (len(receiver.seen), proxy.asked) == (1, [])
 
 
 def test_an_answer_without_an_end_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,6 +249,57 @@ def test_no_text_becomes_a_header_or_markup() -> None:
 
 
 @pytest.mark.parametrize(
+    ("machine", "setting", "expected"),
+    [
+        ("pod-7f9c", "", "example.org"),  # the sender's domain
+        ("worker.cluster.example.com", "", "worker.cluster.example.com"),
+        ("localhost.localdomain", "", "example.org"),
+        ("10.0.0.7", "", "example.org"),
+        ("worker_1.example.com", "", "example.org"),
+        ("worker.cluster.example.com", "alerts.example.net", "alerts.example.net"),
+        ("pod-7f9c", "[192.0.2.1]", "[192.0.2.1]"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["starttls", "none"])
+def test_a_server_is_greeted_by_a_name_that_it_takes(  # noqa: PLR0913, PLR0917 - the names, and the way
+    target: Any,
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    machine: str,
+    setting: str,
+    expected: str,
+) -> None:
+    """As Postfix does with `reject_non_fqdn_helo_hostname`, which is what many have: a refusal is for ever."""
+    monkeypatch.setattr("sinks.email.gethostname", lambda: machine)
+    server = SmtpServer(tls=authority.server() if mode == "starttls" else None, qualified=True)
+    server.start()
+    more = {"EHLO": setting} if setting else {}
+    more |= {"TLS": "none", "ALLOW_PLAINTEXT": "true"} if mode == "none" else {}
+    try:
+        assert outcome(target(server.port, authority, **more)) == "delivered"
+    finally:
+        server.stop()
+    assert set(server.greetings) == {expected}
+
+
+def test_port_465_means_implicit_tls_when_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def server(**more: str) -> tuple[str, int]:
+        with monkeypatch.context() as patch:
+            for name, value in {**to(25, None), **{f"SB_NOTIFICATION_EMAIL_{n}": v for n, v in more.items()}}.items():
+                patch.setenv(name, value)
+            found = Email.read().server
+        return found.tls, found.port
+
+    assert server(PORT="465") == ("implicit", 465)
+    assert server(PORT="587") == server(PORT="") == ("starttls", 587)
+    assert server(PORT="25") == ("starttls", 25)
+    assert server(PORT="465", TLS="starttls") == ("starttls", 465)
+    assert server(PORT="587", TLS="implicit") == ("implicit", 587)
+    assert server(PORT="", TLS="implicit") == ("implicit", 465)
+
+
+@pytest.mark.parametrize(
     ("wrong", "problem"),
     [
         ({"FROM": ""}, "SB_NOTIFICATION_EMAIL_FROM: required, because SB_NOTIFICATION_EMAIL_HOST is set"),
@@ -262,6 +313,8 @@ def test_no_text_becomes_a_header_or_markup() -> None:
             "SB_NOTIFICATION_EMAIL_USERNAME: no login without TLS",
         ),
         ({"USERNAME": "u"}, "SB_NOTIFICATION_EMAIL_USERNAME: needs SB_NOTIFICATION_EMAIL_PASSWORD"),
+        ({"EHLO": "worker"}, "SB_NOTIFICATION_EMAIL_EHLO: not a name to greet with; accepted: a domain name"),
+        ({"EHLO": "a.b\r\nX"}, "SB_NOTIFICATION_EMAIL_EHLO: not a name to greet with"),
         ({"HOST": "mail.example.org/x"}, "SB_NOTIFICATION_EMAIL_HOST: not a host"),
         ({"PORT": "smtp"}, "SB_NOTIFICATION_EMAIL_PORT: not an integer"),
     ],

@@ -170,6 +170,17 @@ def body_drip(connection: socket.socket, over: threading.Event) -> None:
     _drip(connection, over, b"a")
 
 
+def body_that_breaks_off(answer: bytes) -> Callable[[socket.socket, threading.Event], None]:
+    """Begin an answer, and hang up before its end."""
+
+    def treat(connection: socket.socket, over: threading.Event) -> None:
+        del over
+        connection.recv(65536)
+        connection.sendall(answer)
+
+    return treat
+
+
 def banner_drip(connection: socket.socket, over: threading.Event) -> None:
     """Greet as an SMTP server would, without an end."""
     connection.sendall(b"220-")

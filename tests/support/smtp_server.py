@@ -28,8 +28,12 @@ class SmtpServer(Controller):
         tls: ssl.SSLContext | None = None,
         implicit: bool = False,
         login: bool = False,
+        qualified: bool = False,
     ) -> None:
+        """With `qualified` it takes mail of those only who greet it by a name with a domain, or an address."""
         self.replies = dict(replies or {})
+        self.qualified = qualified
+        self.greetings: list[str] = []
         self.got: list[tuple[str, list[str], EmailMessage]] = []
         self.logins: list[tuple[str, str]] = []
         self.encrypted: list[bool] = []
@@ -57,6 +61,14 @@ class SmtpServer(Controller):
         self.logins.append((data.login.decode(), data.password.decode()))
         return AuthResult(success=True)
 
+    async def handle_EHLO(  # noqa: N802
+        self, _server: SMTP, session: Session, _envelope: Envelope, hostname: str, responses: list[str]
+    ) -> list[str]:
+        """Answer EHLO."""
+        session.host_name = hostname
+        self.greetings.append(hostname)
+        return responses
+
     async def handle_MAIL(  # noqa: N802
         self, _server: SMTP, session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:
@@ -66,9 +78,11 @@ class SmtpServer(Controller):
         return self.replies.get("MAIL", "250 OK")
 
     async def handle_RCPT(  # noqa: N802
-        self, _server: SMTP, _session: Session, envelope: Envelope, address: str, _options: list[str]
+        self, _server: SMTP, session: Session, envelope: Envelope, address: str, _options: list[str]
     ) -> str:
         """Answer RCPT TO; `RCPT address` refuses one recipient only."""
+        if self.qualified and not (str(session.host_name).startswith("[") or "." in str(session.host_name)):
+            return "504 5.5.2 Helo command rejected: need fully-qualified hostname"
         reply = self.replies.get(f"RCPT {address}", self.replies.get("RCPT", "250 OK"))
         if reply.startswith("250"):
             envelope.rcpt_tos.append(address)

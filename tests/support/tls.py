@@ -25,6 +25,11 @@ class Authority:
         issued.private_key_pem.write_to_path(str(key))
         return certificate, key
 
+    @property
+    def pem(self) -> str:
+        """Its certificate."""
+        return self.file.read_text()
+
     def server(self, name: str = "127.0.0.1") -> ssl.SSLContext:
         """Return a server's context for this name."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -132,7 +132,7 @@ CASES += [
     ({**AWS, "SB_KMS_AWS_ENDPOINT": "kms.local"}, f"SB_KMS_AWS_ENDPOINT: {_URL}"),
     ({"SB_WORKER_GITOPS_ENABLED": "yes"}, "SB_WORKER_GITOPS_ENABLED: not a boolean; accepted: true, false, 1, 0, t, f"),
     ({"SB_WORKER_GITOPS_BATCH_SIZE": "0"}, "SB_WORKER_GITOPS_BATCH_SIZE: must be at least 1"),
-    ({"SB_WORKER_GITOPS_HTTP_TIMEOUT": "0s"}, "SB_WORKER_GITOPS_HTTP_TIMEOUT: must be more than 0"),
+    ({"SB_WORKER_GITOPS_HTTP_TIMEOUT": "-1s"}, "SB_WORKER_GITOPS_HTTP_TIMEOUT: must not be negative"),
     ({"SB_WORKER_GITOPS_FRESHNESS": "no"}, "SB_WORKER_GITOPS_FRESHNESS: not a switch; accepted: on, off, true, false"),
     (
         {"SB_SWEEP_GITOPS_POLL_INTERVAL": "15s", "SB_WORKER_GITOPS_POLL_INTERVAL": "20s"},
