@@ -74,6 +74,16 @@ def sql(database: str) -> Iterator[Connection[Any]]:
         yield connection
 
 
+@pytest.fixture
+def role(sql: Connection[Any]) -> Iterator[str]:
+    """Yield the name of a role that may log in, and nothing else."""
+    name = f"powerless_{secrets.token_hex(4)}"
+    sql.execute(f"CREATE ROLE {name} LOGIN".encode())
+    yield name
+    sql.execute(f"DROP OWNED BY {name}".encode())
+    sql.execute(f"DROP ROLE {name}".encode())
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     """Return a Redis."""

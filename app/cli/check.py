@@ -11,6 +11,7 @@ from psycopg.rows import scalar_row
 from app.cli.finding import Finding
 from app.core.errors import BootError, SchemaError, describe
 from app.storage import migrations, postgres
+from app.sweeping.unserved import KNOWN_SCHEMA, Pair, unserved
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 
 _VERSION = "SELECT current_setting('server_version_num')::int"
-_PRESENT = "SELECT to_regclass(%s) IS NOT NULL"
+_PRESENT = """
+SELECT EXISTS (SELECT FROM pg_attribute
+                WHERE attrelid = to_regclass(split_part(%(relation)s, '.', 1)) AND NOT attisdropped
+                  AND split_part(%(relation)s, '.', 2) IN ('', attname))
+"""
 _PRIVILEGE = "SELECT has_table_privilege(to_regclass(%s), %s)"
 _COLUMN_PRIVILEGE = "SELECT has_any_column_privilege(to_regclass(%s), %s)"
 _BY_COLUMN = ("SELECT", "INSERT", "UPDATE")
@@ -39,8 +44,13 @@ _OFF = "SELECT name, off_reason FROM secrets_bridge_worker.notification_target W
 _OWN_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
-def database_findings(settings: DatabaseSettings, sweepers: Sequence[Sweeper[Any]]) -> Iterator[Finding]:
-    """Yield findings about PostgreSQL, the api's tables that these sweepers need, and our own schema."""
+def database_findings(
+    settings: DatabaseSettings, sweepers: Sequence[Sweeper[Any]], pairs: Sequence[Pair] = ()
+) -> Iterator[Finding]:
+    """Yield findings about PostgreSQL, the api's tables that these sweepers need, and our own schema.
+
+    `pairs` are all sweepers with their settings, those that are off too: what of the api nobody serves is told as well.
+    """
     try:
         connection = postgres.connect(settings)
     except BootError as error:
@@ -48,12 +58,14 @@ def database_findings(settings: DatabaseSettings, sweepers: Sequence[Sweeper[Any
         return
     with connection:
         try:
-            yield from _connected(connection, sweepers)
+            yield from _connected(connection, sweepers, pairs)
         except psycopg.Error as error:
             yield Finding("postgres", False, f"a look at the catalog failed: {' '.join(filter(None, describe(error)))}")
 
 
-def _connected(connection: Connection[Any], sweepers: Sequence[Sweeper[Any]]) -> Iterator[Finding]:
+def _connected(
+    connection: Connection[Any], sweepers: Sequence[Sweeper[Any]], pairs: Sequence[Pair]
+) -> Iterator[Finding]:
     version = _query(connection, _VERSION)
     if version < postgres.OLDEST_SERVER:
         yield Finding("postgres", False, f"server version {version // 10000}; needed is 14 or newer")
@@ -62,8 +74,10 @@ def _connected(connection: Connection[Any], sweepers: Sequence[Sweeper[Any]]) ->
     if not _query(connection, _TAKES_WRITES):
         yield Finding("postgres", False, "takes no writes: a standby, or a server or role that is read-only")
     yield from _api(connection)
+    homes = {sweeper.name: sweeper.rests_without(settings) for sweeper, settings in pairs}
     for sweeper in sweepers:
-        yield _sweeper(connection, sweeper)
+        yield _sweeper(connection, sweeper, homes.get(sweeper.name, sweeper.table))
+    yield from _advice(connection, pairs)
     own_schema = _own_schema(connection)
     yield own_schema
     if own_schema.fine and migrations.installed(connection) >= migrations.VERSION:
@@ -73,7 +87,7 @@ def _connected(connection: Connection[Any], sweepers: Sequence[Sweeper[Any]]) ->
 
 
 def _api(connection: Connection[Any]) -> Iterator[Finding]:
-    if not _query(connection, _PRESENT, "schema_migrations"):
+    if not _present(connection, "schema_migrations"):
         yield Finding("api schema", False, "no schema_migrations: the api has not migrated this database yet")
         return
     try:
@@ -84,11 +98,29 @@ def _api(connection: Connection[Any]) -> Iterator[Finding]:
     yield Finding("api schema", not dirty, text)
 
 
-def _sweeper(connection: Connection[Any], sweeper: Sweeper[Any]) -> Finding:
-    missing = [table for table in sweeper.needs if not _query(connection, _PRESENT, table)]
+def _sweeper(connection: Connection[Any], sweeper: Sweeper[Any], home: str) -> Finding:
+    """Return what a sweeper lacks; it rests without `home`, a table or `table.column`, as without what it needs."""
+    missing = [relation for relation in {home: (), **sweeper.needs} if not _present(connection, relation)]
     if missing:
-        return Finding(sweeper.name, False, f"table missing: {', '.join(missing)}; the sweeper rests until it is there")
-    return _privileges(connection, sweeper.name, sweeper.needs, "tables and privileges are there")
+        text = f"table missing: {', '.join(missing)}; the sweeper rests until it is there"
+        return Finding(sweeper.name, False, text, warning=True)
+    used = {relation: privileges for relation, privileges in sweeper.uses.items() if _present(connection, relation)}
+    tables = {relation.partition(".")[0]: privileges for relation, privileges in {**sweeper.needs, **used}.items()}
+    return _privileges(connection, sweeper.name, tables, "tables and privileges are there")
+
+
+def _advice(connection: Connection[Any], pairs: Sequence[Pair]) -> Iterator[Finding]:
+    """Yield warnings: features of the api that nobody serves, and settings that its tables make worth a thought."""
+    found = unserved(connection, pairs)
+    if found.version:
+        text = f"version {found.version} is newer than {KNOWN_SCHEMA}: what has come since is not served"
+        yield Finding("api schema", False, text, warning=True)
+    for name, switch in found.off.items():
+        yield Finding(name, False, f"off, although its table is there; {switch} switches it on", warning=True)
+    for sweeper, settings in pairs:
+        for relation, text in settings.hints.items():
+            if settings.enabled and _present(connection, relation):
+                yield Finding(sweeper.name, False, text, warning=True)
 
 
 def _privileges(
@@ -135,6 +167,12 @@ def _own_schema(connection: Connection[Any]) -> Finding:
     return Finding(
         subject, True, f"version {version}; a worker or `sb-worker migrate` will bring it to {migrations.VERSION}"
     )
+
+
+def _present(connection: Connection[Any], relation: str) -> bool:
+    """Return whether a table is there, or a `table.column`."""
+    with connection.cursor(row_factory=scalar_row) as cursor:
+        return bool(cursor.execute(_PRESENT, {"relation": relation}).fetchone())
 
 
 def _query(connection: Connection[Any], query: Any, *values: str) -> Any:

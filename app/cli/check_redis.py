@@ -17,6 +17,7 @@ from app.core.role import SINK_QUEUE, SWEEP_QUEUE
 from app.storage.redis import Client, check_shards, connect
 from app.storage.redis_reasons import explain, reason
 from app.sweeping.lock import Locks, Tick
+from app.sweeping.target_locks import RedisTargetLocks
 from app.worker.broker import Broker
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ COMMANDS = (
 
 def acl_rules(namespace: str, queues: str) -> str:
     """Return the rules of an ACL that suffice; `queues` is the prefix of Dramatiq's keys."""
-    keys = (f"*{namespace}:*worker:sweeper:*", queues, f"{queues}:*")
+    keys = (f"*{namespace}:*worker:sweeper:*", f"{namespace}:lock:discover:*", queues, f"{queues}:*")
     return " ".join([*(f"~{key}" for key in keys), *(f"+{command}" for command in COMMANDS)])
 
 
@@ -75,11 +76,11 @@ def _attempted(subject: str, use: Callable[[], None], settings: RedisSettings, b
 
 
 def _use_locks(client: Client, settings: RedisSettings) -> None:
-    """Take a lock, renew it, and give it back with its slot marked. Raises redis.RedisError."""
+    """Take a lock, renew it, and give it back with its slot marked; and one of a target. Raises redis.RedisError."""
     locks = Locks(client, namespace=settings.namespace, lease=timedelta(seconds=10))
     name = f"check-{secrets.token_hex(4)}"
     lock = f"{settings.namespace}:lock:worker:sweeper:{name}"
-    keys = (lock, f"{{{lock}}}:tick")
+    keys, target = (lock, f"{{{lock}}}:tick"), f"{settings.namespace}:lock:discover:{name}"
     try:
         for done in (False, True):
             tick = locks.acquire(name, slot=1, sent=None, interval=timedelta(seconds=1))
@@ -88,8 +89,13 @@ def _use_locks(client: Client, settings: RedisSettings) -> None:
                 locks.release(tick, done=done)
             if client.exists(keys[0]):  # a release never raises
                 raise NoPermissionError("NOPERM a release")
+        targets = RedisTargetLocks(client, settings.namespace)
+        targets.take(name)
+        targets.release(name)
+        if client.exists(target):
+            raise NoPermissionError("NOPERM a release")
     finally:
-        _forget(client, *keys)
+        _forget(client, *keys, target)
 
 
 def _use_queues(broker: Broker) -> None:

@@ -83,10 +83,9 @@ def check_command(as_json: bool) -> None:
         if settings.enabled
         for warning in settings.warnings
     ]
-    findings += check.database_findings(loaded.database, [sweeper for sweeper, settings in pairs if settings.enabled])
-    for sweeper, settings in pairs:
-        if settings.enabled:
-            findings += [Finding(sweeper.name, False, warning, warning=True) for warning in settings.warnings]
+    on = [sweeper for sweeper, settings in pairs if settings.enabled]
+    findings += check.database_findings(loaded.database, on, pairs)
+    for _, settings in pairs:
         if settings.enabled and isinstance(settings, KmsSettings):
             findings += check_tokens.token_findings(loaded.database, settings)
     if as_json or not sys.stdout.isatty():
@@ -143,7 +142,7 @@ def status_command(as_json: bool, watch: bool) -> None:
     configure_logging("error")
     loaded = _load()
     pairs = zip(SWEEPERS, loaded.sweepers, strict=True)
-    cadences = [(sweeper.name, settings.interval) for sweeper, settings in pairs if settings.enabled]
+    cadences = [(sweeper.name, settings.tick) for sweeper, settings in pairs if settings.enabled]
     console = Console()
     with suppress(KeyboardInterrupt), postgres.connect(loaded.database) as connection:
         if migrations.installed(connection) == 0:

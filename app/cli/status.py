@@ -19,15 +19,13 @@ if TYPE_CHECKING:
 
 # The last run of each sweeper, and what the ledger still holds of the earlier ones.
 _RUNS = """
-SELECT DISTINCT ON (name) name, slot, worker, started_at, finished_at, outcome, changed, batches, handed_over,
-       error_class, sqlstate, now() AS now,
-       sum(changed) OVER named AS total,
-       count(*) FILTER (WHERE outcome = 'success') OVER named AS succeeded,
-       count(*) FILTER (WHERE outcome = 'failure') OVER named AS failed,
-       sum(covered) OVER named AS covered
-  FROM secrets_bridge_worker.sweep_run
-WINDOW named AS (PARTITION BY name)
- ORDER BY name, id DESC
+SELECT last.name, slot, worker, started_at, finished_at, outcome, changed, batches, handed_over,
+       error_class, sqlstate, now() AS now, total, succeeded, failed, ledger.covered
+  FROM (SELECT max(id) AS id, sum(changed) AS total, sum(covered) AS covered,
+               count(*) FILTER (WHERE outcome = 'success') AS succeeded,
+               count(*) FILTER (WHERE outcome = 'failure') AS failed
+          FROM secrets_bridge_worker.sweep_run GROUP BY name) AS ledger
+  JOIN secrets_bridge_worker.sweep_run AS last USING (id)
 """
 _NOW = "SELECT now() AS now"
 

@@ -103,8 +103,9 @@ class _Demo:
             **argocd.variables(),
             "SB_DISCOVER_TARGETS_JSON": data.TARGETS,
         }
-        os.environ.update(CADENCES)
-        self.cadences = [(sweeper.name, sweeper.settings.read().interval) for sweeper in SWEEPERS]
+        os.environ.update({**CADENCES, **argocd.variables()})
+        settings = [(sweeper.name, sweeper.settings.read()) for sweeper in SWEEPERS]
+        self.cadences = [(name, own.tick) for name, own in settings if own.enabled]
 
     def run(self) -> int:
         with psycopg.connect(self.database, autocommit=True) as connection:

@@ -622,6 +622,28 @@ CREATE TABLE sync_runs (
 CREATE INDEX sync_runs_mapping_started_idx ON sync_runs
     USING btree (mapping_id, started_at DESC);
 
+CREATE TABLE sessions (
+    id              uuid NOT NULL DEFAULT gen_random_uuid(),
+    user_id         uuid NOT NULL,
+    token_hash      bytea NOT NULL,
+    created_at      timestamp with time zone NOT NULL DEFAULT now(),
+    expires_at      timestamp with time zone NOT NULL,
+    idle_expires_at timestamp with time zone NOT NULL,
+    last_mfa_at     timestamp with time zone,
+    revoked_at      timestamp with time zone,
+    ip              text,
+    user_agent      text,
+    CONSTRAINT sessions_pkey
+        PRIMARY KEY (id)
+);
+CREATE INDEX sessions_expires_at_idx ON sessions
+    USING btree (expires_at);
+CREATE UNIQUE INDEX sessions_token_hash_uniq ON sessions
+    USING btree (token_hash);
+CREATE INDEX sessions_user_id_active_idx ON sessions
+    USING btree (user_id, expires_at)
+    WHERE (revoked_at IS NULL);
+
 -- Foreign keys, after all tables that they point to.
 ALTER TABLE secret_wraps
     ADD CONSTRAINT secret_wraps_consumed_by_agent_fkey

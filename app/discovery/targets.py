@@ -1,8 +1,9 @@
 """SB_DISCOVER_TARGETS_JSON: three published shapes of a discover target, and the one job that all of them become.
 
 Published were `{agent_id, provider, config, scope}`, `{name, cluster, provider_type, provider_config, scope}` and
-`{cluster, provider, scope}`; any mixture is accepted. An agent decodes `payload.scope` as a string and drops the job
-when it is anything else, so a scope that is an object is translated here and never sent there.
+`{cluster, provider, scope}`; any mixture is accepted, keys in any case as Go reads them. An agent decodes
+`payload.scope` as a string and drops the job when it is anything else, so a scope that is an object is translated here
+and never sent there.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
@@ -84,31 +85,28 @@ def parse(text: str) -> Targets:
         entries = json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError("not JSON; accepted: a list of objects with provider and agent_id or cluster") from None
+    if entries is None:  # as in Go, where it is an empty list
+        return Targets((), ("null is taken as no targets; leave the variable unset",))
     if not isinstance(entries, list):
         raise ValueError("not a list; accepted: a JSON list of objects with provider and agent_id or cluster")  # noqa: TRY004
     problems: list[str] = []
     warnings: list[str] = []
-    targets: list[Target] = []
+    targets: dict[str, Target] = {}
+    numbers: dict[str, int] = {}
     for number, entry in enumerate(entries, 1):
         reader = _Reader(entry)
         target = reader.target()
         problems += [f"target {number}: {problem}" for problem in reader.problems]
         warnings += [f"target {number}: {warning}" for warning in reader.warnings]
-        targets += [target] if not reader.problems else []
-    problems += _duplicates(targets)
+        if not reader.problems and targets.setdefault(target.identity, target) is not target:
+            warnings.append(f"target {number}: the same as target {numbers[target.identity]}; both get one job")
+        numbers.setdefault(target.identity, number)
     if problems:
         raise ValueError("\n".join(problems))
-    return Targets(tuple(_distinct(targets)), tuple(warnings))
+    return Targets(tuple(_distinct(targets.values())), tuple(warnings))
 
 
-def _duplicates(targets: list[Target]) -> Iterator[str]:
-    identities = Counter(target.identity for target in targets)
-    for count in identities.values():
-        if count > 1:
-            yield f"{count} targets are the same one; list each target once"
-
-
-def _distinct(targets: list[Target]) -> Iterator[Target]:
+def _distinct(targets: Iterable[Target]) -> Iterator[Target]:
     """Yield the targets with distinct names, for logs: those that share one get a number."""
     seen: Counter[str] = Counter()
     for target in targets:
@@ -123,7 +121,7 @@ class _Reader:
     def __init__(self, entry: object) -> None:
         self.problems: list[str] = []
         self.warnings: list[str] = []
-        self.entry: dict[str, Any] = entry if isinstance(entry, dict) else {}
+        self.entry = {key.lower(): value for key, value in entry.items()} if isinstance(entry, dict) else {}
         if not isinstance(entry, dict):
             self.problems.append("not an object")
         elif unfit := jsonb.problems(entry):
@@ -167,11 +165,11 @@ class _Reader:
 
     def _name(self, provider: str, location: str) -> str:
         name = self._text("name") or f"{provider}@{location}"
-        if not _SAFE_WORD.fullmatch(name):
-            if "name" in self.entry:
-                self.problems.append("name must be 1 to 64 letters, digits and _ . @ # -")
-            return provider
-        return name
+        if _SAFE_WORD.fullmatch(name):
+            return name
+        if self.entry.get("name"):
+            self.warnings.append("name is not 1 to 64 letters, digits and _ . @ # -, and the provider stands for it")
+        return provider
 
     def _config(self) -> dict[str, Any]:
         value = self._either("config", "provider_config")

@@ -14,3 +14,8 @@ class GitopsSettings(SweeperSettings):
     def enabled(self) -> bool:
         """Only when switched on."""
         return self.gitops
+
+    @property
+    def switch(self) -> str:
+        """The one of both."""
+        return "SB_WORKER_GITOPS_ENABLED"

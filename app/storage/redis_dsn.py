@@ -107,6 +107,9 @@ def _tls(*, verified: bool) -> dict[str, Any]:
         "ssl_cert_reqs": "required" if verified else "none",
         "ssl_check_hostname": verified,
         "ssl_min_version": ssl.TLSVersion.TLSv1_2,
+        # Python 3.13 changes both; in Go a chain may end in the middle, and RFC 5280 is not applied to the letter.
+        "ssl_include_verify_flags": [ssl.VERIFY_X509_PARTIAL_CHAIN],
+        "ssl_exclude_verify_flags": [ssl.VERIFY_X509_STRICT],
     }
 
 

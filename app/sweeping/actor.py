@@ -59,7 +59,7 @@ class SweepActor:
             return lock.NOT_DONE
         except RunFailed as error:
             outcome = RunOutcome(done=False, afterwards=error.write_down)
-            wait = backoff(tick.attempt, self._settings.interval)
+            wait = backoff(tick.attempt, self._settings.tick)
             if wait is not None:
                 log.info("scheduler: task will be tried again", task=name, wait=wait)
                 raise RetryRun(error, outcome, wait) from None
@@ -83,7 +83,9 @@ class SweepActor:
         """Log once that the api's table is missing, and once that it is there."""
         metrics.TABLE_MISSING.labels(self._sweeper.name).set(missing)
         if missing and not self._resting:
-            log.warning("the api's table is missing; the sweep rests until it is there", task=self._sweeper.name)
+            table = self._sweeper.rests_without(self._settings)
+            text = "the api's table is missing; the sweep rests until it is there"
+            log.warning(text, task=self._sweeper.name, table=table)
         elif self._resting and not missing:
             log.info("the api's table is there; the sweep goes on", task=self._sweeper.name)
         self._resting = missing

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 # All limits are shorter than the lease: a statement, a wait or a pause that outlives the lock must end first.
 BEGIN = """
 SELECT now() AS now,
-       to_regclass(%(table)s) IS NOT NULL AS present,
+       EXISTS (SELECT FROM pg_attribute
+                WHERE attrelid = to_regclass(split_part(%(relation)s, '.', 1)) AND NOT attisdropped
+                  AND split_part(%(relation)s, '.', 2) IN ('', attname)) AS present,
        set_config('statement_timeout', %(statement)s, true),
        set_config('lock_timeout', %(lock)s, true),
        set_config('idle_in_transaction_session_timeout', %(idle)s, true)
@@ -218,9 +220,12 @@ class Claimed(NamedTuple):
     interrupted: Sequence[Interrupted]
 
 
-def begin(cursor: Cursor[dict[str, Any]], table: str, limits: Limits) -> datetime:
-    """Open a transaction under its limits and return its time. Raises NotDue when the api's table is missing."""
-    row = only_row(cursor.execute(BEGIN, {"table": table, **limits._asdict()}))
+def begin(cursor: Cursor[dict[str, Any]], relation: str, limits: Limits) -> datetime:
+    """Open a transaction under its limits and return its time.
+
+    Raises NotDue when the api's table, or `table.column`, is missing.
+    """
+    row = only_row(cursor.execute(BEGIN, {"relation": relation, **limits._asdict()}))
     if not row["present"]:
         raise NotDue(Reason.TABLE_MISSING)
     now: datetime = row["now"]

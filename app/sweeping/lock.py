@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,8 @@ from app.core.errors import LeaseLost, describe
 from app.storage.connection import BoundedConnection, shut
 from app.sweeping import clocks
 from app.sweeping.schedule import Slot
+from app.sweeping.strategy import TargetLocks
+from app.sweeping.target_locks import RedisTargetLocks
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -192,6 +194,8 @@ class Tick:
     taken_at: int = 0
     #: How far the clock of its scheduler was ahead of Redis's, microseconds.
     ahead: int = 0
+    #: Locks of single targets that its run may take.
+    targets: TargetLocks = field(default_factory=TargetLocks)
 
 
 #: The tick that this thread is working on.
@@ -208,6 +212,7 @@ class Locks:
         namespace: str,
         lease: timedelta,
     ) -> None:
+        self._client = client
         self._namespace = namespace
         self._length = lease
         self._pause = lease.total_seconds() / 3
@@ -256,7 +261,8 @@ class Locks:
         with self._changed:
             self._held[token] = lease
             self._changed.notify()
-        return Tick(lease, interval, int(due) if due else None, attempt, int(taken_at[0]), ahead)
+        targets = RedisTargetLocks(self._client, self._namespace)
+        return Tick(lease, interval, int(due) if due else None, attempt, int(taken_at[0]), ahead, targets)
 
     def renew(self, lease: Lease) -> bool:
         """Have the lock's key live for another lease; return whether it is still ours. Raises redis.RedisError."""

@@ -130,7 +130,7 @@ class _Attempt(Generic[S]):
         self._tick = tick
         self._limits = ledger.Limits.below(runner.lease)
         self._started = time.perf_counter()
-        budget = runner.budget or min(BUDGET_MOST, settings.interval * BUDGET_SHARE)
+        budget = runner.budget or min(BUDGET_MOST, settings.tick * BUDGET_SHARE)
         self._ends = time.monotonic() + budget.total_seconds()
 
     @property
@@ -214,7 +214,7 @@ class _Attempt(Generic[S]):
         self._tick.lease.check()
         started = time.perf_counter()
         with cursor.connection.transaction():
-            now = ledger.begin(cursor, self._sweeper.table, self._limits)
+            now = ledger.begin(cursor, self._sweeper.rests_without(self._settings), self._limits)
             if before is None:
                 before = self._claim(cursor, now, now - strategy.older_than)
             else:
@@ -232,7 +232,7 @@ class _Attempt(Generic[S]):
 
     def _claim(self, cursor: Cursor[dict[str, Any]], now: datetime, cutoff: datetime) -> RunState | None:
         """Claim the newest due slot, if it was not, and report what unfinished runs before this one had done."""
-        runner, name, interval = self._runner, self._sweeper.name, self._settings.interval
+        runner, name, interval = self._runner, self._sweeper.name, self._settings.tick
         slot = self._due(now)
         claimed = ledger.claim(cursor, name, slot, interval, worker=runner.worker, now=now, cutoff=cutoff)
         if claimed is None:
@@ -245,7 +245,7 @@ class _Attempt(Generic[S]):
 
         A tick that is further ahead stands for the newest slot that is due, as an old one does.
         """
-        tick, interval = self._tick, self._settings.interval
+        tick, interval = self._tick, self._settings.tick
         if tick.taken_at:
             redis_ahead = moment(tick.taken_at) - now
             clocks.observe("redis", redis_ahead)
@@ -263,7 +263,7 @@ class _Attempt(Generic[S]):
     ) -> RunState:
         claimed, outbox = before.claimed, self._runner.outbox
         table, position, rows = self._sweeper.table, claimed.position, claimed.batch_rows
-        run = Run(cursor, table, claimed.slot, claimed.began, claimed.cutoff, position, rows)
+        run = Run(cursor, table, claimed.slot, claimed.began, claimed.cutoff, position, rows, self._tick.targets)
         step = Step({}, last=False, resume_at=strategy.resume_at)
         if not hand_over:
             step = self._strategy_step(strategy, run, begun=before.transactions > 0)
@@ -321,10 +321,10 @@ class _Attempt(Generic[S]):
 
     def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[int, bool]:
         """Write the failure into the ledger; return how many there were in a row, and whether its rows are reported."""
-        now = ledger.begin(cursor, self._sweeper.table, self._limits)
+        now = ledger.begin(cursor, self._sweeper.rests_without(self._settings), self._limits)
         if self.newest is not None:
             return ledger.fail(cursor, self.newest.claimed, failure)
-        name, slot = self._sweeper.name, slot_at(microseconds(now), self._settings.interval)
+        name, slot = self._sweeper.name, slot_at(microseconds(now), self._settings.tick)
         began, worker = now - timedelta(seconds=self.seconds), self._runner.worker
         return ledger.record_failed(cursor, name, slot, started_at=began, worker=worker, failure=failure), True
 

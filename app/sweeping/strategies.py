@@ -150,11 +150,15 @@ class _Scan(Strategy):
             self._begin(run)
             self._begun = True
         if self._around:
-            last = self._sweep(run, 1, look=True)["last"]
-            self._around = False
-            if last is not None:
-                self._pass(last)
+            self._go_around(run)
         return self._advance(run)
+
+    def _go_around(self, run: Run) -> None:
+        """Go on behind the row that cannot be swept."""
+        last = self._sweep(run, 1, look=True)["last"]
+        self._around = False
+        if last is not None:
+            self._pass(last)
 
     def _sweep(self, run: Run, limit: int, *, look: bool = False) -> dict[str, Any]:
         """Run the statement on what comes next and return its counts and `last`; keep how many rows it found."""
@@ -194,7 +198,7 @@ class PageScan(_Scan):
 
     def __init__(self, sql: PageSql, *, older_than: timedelta = timedelta(0)) -> None:
         super().__init__(sql.gentle, older_than=older_than)
-        self.sql = sql
+        self.use(sql)
         #: How many of the next steps are gentle, and how many pages a direct one has covered.
         self._gentle_steps = 0
         self._span = 0
@@ -203,6 +207,10 @@ class PageScan(_Scan):
     def resume_at(self) -> int:
         """The page that the next run goes on with."""
         return self._ranges.position if self._begun else 0
+
+    def use(self, sql: PageSql) -> None:
+        """Sweep by these statements from now on."""
+        self.sql, self._query = sql, sql.gentle
 
     def recover(self, error: psycopg.Error) -> bool:
         """Leave out for a while the rows that others hold; else as any scan does."""
@@ -247,6 +255,7 @@ class PageScan(_Scan):
         _, end = ranges.next(self.sizer.pages)
         counts = run.row(self.sql.direct, **self._next(), span=span, cutoff=run.cutoff)
         self._found, stop = counts.pop("found"), counts.pop("stop")
+        counts = self._swept(run, counts, alone=False)
         ranges.move(stop or end)
         self._span = span if stop else 0
         return counts
@@ -261,6 +270,14 @@ class PageScan(_Scan):
         elif not self._partitioned:
             ranges.move_behind(last)
         # Else what is left may be anywhere in the range, which is swept again: what was found is gone from it.
+        return counts
+
+    def _sweep(self, run: Run, limit: int, *, look: bool = False) -> dict[str, Any]:
+        return self._swept(run, super()._sweep(run, limit, look=look), alone=limit == 1)
+
+    def _swept(self, run: Run, counts: dict[str, Any], *, alone: bool) -> dict[str, Any]:
+        """Return what a statement has counted. A sweeper's own work on what was changed goes here, a row if `alone`."""
+        del run, alone
         return counts
 
     def _size(self, run: Run) -> int:
@@ -350,11 +367,15 @@ class Items(Strategy, Generic[T]):
             return Step({}, last=False, resume_at=self._position(start))
         if isinstance(counts, Failure):
             log.warning("one target failed, the others go on", **self._name(chosen[0]), **counts._asdict())
+            self.refused(run, chosen[0], counts)
             counts = {"failed": 1}
         else:
             self._size = min(self._size * 2, MOST_ITEMS)
         self._done += len(chosen)
         return Step(counts, self._done >= len(order), self._position(start))
+
+    def refused(self, run: Run, item: T, failure: Failure) -> None:
+        """Do what is to be done for an item that PostgreSQL refuses; it is counted and told."""
 
     @property
     def resume_at(self) -> int:

@@ -7,7 +7,7 @@ three that take their SQL.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
@@ -33,6 +33,18 @@ class Step(NamedTuple):
     resume_at: int | None = 0
 
 
+class TargetLocks:
+    """Locks of single targets beside the sweeper's own, for work that others do as well. These are nobody's."""
+
+    def take(self, target: str) -> bool:
+        """Take a target's lock, which runs out by itself; return whether it was free."""
+        del target
+        return True
+
+    def release(self, target: str) -> None:
+        """Give a target's lock back before it runs out. Never raises."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A run as its strategy sees it: a cursor in an open transaction, and times by the database's clock, UTC."""
@@ -49,6 +61,7 @@ class Run:
     position: int = 0
     #: How many rows to begin with, where a run before this one found the usual number too slow.
     batch_rows: int | None = None
+    targets: TargetLocks = field(default_factory=TargetLocks)
 
     @property
     def slot_start(self) -> datetime:

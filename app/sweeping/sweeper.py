@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
@@ -24,9 +24,29 @@ class SweeperSettings(Settings):
     interval: Cadence
 
     @property
+    def tick(self) -> timedelta:
+        """How often the sweeper is run: its interval, unless some of its work is due more often."""
+        return self.interval
+
+    @property
     def enabled(self) -> bool:
         """Whether the sweeper is registered at all."""
         return True
+
+    @property
+    def switch(self) -> str:
+        """The variable that switches a sweeper on which is not enabled."""
+        return ""
+
+    @property
+    def rests_without(self) -> str:
+        """The table, or `table.column`, without which there is nothing to do; empty: the first that is needed."""
+        return ""
+
+    @property
+    def hints(self) -> Mapping[str, str]:
+        """What `sb-worker check` tells an operator where a table is there: texts by table, or by `table.column`."""
+        return {}
 
     def problems(self, *, dev: bool) -> Iterable[str]:
         """Return what is wrong across variables, one line each without a value; asked only when enabled."""
@@ -74,10 +94,11 @@ class EventText:
     count: str
     #: May name the number as `{changed}`.
     detail: str = ""
-    #: Counts that are reported at 0 too, because receivers read them.
-    always: tuple[str, ...] = ()
-    #: Counts that make an event a warning.
+    #: Counts that make an event a warning, and what such a one is called, where that differs.
     warn_by: tuple[str, ...] = ()
+    warning: str = ""
+    #: Counts that the event shows when they are zero, too.
+    always: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,22 +113,30 @@ class Sweeper(Generic[S]):
     counts: tuple[str, ...] = ()
     #: The count that makes a run a failed one, to be tried again.
     fails_by: str = ""
+    #: What it touches as well where that is there, with the privileges.
+    uses: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def table(self) -> str:
-        """The table that is swept; the sweeper rests while it is not there."""
-        return next(iter(self.needs))
+        """The table that is swept."""
+        return next(iter(self.needs)).partition(".")[0]
+
+    def rests_without(self, settings: S) -> str:
+        """Return the table, or `table.column`, without which there is nothing to do."""
+        return settings.rests_without or next(iter(self.needs))
 
     def done(self, sweep: Sweep, **more: int) -> Event:
         """Return the event of what was changed."""
         detail = self.text.detail.format(changed=sweep.changed)
         if not detail and sweep.cutoff is not None and self.text.severity is Severity.WARN:
             detail = f"cutoff={sweep.cutoff:%Y-%m-%dT%H:%M:%SZ}"
-        counts = {name: number for name, number in sweep.counts.items() if number or name in self.text.always}
+        counts = _not_zero(sweep)
         total = {self.text.count: sweep.changed} if self.text.count else {}
-        alarming = any(counts.get(name) for name in self.text.warn_by)
+        total.update(dict.fromkeys(self.text.always, 0))
+        alarming = any(name in counts for name in self.text.warn_by)
         severity = Severity.WARN if alarming else self.text.severity
-        return Event(self.name, severity, self.text.done, detail, {**total, **counts, **more})
+        title = self.text.warning if alarming and self.text.warning else self.text.done
+        return Event(self.name, severity, title, detail, {**total, **counts, **more})
 
     def failed(self, failure: str, sweep: Sweep) -> Event:
         """Return the event of a streak's first failure: `failure` is a class name and an SQLSTATE."""
@@ -135,16 +164,19 @@ def sweeper(  # noqa: PLR0913 - what a sweeper is
     text: EventText,
     counts: tuple[str, ...] = (),
     fails_by: str = "",
+    uses: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> Callable[[Callable[[S], Strategy]], Sweeper[S]]:
     """Declare the decorated function as the sweeper `name`.
 
     The function returns the strategy of one run. Each of its steps is a transaction, and counts how many rows it
     `changed`, with further numbers under the names in `counts`. `needs` maps the api's tables that it touches, the
-    swept one first, to the privileges that it must have on them. A run in which the count `fails_by` is not zero has
-    failed. `name` is a lock key, a metric label and a log word: renaming it is a breaking change.
+    swept one first, to the privileges that it must have on them; `table.column` where only a table that is new enough
+    to have that column will do. The sweeper rests while the first one is not there. `uses` are those without which it
+    does all its other work. A run in which the count `fails_by` is not zero has failed. `name` is a lock key, a metric
+    label and a log word: renaming it is a breaking change.
     """
 
     def declare(strategy: Callable[[S], Strategy]) -> Sweeper[S]:
-        return Sweeper(name, needs, settings, text, strategy, counts, fails_by)
+        return Sweeper(name, needs, settings, text, strategy, counts, fails_by, uses)
 
     return declare

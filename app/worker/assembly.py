@@ -40,6 +40,7 @@ from app.sweeping.lock import RunOutcome
 from app.sweeping.runner import Runner
 from app.sweeping.schedule import Every
 from app.sweeping.sweeper import SweeperSettings
+from app.sweeping.unserved import KNOWN_SCHEMA, Pair, Unserved, unserved
 from app.worker import file_limit, probes
 from app.worker.broker import Broker
 from app.worker.exposition import Exposition
@@ -121,6 +122,7 @@ class _Assembly:
         self.say = log.info if speaks_for_all() else log.debug
         self.registered: list[str] = []
         self.watched: list[Watched] = []
+        self.pairs: list[Pair] = []
         grace = worker.shutdown_grace.total_seconds()
         self.broker = Broker(
             client=self.queue,
@@ -138,18 +140,19 @@ class _Assembly:
 
     def register(self, sweeper: AnySweeper, settings: SweeperSettings) -> None:
         """Make an actor of a sweeper, unless its settings leave it out."""
+        self.pairs.append((sweeper, settings))
         if not settings.enabled:
             self.say("scheduler task not registered, it is not configured", task=sweeper.name)
             return
         for warning in settings.warnings if speaks_for_all() else ():
             log.warning(warning, task=sweeper.name)
         declare = dramatiq.actor(
-            actor_name=sweeper.name, queue_name=SWEEP_QUEUE, broker=self.broker, periodic=Every(settings.interval)
+            actor_name=sweeper.name, queue_name=SWEEP_QUEUE, broker=self.broker, periodic=Every(settings.tick)
         )
         declare(SweepActor(self.runner, sweeper, settings).run)
         self.registered.append(sweeper.name)
-        self.watched.append(Watched(sweeper.name, sweeper.table, settings.interval))
-        self.say("scheduler task registered", task=sweeper.name, interval=settings.interval)
+        self.watched.append(Watched(sweeper.name, sweeper.rests_without(settings), settings.tick))
+        self.say("scheduler task registered", task=sweeper.name, interval=settings.tick)
 
     def register_notifier(self) -> None:
         """Make the two actors of the queue `sinks`: one delivers, one finds what Redis has lost."""
@@ -255,6 +258,15 @@ class _Assembly:
             raise BootError(f"REDIS_URL: Redis cannot be used: {explain(error)}") from None
         with postgres.connect(self.loaded.database) as connection:
             migrations.migrate(connection)
+            if self.role.first and SWEEP_QUEUE in self.role.queues:
+                self._tell_unserved(unserved(connection, self.pairs))
+
+    def _tell_unserved(self, found: Unserved) -> None:
+        """Log in one line what of the api is not served, if there is anything."""
+        newer = {"schema": found.version, "known_schema": KNOWN_SCHEMA} if found.version else {}
+        off = {"off": [f"{name} ({switch})" for name, switch in found.off.items()]} if found.off else {}
+        if newer or off:
+            log.warning("the api has features that this worker does not serve", **newer, **off)
 
     @cached_property
     def _redis_check(self) -> Check:

@@ -32,15 +32,17 @@ _READ: LiteralString = """
 SELECT cadence.name, extract(epoch FROM clock_timestamp() - nullif(state.last_slot, 'epoch'))::float8 AS age
   FROM unnest(%(names)s::text[], %(relations)s::text[]) AS cadence (name, relation)
   LEFT JOIN secrets_bridge_worker.sweep_state AS state USING (name)
- WHERE to_regclass(cadence.relation) IS NOT NULL
+ WHERE EXISTS (SELECT FROM pg_attribute
+                WHERE attrelid = to_regclass(split_part(cadence.relation, '.', 1)) AND NOT attisdropped
+                  AND split_part(cadence.relation, '.', 2) IN ('', attname))
 """
 
 
 class Watched(NamedTuple):
-    """A sweeper, the table that it sweeps, and how often it is to run."""
+    """A sweeper, the table or `table.column` without which it rests, and how often it is to run."""
 
     name: str
-    table: str
+    relation: str
     interval: timedelta
 
 
@@ -92,7 +94,7 @@ class Overdue:
         """Return for each sweeper that does not rest the age of its newest slot, seconds; None for no run ever."""
         parameters = {
             "names": [cadence.name for cadence in self._cadences],
-            "relations": [cadence.table for cadence in self._cadences],
+            "relations": [cadence.relation for cadence in self._cadences],
         }
         with self._pool.connection(timeout=1.0) as connection, connection.transaction():
             cursor = connection.cursor(row_factory=tuple_row)

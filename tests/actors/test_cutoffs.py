@@ -16,13 +16,28 @@ from psycopg import Connection
 from psycopg.rows import dict_row
 
 from actors.agents_stale import AgentsStale, agents_stale
+from actors.cross_team_fill_window_expired import CrossTeamFillWindowExpired, cross_team_fill_window_expired
 from actors.jobs_recovery import JobsRecovery, jobs_recovery
+from actors.reveal_sessions_expired import reveal_sessions_expired
 from actors.secrets_stale import SecretsStale, secrets_stale
+from actors.sessions_expired import SessionsExpired, sessions_expired
 from actors.wraps_expired import WrapsExpired, wraps_expired
+from app.core.errors import NotDue
 from app.sweeping.strategy import Run
 from app.sweeping.sweeper import Sweeper, SweeperSettings
 from tests.support.replica import Replica
-from tests.support.rows import FIXED, column, insert_agent, insert_job, insert_secret, insert_wrap, rows
+from tests.support.rows import (
+    FIXED,
+    column,
+    insert_agent,
+    insert_cross_team_request,
+    insert_job,
+    insert_reveal_session,
+    insert_secret,
+    insert_session,
+    insert_wrap,
+    rows,
+)
 
 SECOND = timedelta(seconds=1)
 TICK = timedelta(microseconds=1)
@@ -147,7 +162,76 @@ def test_a_grace_leaves_dead_claims_to_other_agents_for_so_long(database: str, s
     assert column(sql, "SELECT id::text FROM sync_jobs WHERE status = 'expired'") == [dead]
 
 
-@pytest.mark.parametrize("sweeper", [wraps_expired, secrets_stale, agents_stale, jobs_recovery], ids=lambda s: s.name)
+def test_cross_team_requests_expire_with_their_window(database: str, sql: Connection[Any]) -> None:
+    over = [insert_cross_team_request(sql, FIXED - ago) for ago in (SECOND, TICK, timedelta(0))]
+    insert_cross_team_request(sql, FIXED + TICK)
+    insert_cross_team_request(sql, FIXED + SECOND)
+    insert_cross_team_request(sql, None)
+    for status in ("pending", "pending_verification", "refused", "approved", "cancelled"):
+        insert_cross_team_request(sql, FIXED - SECOND, status=status)
+
+    assert once(database, cross_team_fill_window_expired, CrossTeamFillWindowExpired()) == {"changed": 3}
+
+    assert sorted(column(sql, "SELECT id::text FROM access_requests WHERE status = 'expired'")) == sorted(over)
+
+
+def test_a_fill_and_the_end_of_its_window_exclude_each_other(
+    database: str, replica: Replica, sql: Connection[Any]
+) -> None:
+    fill = (
+        "UPDATE access_requests SET status = 'pending_verification', filled_at = now()"
+        " WHERE id = %s AND status = 'pending_values'"
+    )
+    filled, late = insert_cross_team_request(sql, FIXED), insert_cross_team_request(sql, FIXED)
+    with psycopg.connect(database) as api:
+        api.execute(fill, [filled])
+        assert replica.run(cross_team_fill_window_expired, CrossTeamFillWindowExpired()).changed == 1
+        api.commit()
+    replica.next_slot()
+    assert replica.run(cross_team_fill_window_expired, CrossTeamFillWindowExpired()).changed == 0
+    assert sql.execute(fill.encode(), [late]).rowcount == 0
+    states = {row["id"]: row["status"] for row in rows(sql, "SELECT id::text, status FROM access_requests")}
+    assert states == {filled: "pending_verification", late: "expired"}
+
+
+def test_an_older_api_has_no_fill_window_and_the_sweep_rests(replica: Replica, sql: Connection[Any]) -> None:
+    insert_cross_team_request(sql, FIXED)
+    sql.execute("ALTER TABLE access_requests RENAME fill_expires_at TO elsewhere")
+    with pytest.raises(NotDue):
+        replica.run(cross_team_fill_window_expired, CrossTeamFillWindowExpired())
+    sql.execute("ALTER TABLE access_requests RENAME elsewhere TO fill_expires_at")
+    assert replica.run(cross_team_fill_window_expired, CrossTeamFillWindowExpired()).changed == 1
+
+
+def test_login_sessions_are_deleted_at_their_absolute_end(database: str, sql: Connection[Any]) -> None:
+    for ago in (SECOND, TICK, timedelta(0)):
+        insert_session(sql, FIXED - ago)
+    kept = [insert_session(sql, FIXED + ahead) for ahead in (TICK, SECOND)]
+    sql.execute("UPDATE sessions SET revoked_at = now(), idle_expires_at = '2020-01-01' WHERE expires_at > %s", [FIXED])
+
+    assert once(database, sessions_expired, SessionsExpired()) == {"changed": 3}
+    assert sorted(column(sql, "SELECT id::text FROM sessions")) == sorted(kept)
+
+
+def test_sessions_are_deleted_only_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not SessionsExpired.read().enabled
+    monkeypatch.setenv("SB_SWEEP_SESSIONS_INTERVAL", "1h")
+    assert SessionsExpired.read().enabled
+
+
+@pytest.mark.parametrize(
+    "sweeper",
+    [
+        wraps_expired,
+        secrets_stale,
+        agents_stale,
+        jobs_recovery,
+        cross_team_fill_window_expired,
+        reveal_sessions_expired,
+        sessions_expired,
+    ],
+    ids=lambda s: s.name,
+)
 def test_a_run_takes_its_cutoff_from_the_database_and_a_second_one_changes_nothing(
     replica: Replica, sql: Connection[Any], redis: redis_py.Redis, sweeper: Sweeper[Any]
 ) -> None:
@@ -160,6 +244,9 @@ def test_a_run_takes_its_cutoff_from_the_database_and_a_second_one_changes_nothi
         insert_secret(sql, f"secret{side}", cutoff + side)
         insert_agent(sql, f"agent{side}", last_seen_at=cutoff + side)
         insert_job(sql, claim_expires_at=cutoff + side)
+        insert_cross_team_request(sql, cutoff + side)
+        insert_reveal_session(sql, cutoff + side, [])
+        insert_session(sql, cutoff + side)
 
     first = replica.run(sweeper, settings, slot=None)
     assert first.changed == 1

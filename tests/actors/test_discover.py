@@ -207,10 +207,6 @@ def test_the_cluster_of_an_agent_may_be_in_its_scope(replica: Replica, sql: Conn
         ('[{"provider": "vault", "cluster": "c", "config": []}]', "target 1: config must be an object"),
         ('[{"provider": "vault", "cluster": "c", "scope": 5}]', "target 1: scope must be a string or an object"),
         (
-            '[{"provider": "vault", "cluster": "c"}, {"provider_type": "vault", "cluster_name": "c"}]',
-            "2 targets are the same one; list each target once",
-        ),
-        (
             '[{"provider": "vault", "cluster": "c", "config": {"auth": {"token": "hunter2"}}}]',
             "target 1: config seems to hold a credential; agents have their own, remove it",
         ),
@@ -235,14 +231,45 @@ def test_odd_targets_are_accepted_with_a_warning() -> None:
     )
 
 
+def test_null_is_no_targets_as_in_go() -> None:
+    assert parse("null").all == ()
+    assert parse("null").warnings == ("null is taken as no targets; leave the variable unset",)
+    assert parse("[]") == parse("[]")
+    assert parse("[]").warnings == ()
+
+
+def test_targets_that_differ_in_name_alone_are_one_with_a_warning() -> None:
+    same = {"provider": "vault", "cluster": "c", "scope": "a/"}
+    text = json.dumps([{**same, "name": "one"}, {"provider": "vault", "cluster": "d"}, {**same, "name": "two"}, same])
+    targets = parse(text)
+    assert [target.name for target in targets.all] == ["one", "vault@d"]
+    assert targets.warnings == (
+        "target 3: the same as target 1; both get one job",
+        "target 4: the same as target 1; both get one job",
+    )
+
+
+def test_keys_in_another_case_are_read_as_go_reads_them() -> None:
+    (target,) = parse('[{"Name": "n", "Provider_Type": "vault", "CLUSTER": "c", "provider_config": {"Path": 1}}]').all
+    assert (target.name, target.provider, target.cluster, target.config) == ("n", "vault", "c", {"Path": 1})
+
+
+def test_a_name_that_is_not_for_logs_is_replaced_with_a_warning() -> None:
+    targets = parse('[{"name": "Vault in Frankfurt (canary)", "provider": "vault", "cluster": "c"}]')
+    assert [target.name for target in targets.all] == ["vault"]
+    assert len(targets.warnings) == 1
+    assert "canary" not in targets.warnings[0]
+
+
 def test_targets_of_one_name_are_told_apart() -> None:
     targets = parse('[{"provider": "vault", "cluster": "c"}, {"provider": "vault", "cluster": "c", "scope": "a/"}]')
     assert [target.name for target in targets.all] == ["vault@c", "vault@c#2"]
 
 
-def test_without_the_variable_nothing_is_scheduled() -> None:
-    assert not DiscoverScheduler().enabled
+def test_targets_keep_their_interval_and_connections_are_looked_at_more_often() -> None:
     assert DiscoverScheduler().interval == timedelta(minutes=5)
+    assert DiscoverScheduler().tick == timedelta(seconds=30)
+    assert DiscoverScheduler(interval=timedelta(seconds=10)).tick == timedelta(seconds=10)
 
 
 def test_a_job_in_the_making_elsewhere_is_not_waited_for(database: str, replica: Replica, sql: Connection[Any]) -> None:

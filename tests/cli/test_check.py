@@ -12,7 +12,12 @@ import pytest
 import redis as redis_py
 from psycopg import Connection
 
+from actors import SWEEPERS
 from actors.agents_stale import agents_stale
+from actors.cross_team_fill_window_expired import cross_team_fill_window_expired
+from actors.discover_scheduler import discover_scheduler
+from actors.discover_stuck import discover_stuck
+from actors.reveal_sessions_expired import reveal_sessions_expired
 from actors.wraps_expired import wraps_expired
 from app.cli.check import database_findings
 from app.cli.check_redis import COMMANDS, acl_rules, redis_findings
@@ -21,6 +26,7 @@ from app.demo.binaries import redis_programs
 from app.storage.postgres_dsn import parse_database_url
 from app.storage.redis_dsn import parse_redis_url
 from app.storage.settings import DatabaseSettings, RedisSettings
+from app.sweeping.sweeper import Sweeper
 from tests.storage.test_redis import server
 from tests.support.waiting import HUNG, eventually
 
@@ -67,7 +73,9 @@ def test_each_of_the_commands_is_missed(command: str, admin: redis_py.Redis) -> 
     assert command == "ping" or any(RULES in finding.text for finding in lacking)
 
 
-@pytest.mark.parametrize("key", ["~*secrets-bridge:*worker:sweeper:*", "~dramatiq", "~dramatiq:*"])
+@pytest.mark.parametrize(
+    "key", ["~*secrets-bridge:*worker:sweeper:*", "~secrets-bridge:lock:discover:*", "~dramatiq", "~dramatiq:*"]
+)
 def test_each_of_the_keys_is_missed(key: str, admin: redis_py.Redis) -> None:
     lacking = [finding for finding in found_by(admin, RULES.replace(f"{key} ", "", 1)) if not finding.fine]
     assert [finding.text for finding in lacking] == [f"the user of REDIS_URL lacks rights; these suffice: {RULES}"]
@@ -129,3 +137,76 @@ def test_grants_by_column_are_grants(database: str, role: str, sql: Connection[A
 def test_a_server_or_role_that_takes_no_writes_is_told(database: str, role: str, sql: Connection[Any]) -> None:
     sql.execute(f"ALTER ROLE {role} SET default_transaction_read_only = on".encode())
     assert not found_of(database, role)["postgres"].fine
+
+
+def unserved(database: str, **environment: str) -> dict[str, str]:
+    """Return the warnings about what of the api is not served, by subject."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        pairs = [(sweeper, sweeper.settings.read()) for sweeper in SWEEPERS]
+    on = [sweeper for sweeper, settings in pairs if settings.enabled]
+    findings = list(database_findings(DatabaseSettings(url=parse_database_url(database)), on, pairs))
+    assert all(finding.fine or finding.warning for finding in findings), findings
+    return {finding.subject: finding.text for finding in findings if finding.warning}
+
+
+def test_what_of_the_api_is_there_and_not_served_is_told(database: str, sql: Connection[Any]) -> None:
+    found = unserved(database)
+    off = "off, although its table is there; {} switches it on"
+    assert found.pop("sessions-expired") == off.format("SB_SWEEP_SESSIONS_INTERVAL")
+    assert found.pop("gitops-poller") == off.format("SB_WORKER_GITOPS_ENABLED")
+    assert found.pop("gitops-timeout") == off.format("SB_WORKER_GITOPS_ENABLED")
+    assert found.pop("wraps-expired").startswith("SB_SWEEP_WRAPS_SESSION_RETENTION=1h ")
+    assert found == {}
+
+    sql.execute("UPDATE schema_migrations SET version = 40")
+    sql.execute("DROP TABLE sessions")
+    found = unserved(database, SB_SWEEP_WRAPS_SESSION_RETENTION="1h")
+    assert found["api schema"] == "version 40 is newer than 38: what has come since is not served"
+    assert not {"sessions-expired", "wraps-expired"} & found.keys()
+
+
+def test_an_older_api_is_warned_about_and_needs_no_grant(database: str, role: str, sql: Connection[Any]) -> None:
+    sql.execute("DROP TABLE reveal_sessions")
+    sql.execute("ALTER TABLE access_requests DROP fill_expires_at")
+    sql.execute("ALTER TABLE provider_connections DROP discover_interval_seconds, DROP last_discover_status")
+    sql.execute(f"GRANT USAGE ON SCHEMA secrets_bridge_worker TO {role}".encode())
+    for what, where in (
+        ("SELECT, INSERT, UPDATE, DELETE", "ALL TABLES IN SCHEMA secrets_bridge_worker"),
+        ("SELECT, UPDATE, DELETE", "secret_wraps"),
+        ("SELECT, UPDATE, INSERT", "secrets, agents, sync_jobs"),
+    ):
+        sql.execute(f"GRANT {what} ON {where} TO {role}".encode())
+    found = unserved(database.replace("postgres@", f"{role}@"))
+    rests = "table missing: {}; the sweeper rests until it is there"
+    assert found["reveal-sessions-expired"] == rests.format("reveal_sessions")
+    assert found["cross-team-fill-window-expired"] == rests.format("access_requests.fill_expires_at")
+    assert found["discover-stuck"] == rests.format("provider_connections.discover_interval_seconds")
+    assert found["discover-scheduler"] == found["discover-stuck"]
+    targets = '[{"cluster": "c", "provider": "vault"}]'
+    assert "discover-scheduler" not in unserved(
+        database.replace("postgres@", f"{role}@"), SB_DISCOVER_TARGETS_JSON=targets
+    )
+    assert "wraps-expired" not in found
+
+
+def test_the_grants_of_the_newest_sweepers(database: str, role: str) -> None:
+    url = DatabaseSettings(url=parse_database_url(database.replace("postgres@", f"{role}@")))
+    newest: list[Sweeper[Any]] = [
+        reveal_sessions_expired,
+        cross_team_fill_window_expired,
+        discover_stuck,
+        discover_scheduler,
+    ]
+    found = {finding.subject: finding.text for finding in database_findings(url, newest)}
+    granted = {name: found[name].partition(": ")[2] for name in (sweeper.name for sweeper in newest)}
+    assert granted == {
+        "reveal-sessions-expired": "GRANT SELECT, UPDATE ON reveal_sessions TO secrets_bridge_worker_role;"
+        " GRANT SELECT, UPDATE ON secret_wraps TO secrets_bridge_worker_role;",
+        "cross-team-fill-window-expired": "GRANT SELECT, UPDATE ON access_requests TO secrets_bridge_worker_role;",
+        "discover-stuck": "GRANT SELECT, UPDATE ON provider_connections TO secrets_bridge_worker_role;",
+        "discover-scheduler": "GRANT SELECT, INSERT ON sync_jobs TO secrets_bridge_worker_role;"
+        " GRANT SELECT ON agents TO secrets_bridge_worker_role;"
+        " GRANT SELECT, UPDATE ON provider_connections TO secrets_bridge_worker_role;",
+    }

@@ -34,6 +34,7 @@ class Replica:
     def __init__(
         self, pool: ConnectionPool[Connection[Any]], client: redis.Redis, *, lease: timedelta, name: str = "test:1"
     ) -> None:
+        self.redis = client
         self.locks = Locks(client, namespace="secrets-bridge", lease=lease)
         self.locks.start()
         outbox = Outbox(Router(targets([noop], [Noop()])), trigger=lambda _delivery: None)
@@ -48,7 +49,7 @@ class Replica:
 
     def acquire(self, sweeper: Sweeper[Any], settings: SweeperSettings, slot: int | None = None) -> Tick | Refusal:
         """Take the lock as the middleware does."""
-        return self.locks.acquire(sweeper.name, slot=slot, sent=None, interval=settings.interval)
+        return self.locks.acquire(sweeper.name, slot=slot, sent=None, interval=settings.tick)
 
     def run(self, sweeper: Sweeper[Any], settings: SweeperSettings, slot: int | None = None) -> Sweep:
         """Do one whole run: lock, sweep, release."""
@@ -65,6 +66,17 @@ class Replica:
             raise
         self.locks.release(tick, done=True)
         return state.sweep
+
+    def next_slot(self) -> None:
+        """Have the slots that were run be older than they are, so that the next run finds a new one."""
+        with self.runner.pool.connection() as connection:
+            connection.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - interval '1 h'")
+            connection.execute(
+                "UPDATE secrets_bridge_worker.sweep_run SET slot = slot - id * interval '1 h'"
+                " WHERE slot > now() - interval '30 min'"
+            )
+        for key in self.redis.scan_iter("*:tick"):
+            self.redis.delete(key)
 
     def fails(self, sweeper: Sweeper[Any], settings: SweeperSettings, slot: int | None = None) -> SweepFailed:
         """Do one whole run that must fail."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import redis
@@ -17,6 +18,7 @@ from app.core.errors import LeaseLost
 from app.demo.servers import Redis
 from app.sweeping import clocks
 from app.sweeping.lock import Locks, Refusal, Tick
+from app.sweeping.target_locks import RedisTargetLocks
 from tests.support.waiting import eventually
 
 NAME = "wraps-expired"
@@ -299,3 +301,32 @@ def test_the_keeper_survives_any_error(client: redis.Redis, error: Exception) ->
         eventually(lambda due=due: tick.lease.renew_at > due)  # type: ignore[misc]
     assert len(calls) >= 2
     assert not tick.lease.lost
+
+
+def test_a_targets_lock_is_one_that_the_api_understands(client: redis.Redis) -> None:
+    ours, others = RedisTargetLocks(client, "secrets-bridge"), RedisTargetLocks(client, "secrets-bridge")
+    key = "secrets-bridge:lock:discover:one"
+    assert ours.take("one")
+    assert re.fullmatch(r"b'[0-9a-f]{32}'", repr(client.get(key)))
+    assert 0 < client.pttl(key) <= 60_000
+    assert not others.take("one")
+    others.release("one")  # which is not theirs
+    assert client.exists(key)
+    ours.release("one")
+    assert not client.exists(key)
+    assert others.take("one")
+
+
+def test_a_targets_lock_whose_reply_was_lost_is_found_to_be_taken(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, replies = redis.Redis.set, iter([True, False])
+
+    def lose_the_first(*args: Any, **options: Any) -> Any:
+        answer = send(*args, **options)
+        if next(replies):
+            raise redis.ConnectionError
+        return answer
+
+    monkeypatch.setattr(redis.Redis, "set", lose_the_first)
+    assert RedisTargetLocks(client, "secrets-bridge").take("one")

@@ -119,7 +119,7 @@ CASES += [
     ),
     (
         {**VAULT, "VAULT_CACERT": "/nowhere"},
-        "SB_KMS_VAULT_CACERT: names a file that cannot be read; accepted: the path of a PEM file",
+        "VAULT_CACERT: names a file that cannot be read; accepted: the path of a PEM file",
     ),
     ({**VAULT, "SB_KMS_VAULT_CACERT": "Makefile"}, "SB_KMS_VAULT_CACERT: holds no certificate; accepted: PEM"),
     (
@@ -297,7 +297,9 @@ def test_a_role_without_rights_gets_the_sql_to_run(weak: str, database: str, red
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(script.replace("secrets_bridge_worker_role", "weak").encode())
         connection.execute("GRANT SELECT, UPDATE, DELETE ON secret_wraps TO weak")
-        connection.execute("GRANT SELECT, UPDATE ON secrets, agents, sync_jobs TO weak")
+        connection.execute("GRANT SELECT, UPDATE ON secrets, agents TO weak")
+        connection.execute("GRANT SELECT, UPDATE, INSERT ON sync_jobs TO weak")
+        connection.execute("GRANT SELECT, UPDATE ON reveal_sessions, access_requests, provider_connections TO weak")
         connection.execute("GRANT SELECT ON schema_migrations TO weak")
     again = finished(COMMANDS["check"], env)
     assert again.returncode == 0, again.stdout

@@ -20,7 +20,11 @@ def test_each_slot_is_run_once_or_covered_and_losers_ask_postgres_nothing(
     assert all(task["in_order"] for task in report["tasks"])
     assert [task["name"] for task in report["tasks"]] == [
         "agents-stale",
+        "cross-team-fill-window-expired",
+        "discover-scheduler",
+        "discover-stuck",
         "jobs-recovery",
+        "reveal-sessions-expired",
         "secrets-stale",
         "wraps-expired",
     ]

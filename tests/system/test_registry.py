@@ -42,15 +42,19 @@ def test_no_room_is_crowded() -> None:
 
 
 def test_the_public_names_and_cadences_are_these() -> None:
-    cadences = {sweeper.name: sweeper.settings.read().interval.total_seconds() for sweeper in actors.SWEEPERS}
+    cadences = {sweeper.name: sweeper.settings.read().tick.total_seconds() for sweeper in actors.SWEEPERS}
     assert cadences == {
         "wraps-expired": 60,
         "secrets-stale": 300,
         "agents-stale": 60,
         "jobs-recovery": 30,
-        "discover-scheduler": 300,
+        "discover-scheduler": 30,
         "gitops-poller": 15,
         "gitops-timeout": 60,
+        "reveal-sessions-expired": 5,
+        "cross-team-fill-window-expired": 30,
+        "discover-stuck": 60,
+        "sessions-expired": 3600,
     }
 
 
@@ -80,13 +84,27 @@ def test_the_public_names_and_cadences_are_these() -> None:
             {"flipped": 2},
         ),
         ("discover-scheduler", Severity.INFO, "discover jobs enqueued", "", {"enqueued": 2}),
-        ("gitops-poller", Severity.INFO, "gitops observations polled", "", {}),
+        ("gitops-poller", Severity.INFO, "gitops observations polled", "", {"succeeded": 0, "failed": 0}),
         (
             "gitops-timeout",
             Severity.WARN,
             "gitops observations timed out",
             "flipped 2 row(s) to applied_unverified",
             {"flipped": 2},
+        ),
+        (
+            "reveal-sessions-expired",
+            Severity.INFO,
+            "reveal sessions expired",
+            "",
+            {"sessions_swept": 0, "wraps_expired": 0, "wrap_errors": 0},
+        ),
+        (
+            "cross-team-fill-window-expired",
+            Severity.INFO,
+            "cross_team fill windows expired",
+            "",
+            {"requests_swept": 2},
         ),
     ],
 )

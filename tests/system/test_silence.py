@@ -11,13 +11,14 @@ import pytest
 import redis as redis_py
 from psycopg import Connection
 
+import actors
 from app.demo.servers import Redis
 from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
 from tests.support.proxy import Proxy
 from tests.support.rows import rows
 from tests.support.waiting import eventually
 
-SWEEPERS = {"wraps-expired", "secrets-stale", "agents-stale", "jobs-recovery"}
+SWEEPERS = {sweeper.name for sweeper in actors.SWEEPERS} - {"gitops-poller", "gitops-timeout", "sessions-expired"}
 SINCE = """
 SELECT name, count(*) AS runs FROM secrets_bridge_worker.sweep_run
  WHERE outcome = 'success' AND started_at > %(since)s::text::timestamptz GROUP BY name

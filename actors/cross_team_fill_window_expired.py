@@ -1,0 +1,60 @@
+"""cross-team-fill-window-expired: ends cross-team requests whose target team did not fill in the values in time.
+
+A fill and this sweep exclude each other: the api fills only what is still pending and within its window.
+"""
+
+from app.core.config import variable
+from app.core.events import Severity
+from app.core.values import Cadence
+from app.sweeping.strategies import KeysetScan
+from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
+
+
+class CrossTeamFillWindowExpired(SweeperSettings):
+    """When requests are looked at."""
+
+    interval: Cadence = variable(
+        "SB_SWEEP_CROSS_TEAM_FILL_INTERVAL",
+        "SB_WORKER_CROSS_TEAM_FILL_EXPIRED_INTERVAL",
+        default="30s",
+        meaning="how often cross-team requests whose fill window is over are looked for",
+    )
+
+
+# What the api is filling at this moment is skipped; the next run sees it if it was not.
+EXPIRE = """
+WITH due AS MATERIALIZED (
+    SELECT id, fill_expires_at FROM access_requests
+     WHERE type = 'cross_team' AND status = 'pending_values'
+       AND fill_expires_at >= %(after)s::timestamptz AND fill_expires_at <= %(cutoff)s
+     ORDER BY fill_expires_at, id
+    OFFSET %(skip)s
+     LIMIT %(limit)s
+), held AS MATERIALIZED (
+    SELECT id FROM access_requests
+     WHERE NOT %(look)s AND id = ANY (ARRAY(SELECT id FROM due))
+       AND type = 'cross_team' AND status = 'pending_values' AND fill_expires_at <= %(cutoff)s
+       FOR NO KEY UPDATE SKIP LOCKED
+), expired AS (
+    UPDATE access_requests SET status = 'expired'
+     WHERE id = ANY (ARRAY(SELECT id FROM held))
+       AND type = 'cross_team' AND status = 'pending_values' AND fill_expires_at <= %(cutoff)s
+ RETURNING 1
+)
+SELECT count(*) AS found, max(fill_expires_at)::text AS last, (SELECT count(*) FROM expired) AS changed,
+       greatest(count(*) - (SELECT count(*) FROM held), 0) AS skipped_locked
+  FROM due
+"""
+
+
+@sweeper(
+    "cross-team-fill-window-expired",
+    needs={"access_requests.fill_expires_at": ("SELECT", "UPDATE")},
+    settings=CrossTeamFillWindowExpired,
+    text=EventText(
+        Severity.INFO, "cross_team fill windows expired", "sweep cross_team fill expired failed", "requests_swept"
+    ),
+)
+def cross_team_fill_window_expired(_settings: CrossTeamFillWindowExpired) -> KeysetScan:
+    """Expire requests whose window is over, the oldest first."""
+    return KeysetScan(EXPIRE)
