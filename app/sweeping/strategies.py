@@ -123,7 +123,7 @@ class _Scan(Strategy):
     def recover(self, error: psycopg.Error) -> bool:
         """Make the next step smaller, or step around the one row that is left."""
         slow = isinstance(error, psycopg.errors.QueryCanceled)
-        if not slow and not _by_rows(error):
+        if not slow and (not _by_rows(error) or _table_is_locked(error)):
             return False
         if self.limit > 1:
             self._fewer = max(1, self.limit // (4 if slow else 2))
@@ -318,6 +318,14 @@ def _by_rows(error: psycopg.Error) -> bool:
     return (error.sqlstate or "08")[:2] not in _NOT_BY_ROWS
 
 
+def _table_is_locked(error: psycopg.Error) -> bool:
+    """Return whether a statement that waits for no row has waited in vain: then for the table, whatever its rows.
+
+    A trigger that waits for something else is named in the error's context.
+    """
+    return isinstance(error, psycopg.errors.LockNotAvailable) and error.diag.context is None
+
+
 def step_aside(run: Run, work: Callable[[], R]) -> R | Failure:
     """Do work that may fail without harm to the rest of the step; return its failure when PostgreSQL refuses its rows.
 
@@ -330,7 +338,7 @@ def step_aside(run: Run, work: Callable[[], R]) -> R | Failure:
     except psycopg.errors.QueryCanceled:
         raise  # the lease is gone or time is up: that is not this work's fault
     except psycopg.DatabaseError as error:
-        if connection.closed or not _by_rows(error):
+        if connection.closed or not _by_rows(error) or _table_is_locked(error):
             raise
         return describe(error)
 

@@ -271,6 +271,18 @@ def test_rows_that_others_hold_are_waited_for_only_now_and_then(
     assert 1 <= len(waits) <= 1 + rows(sql, RUNS)[0]["batches"] // GENTLE_STEPS
 
 
+def test_a_table_that_is_locked_fails_the_run_and_is_no_bad_row(
+    database: str, replica: Replica, sql: Connection[Any]
+) -> None:
+    agents(sql, 100)
+    replica.runner.lease = timedelta(seconds=3)  # and so a lock_timeout of half a second
+    with psycopg.connect(database) as other:
+        other.execute("LOCK TABLE agents IN SHARE MODE")  # as CREATE INDEX does
+        failed = replica.fails(agents_stale, AgentsStale())
+    assert (failed.failure.error, failed.failure.sqlstate) == ("LockNotAvailable", "55P03")
+    assert replica.run(agents_stale, AgentsStale()).changed == 100
+
+
 def test_a_row_that_is_only_referred_to_is_flipped(database: str, replica: Replica, sql: Connection[Any]) -> None:
     """An open transaction of the api that inserts a job for an agent holds FOR KEY SHARE on the agent's row."""
     agent = insert_agent(sql, "a1", last_seen_at=PAST)
