@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,8 +16,12 @@ _PLACES = ("/usr/sbin", "/usr/local/sbin")
 
 
 def program(name: str, package: str) -> Path:
-    """Return a program's path; skip the test when the package is not installed."""
-    path = os.pathsep.join((os.environ.get("PATH", ""), *_PLACES))
+    """Return a program's path; skip the test when the package is not installed.
+
+    Those of our own environment's wheels do not count: they were built without TLS.
+    """
+    folders = (*os.environ.get("PATH", "").split(os.pathsep), *_PLACES)
+    path = os.pathsep.join(folder for folder in folders if Path(folder) != Path(sys.executable).parent)
     if (found := shutil.which(name, path=path)) is None:
         missing(package)
     return Path(found)

@@ -131,8 +131,10 @@ def test_sweeps_that_nobody_runs_are_shown_and_told(env: dict[str, str], tmp_pat
     with Process(WORKER, env, tmp_path / "worker.log") as worker:
         worker.ready()
         eventually(lambda: worker.metric("worker_sweep_overdue_seconds", task="wraps-expired") > 3)
-        eventually(lambda: "sweep overdue in every replica" in worker.text)
+        registered = worker.text.count('"scheduler task registered"')
+        assert registered >= 4
+        eventually(lambda: worker.text.count("sweep overdue in every replica") == registered)
         assert worker.get("/readyz").status_code == 200
         with Process(SCHEDULER, env, tmp_path / "scheduler.log"):
-            eventually(lambda: worker.text.count("sweep runs again") == 4)
-    assert worker.text.count("sweep overdue in every replica") == 4
+            eventually(lambda: worker.text.count("sweep runs again") == registered)
+    assert worker.text.count("sweep overdue in every replica") == registered

@@ -128,7 +128,7 @@ def test_every_series_is_there_from_the_start_with_the_go_workers_names(worker: 
         assert f'worker_sweep_last_success_timestamp_seconds{{task="{task}"}} 0.0' in text
     edges = [".005", ".01", ".025", ".05", ".1", ".25", ".5", "1", "2.5", "5", "10"]
     for edge in edges:
-        assert f'worker_scheduler_run_duration_seconds_bucket{{le="{float(edge)}",task="wraps-expired"}}' in text
+        assert f'worker_scheduler_run_duration_seconds_bucket{{le="{float(edge):g}",task="wraps-expired"}}' in text
     assert 'le="7.5"' not in text.replace("dramatiq_message_duration", "")
     assert "_created" not in text
     assert 'worker_build_info{version="' in text
