@@ -9,8 +9,9 @@ and counted, and the others go on.
 """
 
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Annotated, Any
@@ -25,8 +26,8 @@ from app.core.events import Severity
 from app.core.values import Cadence
 from app.discovery.targets import Target, Targets, parse
 from app.sweeping.schedule import Slot, moment, slot_at
-from app.sweeping.strategies import Items, step_aside
-from app.sweeping.strategy import Run, Step, Strategy, TargetLocks
+from app.sweeping.strategies import MOST_ITEMS, Items, step_aside
+from app.sweeping.strategy import Run, Step, Strategy
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 log = structlog.get_logger("sweep")
@@ -119,7 +120,7 @@ SELECT id::text FROM provider_connections
 """
 
 # A row runs and has a job, or neither. An open job of the same connection is its discovery, whoever enqueued it; a
-# claimed one is open even when its claim ran out.
+# claimed one is open even when its claim ran out. The api reads ids in braces, without hyphens and as URNs as well.
 START = """
 WITH due AS MATERIALIZED (
     SELECT id FROM provider_connections
@@ -129,13 +130,14 @@ WITH due AS MATERIALIZED (
        AND (last_discover_at IS NULL OR last_discover_at <= now() - discover_interval_seconds * interval '1 s')
        FOR NO KEY UPDATE SKIP LOCKED
 ), open AS MATERIALIZED (
-    SELECT lower(payload ->> 'connection_id') AS id FROM sync_jobs
+    SELECT translate(regexp_replace(lower(payload ->> 'connection_id'), '^urn:uuid:', ''), '{}-', '') AS id
+      FROM sync_jobs
      WHERE job_type = 'discover' AND (status = 'queued' OR status = 'claimed') AND payload ->> 'connection_id' <> ''
 ), started AS (
     UPDATE provider_connections AS c
        SET last_discover_status = 'running', last_discover_started_at = now(), last_discover_error = NULL
      WHERE c.id = ANY (ARRAY(SELECT id FROM due)) AND c.last_discover_status IS DISTINCT FROM 'running'
-       AND c.id::text NOT IN (SELECT id FROM open)
+       AND translate(c.id::text, '-', '') NOT IN (SELECT id FROM open)
  RETURNING c.id, c.type, c.scope, c.cluster_name
 ), enqueued AS (
     INSERT INTO sync_jobs (job_type, status, correlation_id, agent_scope, payload)
@@ -197,29 +199,48 @@ class _Connections(Items[str]):
     """Starts connections, each under its lock of Redis, which the api takes as well when an admin wants one discovered.
 
     The lock of what was started is left to run out, and so is one whose transaction may or may not have been committed;
-    the others are given back.
+    the others are given back. So no more are taken than the next step may start.
     """
 
-    def __init__(self, locks: TargetLocks) -> None:
-        self._locks = locks
+    def __init__(self, due: Sequence[str], run: Run) -> None:
+        self._locks = run.targets
+        self._first = run.position if run.position < len(due) else 0
+        self._total = len(due)
+        #: What has yet to be locked, and what of the rest others had not locked.
+        self._waiting = deque([*due[self._first :], *due[: self._first]])
         self._chosen: list[str] = []
+        #: How many connections others have locked, until that is counted.
+        self._held = 0
         self._unused: set[str] = set()
         self._started: Sequence[str] = ()
         self._in_doubt: Sequence[str] = ()
         super().__init__(self._chosen, self._start_discoveries, lambda _id: {"task": "discover-scheduler"})
 
-    def lock(self, due: Sequence[str], stopping: Callable[[], bool]) -> int:
-        """Choose of what is due all that others have not locked; return how many they have."""
-        held = 0
-        for connection in due:
-            if stopping():
-                break
+    def wait(self, stopping: Callable[[], bool]) -> None:
+        """Lock what the next step is to start, if that is not done."""
+        wanted = len(self._chosen) + MOST_ITEMS if self._done == len(self._chosen) else 0
+        while self._waiting and len(self._chosen) < wanted and not stopping():
+            connection = self._waiting.popleft()
             if self._locks.take(connection):
                 self._unused.add(connection)
                 self._chosen.append(connection)
             else:
-                held += 1
-        return held
+                self._held += 1
+
+    def step(self, run: Run, *, over: bool) -> Step:
+        """Start those that are locked."""
+        step = super().step(replace(run, position=0), over=over)
+        counts = Counter(step.counts)
+        counts["skipped_locked"] += self._held
+        self._held = 0
+        counts = +counts
+        return Step(counts, step.last and not self._waiting, self.resume_at)
+
+    @property
+    def resume_at(self) -> int:
+        """The connection, of those that were due, that the next run goes on with."""
+        left = len(self._waiting) + len(self._chosen) - self._done
+        return (self._first + self._total - left) % self._total
 
     def _start_discoveries(self, run: Run, ids: Sequence[str]) -> Mapping[str, int]:
         self._in_doubt, self._started = ids, ()
@@ -241,8 +262,7 @@ class _Connections(Items[str]):
 
     def close(self) -> None:
         """Give back the locks of what was not started."""
-        for connection in self._unused.difference(self._in_doubt):
-            self._locks.release(connection)
+        self._locks.release(self._unused.difference(self._in_doubt))
 
 
 class Discovery(Strategy):
@@ -251,38 +271,31 @@ class Discovery(Strategy):
     def __init__(self, settings: DiscoverScheduler) -> None:
         self._settings = settings
         self._work: Items[Any] | None = None
-        #: Connections that are due and have yet to be locked, and how many of them others have locked.
-        self._due: list[str] = []
-        self._held = 0
 
     def step(self, run: Run, *, over: bool) -> Step:
         """Find out what is due, or enqueue the next jobs."""
         if self._work is None:
-            self._work, self._due = self._find(run)
-            if self._due:
+            self._work = self._find(run)
+            if isinstance(self._work, _Connections):
                 return Step({}, last=False, resume_at=None)
-        step = self._work.step(run, over=over)
-        counts = Counter(step.counts)
-        counts["skipped_locked"] += self._held
-        self._held = 0
-        return step._replace(counts={name: number for name, number in counts.items() if number})
+        return self._work.step(run, over=over)
 
     def wait(self, stopping: Callable[[], bool]) -> None:
-        """Lock the connections that are due."""
-        if isinstance(self._work, _Connections):
-            due, self._due = self._due, []
-            self._held += self._work.lock(due, stopping)
+        """Pass it on."""
+        if self._work:
+            self._work.wait(stopping)
 
-    def _find(self, run: Run) -> tuple[Items[Any], list[str]]:
-        """Return the work of this run, and the connections that it is to lock first."""
+    def _find(self, run: Run) -> Items[Any]:
+        """Return the work of this run."""
         own, slot = self._settings, slot_at(run.slot, self._settings.interval)
         found = run.row(LOOK)
         if found["present"] and (found["readable"] or not own.listed):
             if run.row(ENABLED)["enabled"]:
                 own.tell(IGNORED, slot)
-                return _Connections(run.targets), [row["id"] for row in run.rows(DUE)]
+                due = [row["id"] for row in run.rows(DUE)]
+                return _Connections(due, run) if due else Items((), lambda _run, _items: {}, _names)
             own.tell(FALLBACK, slot)
-        return Items(own.listed, partial(_enqueue, own, slot), _names), []
+        return Items(own.listed, partial(_enqueue, own, slot), _names)
 
     @property
     def resume_at(self) -> int:

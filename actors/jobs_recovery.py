@@ -19,8 +19,8 @@ from app.core.config import variable
 from app.core.errors import Failure
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
-from app.sweeping.page_sql import page_sql
-from app.sweeping.strategies import PageScan, step_aside
+from app.sweeping.page_sql import LOCK_WAIT, page_sql
+from app.sweeping.strategies import HELD, SLOW, PageScan, step_aside
 from app.sweeping.strategy import Run
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -60,10 +60,14 @@ EXPIRE = page_sql(
 )
 
 WRITABLE = """
-SELECT count(*) > 0 AS present, coalesce(bool_or(has_column_privilege(attrelid, attnum, 'UPDATE')), false) AS writable
+SELECT count(*) > 0 AS present, coalesce(bool_or(has_column_privilege(attrelid, attnum, 'UPDATE')), false) AS writable,
+       current_setting('lock_timeout') AS usual
   FROM pg_attribute
  WHERE attrelid = to_regclass('provider_connections') AND attname = 'last_discover_status' AND NOT attisdropped
 """
+
+# How long a connection is waited for that somebody else holds: the jobs that its own were expired with wait as well.
+WAIT = "SELECT set_config('lock_timeout', %(wait)s, true)"
 
 # An admin may have had it discovered again meanwhile: then it runs for another job.
 FAIL = """
@@ -73,14 +77,15 @@ WITH running AS MATERIALIZED (
      ORDER BY id
        FOR NO KEY UPDATE
 ), open AS MATERIALIZED (
-    SELECT lower(payload ->> 'connection_id') AS id FROM sync_jobs
+    SELECT translate(regexp_replace(lower(payload ->> 'connection_id'), '^urn:uuid:', ''), '{}-', '') AS id
+      FROM sync_jobs
      WHERE job_type = 'discover' AND (status = 'queued' OR status = 'claimed') AND payload ->> 'connection_id' <> ''
 ), failed AS (
     UPDATE provider_connections
        SET last_discover_status = 'failure', last_discover_at = now(), last_discover_finished_at = now(),
            last_discover_error = 'the claim of its job ran out'
      WHERE id = ANY (ARRAY(SELECT id FROM running)) AND last_discover_status = 'running'
-       AND id::text NOT IN (SELECT id FROM open)
+       AND translate(id::text, '-', '') NOT IN (SELECT id FROM open)
  RETURNING 1
 )
 SELECT count(*) AS connections_failed FROM failed
@@ -88,7 +93,11 @@ SELECT count(*) AS connections_failed FROM failed
 
 
 class _Recovery(PageScan):
-    """Expires jobs, and fails the connections that they were to discover."""
+    """Expires jobs, and fails the connections that they were to discover.
+
+    A job whose connection somebody else holds is left to the next run: expired without it, nobody would look at the
+    connection again before discover-stuck.
+    """
 
     def _swept(self, run: Run, counts: dict[str, Any], *, alone: bool) -> dict[str, Any]:
         ids = list(_uuids(counts.pop("connections") or ()))
@@ -102,7 +111,9 @@ class _Recovery(PageScan):
                 log.warning("connections of expired jobs stay running; `sb-worker check` has the GRANT", **_TASK)
             return {}
         fail = partial(run.row, FAIL, ids=ids)
-        failed = step_aside(run, fail) if alone else fail()
+        run.row(WAIT, wait=LOCK_WAIT)
+        failed = step_aside(run, fail, raises=SLOW + HELD) if alone else fail()
+        run.row(WAIT, wait=found["usual"])
         if isinstance(failed, Failure):
             log.warning("the connection of an expired job could not be failed", **_TASK, **failed._asdict())
             return {}

@@ -21,6 +21,9 @@ from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 log = structlog.get_logger("sweep")
 
+#: The SQLSTATE of a statement that was cancelled, by statement_timeout or with its whole step since the lease is lost.
+TOO_SLOW = "57014"
+
 
 class RevealSessionsExpired(SweeperSettings):
     """When sessions are looked at."""
@@ -60,7 +63,7 @@ WITH due AS MATERIALIZED (
 ), ended AS (
     UPDATE reveal_sessions AS s SET expired_at = now(), expired_reason = 'ttl'
      WHERE s.id = ANY (ARRAY(SELECT id FROM held)) AND s.expired_at IS NULL AND s.expires_at <= %(cutoff)s
-       AND NOT s.wrap_ids && ARRAY(SELECT id FROM live EXCEPT SELECT id FROM taken)
+       AND NOT coalesce(s.wrap_ids && ARRAY(SELECT id FROM live EXCEPT SELECT id FROM taken), false)
  RETURNING 1
 )
 SELECT (SELECT count(*) FROM due) AS found,
@@ -100,24 +103,36 @@ SELECT count(*) AS wraps_expired, count(*) AS changed FROM ended
 class _Sessions(KeysetScan):
     """Ends sessions with their wraps, many at a time; of one that PostgreSQL refuses, whatever wraps it can."""
 
+    _wrap_errors = 0
+
     def step(self, run: Run, *, over: bool) -> Step:
         """End the next sessions, or the wraps of the one that could not be ended."""
         if not self._around:
             return super().step(run, over=over)
+        run = self._until(run)
         counts = self._end_wraps(run)
         self._go_around(run)
-        return Step(counts, last=False)
+        return Step(counts, last=False, resume_at=self.resume_at)
 
     def _end_wraps(self, run: Run) -> Counter[str]:
+        """End them one by one, up to the first that takes too long: there may be many of that kind."""
         counts: Counter[str] = Counter()
         for wrap in run.rows(WRAPS, **self._next(), cutoff=run.cutoff):
-            ended = step_aside(run, partial(run.row, END_WRAP, id=wrap["id"]))
-            if isinstance(ended, Failure):
-                log.warning("a wrap could not be expired", task="reveal-sessions-expired", **ended._asdict())
-                counts["wrap_errors"] += 1
-            else:
+            ended = step_aside(run, partial(run.row, END_WRAP, id=wrap["id"]), raises=())
+            if not isinstance(ended, Failure):
                 counts.update(ended)
+                continue
+            self._refused(ended)
+            counts["wrap_errors"] += 1
+            if ended.sqlstate == TOO_SLOW:
+                break
         return counts
+
+    def _refused(self, failure: Failure) -> None:
+        """Tell of the first wrap; the others are counted, for a run as for each of its retries."""
+        self._wrap_errors += 1
+        if self._wrap_errors == 1:
+            log.warning("a wrap could not be expired", task="reveal-sessions-expired", **failure._asdict())
 
 
 @sweeper(

@@ -91,7 +91,7 @@ def _use_locks(client: Client, settings: RedisSettings) -> None:
                 raise NoPermissionError("NOPERM a release")
         targets = RedisTargetLocks(client, settings.namespace)
         targets.take(name)
-        targets.release(name)
+        targets.release([name])
         if client.exists(target):
             raise NoPermissionError("NOPERM a release")
     finally:

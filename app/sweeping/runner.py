@@ -194,7 +194,7 @@ class _Attempt(Generic[S]):
             if not strategy.recover(error):
                 raise error
             metrics.ROWS_FAILED.labels(self._sweeper.name).inc(strategy.rows_failed - failed)
-            hand_over = self._time_is_up() or strategy.rows_failed >= MOST_ROWS_FAILED
+            hand_over = not strategy.stuck and (self._time_is_up() or strategy.rows_failed >= MOST_ROWS_FAILED)
 
     def _stopping(self) -> bool:
         """Return whether the process is to end; raises LeaseLost."""

@@ -10,7 +10,8 @@ rows are found. It is immune to dead index entries, stale statistics and plans t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any, Generic, LiteralString, TypeVar
 
 import psycopg
@@ -19,6 +20,7 @@ import structlog
 from app.core.errors import Failure, describe
 from app.sweeping.batch_size import FEWEST_ROWS, BatchSizer
 from app.sweeping.page_sql import PageSql
+from app.sweeping.schedule import moment
 from app.sweeping.strategy import Run, Step, Strategy
 
 log = structlog.get_logger("sweep")
@@ -40,6 +42,8 @@ SELECT coalesce(max(pg_relation_size(part.relid)), 0) / current_setting('block_s
 #: After a row was found held by another session, so many steps leave such rows out in place of waiting for them.
 GENTLE_STEPS = 16
 _ROW_IS_HELD = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected)
+#: By whose fault a statement was given up: the lease is gone or its time is up; and somebody holds what it waits for.
+SLOW, HELD = (psycopg.errors.QueryCanceled,), (psycopg.errors.LockNotAvailable,)
 #: Classes of SQLSTATEs that are not about the rows at hand, but about the statement, its role or the server.
 _NOT_BY_ROWS = frozenset({"08", "0A", "25", "26", "28", "3D", "3F", "42", "53", "57", "58"})
 
@@ -106,8 +110,9 @@ class _Scan(Strategy):
         self._found = 0
         #: How many rows a step takes after one that failed; None while all is well.
         self._fewer: int | None = None
-        #: Whether the next step is to begin behind the first row that it finds.
+        #: Whether the next step is to begin behind the first row that it finds, and whether one has.
         self._around = False
+        self._passed = False
         self._begun = False
 
     @property
@@ -133,6 +138,7 @@ class _Scan(Strategy):
         self.rows_failed += 1
         if self.rows_failed == 1:
             log.warning("a row could not be swept, the others go on", **describe(error)._asdict())
+        self.stuck = not self._passed and not self._around  # else it is the way around that fails
         self._around = True
         return True
 
@@ -156,7 +162,7 @@ class _Scan(Strategy):
     def _go_around(self, run: Run) -> None:
         """Go on behind the row that cannot be swept."""
         last = self._sweep(run, 1, look=True)["last"]
-        self._around = False
+        self._around, self._passed, self.stuck = False, True, False
         if last is not None:
             self._pass(last)
 
@@ -187,7 +193,8 @@ class _Scan(Strategy):
 class PageScan(_Scan):
     """Scan a table's heap, by the two statements of `app.sweeping.page_sql`.
 
-    Steps are direct as long as nobody holds a row for long and none fails; then some are gentle, by the rows' number.
+    Steps are direct as long as nobody holds a row for long and none fails; then some are gentle, by the rows' number. A
+    row that is free is left to the next run when what else is to be written with it is held.
 
     A partitioned table is scanned as one: the same range of each of its partitions at a time. So a row that is stepped
     around there hides, until the next run, those that stand at the very same place of other partitions.
@@ -202,6 +209,8 @@ class PageScan(_Scan):
         #: How many of the next steps are gentle, and how many pages a direct one has covered.
         self._gentle_steps = 0
         self._span = 0
+        #: Rows that were left to the next run and have yet to be counted.
+        self._left = 0
 
     @property
     def resume_at(self) -> int:
@@ -216,6 +225,10 @@ class PageScan(_Scan):
         """Leave out for a while the rows that others hold; else as any scan does."""
         if self._direct and isinstance(error, _ROW_IS_HELD):
             self._gentle_steps = GENTLE_STEPS
+            return True
+        if isinstance(error, HELD) and self.limit == 1:
+            self._around = True
+            self._left += 1
             return True
         return super().recover(error)
 
@@ -246,6 +259,8 @@ class PageScan(_Scan):
     def _advance(self, run: Run) -> Step:
         ranges = self._ranges
         counts = self._change_pages(run) if self._direct else self._change_rows(run)
+        counts["skipped_locked"] += self._left
+        self._left = 0
         if ranges.done:
             ranges.grow(self._size(run))
         return Step(counts, ranges.done, ranges.position)
@@ -287,16 +302,54 @@ class PageScan(_Scan):
         return pages
 
 
+# A position is a whole number; what is older than the epoch is not worth one.
+_POSITION = """
+SELECT CASE WHEN isfinite(key) THEN greatest(extract(epoch FROM key) * 1000000 + 1, 0)::bigint ELSE 0 END AS position
+  FROM (SELECT %(key)s::timestamptz AS key) AS passed
+"""
+
+
 class KeysetScan(_Scan):
     """Scan an index that serves the sweep in full, until nothing is found.
 
-    The statement also gets `%(after)s`, the value of the index to begin with, and `%(skip)s`, how many rows to leave
-    out there; `last` is the value to go on with: what was found before is dead in the index, and reading it again and
-    again would take longer and longer.
+    The statement also gets `%(after)s`, the value of the index to begin with, a time, and `%(skip)s`, how many rows to
+    leave out there; `last` is the value to go on with: what was found before is dead in the index, and reading it again
+    and again would take longer and longer.
+
+    A run that has no more time once it has stepped around rows leaves its place to the next one, microseconds since the
+    epoch, which goes on behind them and then from the start to there.
     """
 
     _after: object = "-infinity"
     _skip = 0
+    #: Where this run began, as long as what is before that is left to do.
+    _start: datetime | None = None
+    #: Where the run ends, if that is not at its cutoff.
+    _end: datetime | None = None
+    _position = 0
+
+    @property
+    def resume_at(self) -> int:
+        """Behind the last row that was stepped around."""
+        return self._position
+
+    def step(self, run: Run, *, over: bool) -> Step:
+        """Sweep the next rows."""
+        return super().step(self._until(run), over=over)
+
+    def _until(self, run: Run) -> Run:
+        """Return the run with the cutoff of what is left of it."""
+        return replace(run, cutoff=self._end) if self._end else run
+
+    def _begin(self, run: Run) -> None:
+        super()._begin(run)
+        if run.position:
+            self._position = run.position
+            self._after = self._start = moment(run.position)
+
+    def _go_around(self, run: Run) -> None:
+        super()._go_around(run)
+        self._position = run.row(_POSITION, key=self._after)["position"]
 
     def _next(self) -> dict[str, object]:
         return {"after": self._after, "skip": self._skip}
@@ -311,7 +364,11 @@ class KeysetScan(_Scan):
             self._after, self._skip = last, 0
         elif not counts["changed"]:
             self._skip += self._found  # others hold them, at this very key
-        return Step(counts, self._found == 0)
+        done = self._found == 0
+        if done and self._start:
+            self._after, self._skip = "-infinity", 0
+            self._start, self._end, done = None, self._start, False
+        return Step(counts, done, self._position)
 
 
 def _by_rows(error: psycopg.Error) -> bool:
@@ -326,19 +383,18 @@ def _table_is_locked(error: psycopg.Error) -> bool:
     return isinstance(error, psycopg.errors.LockNotAvailable) and error.diag.context is None
 
 
-def step_aside(run: Run, work: Callable[[], R]) -> R | Failure:
+def step_aside(run: Run, work: Callable[[], R], *, raises: tuple[type[psycopg.Error], ...] = SLOW) -> R | Failure:
     """Do work that may fail without harm to the rest of the step; return its failure when PostgreSQL refuses its rows.
 
-    What it would refuse whatever the rows is raised.
+    What it would refuse whatever the rows is raised, and what is among `raises`.
     """
     connection = run.cursor.connection
     try:
         with connection.transaction():
             return work()
-    except psycopg.errors.QueryCanceled:
-        raise  # the lease is gone or time is up: that is not this work's fault
     except psycopg.DatabaseError as error:
-        if connection.closed or not _by_rows(error) or _table_is_locked(error):
+        table = _table_is_locked(error)
+        if connection.closed or table or isinstance(error, raises) or not (isinstance(error, SLOW) or _by_rows(error)):
             raise
         return describe(error)
 

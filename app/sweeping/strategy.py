@@ -6,7 +6,7 @@ three that take their SQL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
@@ -41,8 +41,8 @@ class TargetLocks:
         del target
         return True
 
-    def release(self, target: str) -> None:
-        """Give a target's lock back before it runs out. Never raises."""
+    def release(self, targets: Iterable[str]) -> None:
+        """Give locks of targets back before they run out. Never raises."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ class Strategy:
     older_than = timedelta(0)
     #: Rows that could not be swept and were stepped around.
     rows_failed = 0
+    #: Whether a run that ended now would leave the next one where it began itself: before a row that is to be passed.
+    stuck = False
 
     @property
     def resume_at(self) -> int:

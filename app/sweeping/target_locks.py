@@ -9,6 +9,7 @@ second job. Whether a job is under way the row of the connection knows, and noth
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from datetime import timedelta
 
 import redis
@@ -41,14 +42,16 @@ class RedisTargetLocks(TargetLocks):
         """Take a target's lock; return whether it was free. Raises redis.RedisError."""
         key = self._prefix + target
         try:
-            return bool(self._client.set(key, self._token, nx=True, px=TTL))
-        except redis.ConnectionError:  # the reply may be lost, not the call: it may be ours by now
             taken = self._client.set(key, self._token, nx=True, px=TTL)
-            return bool(taken) or self._client.get(key) == self._token.encode()
+        except redis.ConnectionError:
+            taken = self._client.set(key, self._token, nx=True, px=TTL)
+        # A call whose reply was lost is made again, by us or by the client, and finds what it has set itself.
+        return bool(taken) or self._client.get(key) == self._token.encode()
 
-    def release(self, target: str) -> None:
-        """Give a lock back if it is still ours. Never raises: the lock expires by itself."""
+    def release(self, targets: Iterable[str]) -> None:
+        """Give locks back that are still ours. Never raises: what a Redis that is away keeps expires by itself."""
         try:
-            self._release(keys=[self._prefix + target], args=[self._token])
+            for target in targets:
+                self._release(keys=[self._prefix + target], args=[self._token])
         except redis.RedisError as error:
-            log.warning("target's lock not released; it expires by itself", error=describe(error).error)
+            log.warning("locks of targets not released; they expire by themselves", error=describe(error).error)

@@ -17,7 +17,12 @@ Pair = tuple[Sweeper[Any], SweeperSettings]
 #: The newest version of the api's schema that this worker knows the features of.
 KNOWN_SCHEMA = 38
 
-_READABLE = "SELECT coalesce(has_table_privilege(to_regclass('schema_migrations'), 'SELECT'), false)"
+# Another tool's table of this name has other columns.
+_READABLE = """
+SELECT count(*) > 0 FROM pg_attribute
+ WHERE attrelid = to_regclass('schema_migrations') AND attname = 'version' AND NOT attisdropped
+   AND atttypid IN ('int4'::regtype, 'int8'::regtype) AND has_column_privilege(attrelid, attnum, 'SELECT')
+"""
 _VERSION = "SELECT max(version) FROM schema_migrations"
 _THERE = """
 SELECT name FROM unnest(%(names)s::text[], %(relations)s::text[]) AS off (name, relation)

@@ -151,14 +151,40 @@ def test_a_run_without_time_starts_some_and_gives_the_other_locks_back(
     assert discover(replica) == {"changed": 44}
 
 
+def test_no_more_locks_are_taken_than_there_is_time_to_use(
+    replica: Replica, sql: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a call of Redis, in which an admin is refused."""
+    for number in range(600):
+        insert_connection(sql, f"c{number:03}")
+    take, taken = redis_py.Redis.set, []
+
+    def count(*args: Any, **options: Any) -> Any:
+        taken.append(args[1])
+        return take(*args, **options)
+
+    monkeypatch.setattr(redis_py.Redis, "set", count)
+    replica.runner.budget = timedelta(microseconds=1)
+    for started in (256, 256, 88):
+        taken.clear()
+        assert discover(replica) == {"changed": started}
+        assert len(set(taken)) == len(taken) == started
+        replica.next_slot()
+
+
 # ------------------------------------------------------------------------------------------ twice the same, never
 
 
+@pytest.mark.parametrize(
+    "form",
+    [str.upper, "{{{}}}".format, "urn:uuid:{}".format, lambda id_: id_.replace("-", "")],
+    ids=["upper", "braces", "urn", "hex"],
+)
 def test_an_open_job_of_the_connection_stands_in_the_way_whoever_made_it(
-    replica: Replica, sql: Connection[Any], redis: redis_py.Redis
+    replica: Replica, sql: Connection[Any], redis: redis_py.Redis, form: Callable[[str], str]
 ) -> None:
     id_ = insert_connection(sql, "c")
-    job = insert_job(sql, job_type="discover", status="claimed", payload=json.dumps({"connection_id": id_.upper()}))
+    job = insert_job(sql, job_type="discover", status="claimed", payload=json.dumps({"connection_id": form(id_)}))
     insert_job(sql, job_type="discover", status="queued", payload='{"connection_id": null}')
     assert discover(replica) == {"changed": 0, "already_open": 1}
     assert redis.exists(LOCK.format(id_)) == 0

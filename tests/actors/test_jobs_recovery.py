@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_a_dead_agent_does_not_keep_its_connection_from_being_discovered(
 def test_a_connection_that_runs_for_another_job_goes_on(replica: Replica, sql: Connection[Any]) -> None:
     connection = running(sql, "c")
     job_of(sql, connection)
-    job_of(sql, connection, status="queued", claim_expires_at=None)
+    job_of(sql, f"{{{connection}}}", status="queued", claim_expires_at=None)
     assert recover(replica) == {"changed": 1}
     assert states(sql) == {"c": "running"}
 
@@ -112,6 +113,25 @@ def test_a_connection_that_cannot_be_written_costs_no_job_its_end(replica: Repli
     assert recover(replica) == {"changed": 3, "connections_failed": 2}
     assert states(sql) == {"a": "failure", "bad": "running", "c": "failure"}
     assert column(sql, "SELECT DISTINCT status FROM sync_jobs") == ["expired"]
+
+
+def test_a_connection_that_somebody_holds_keeps_its_own_job_and_no_other(
+    database: str, replica: Replica, sql: Connection[Any]
+) -> None:
+    for _ in range(300):
+        insert_job(sql, claim_expires_at=FIXED)
+    job_of(sql, running(sql, "held"))
+    job_of(sql, running(sql, "free"))
+    with psycopg.connect(database) as other:
+        other.execute("SELECT FROM provider_connections WHERE name = 'held' FOR UPDATE")
+        began = time.monotonic()
+        assert recover(replica) == {"changed": 301, "connections_failed": 1}
+        assert rows(sql, "SELECT counts FROM secrets_bridge_worker.sweep_run")[0]["counts"]["skipped_locked"] == 1
+        assert time.monotonic() - began < replica.runner.lease.total_seconds() / 6  # one lock_timeout
+    assert states(sql) == {"held": "running", "free": "failure"}
+    replica.next_slot()
+    assert recover(replica) == {"changed": 1, "connections_failed": 1}
+    assert states(sql)["held"] == "failure"
 
 
 def test_an_older_api_has_no_connections_to_fail(replica: Replica, sql: Connection[Any]) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
+import redis as redis_py
+import structlog
 from psycopg import Connection
+from psycopg_pool import ConnectionPool
 
 from actors.reveal_sessions_expired import RevealSessionsExpired, reveal_sessions_expired
 from actors.wraps_expired import WrapsExpired, wraps_expired
+from app.core.errors import SweepFailed
 from app.core.events import Severity
 from tests.actors.test_cutoffs import SECOND, TICK, once
 from tests.support.replica import Replica
 from tests.support.rows import FIXED, column, insert_reveal_session, insert_wrap, rows
+from tests.support.waiting import HUNG
 
 OPEN = "SELECT id::text FROM reveal_sessions WHERE expired_at IS NULL"
 LIVE = "SELECT id::text FROM secret_wraps WHERE consumed_at IS NULL AND expires_at > now()"
@@ -34,10 +40,10 @@ def sweep(replica: Replica) -> dict[str, int]:
     return {name: min(number, 1) if name == "skipped_locked" else number for name, number in counts.items() if number}
 
 
-def refuse(sql: Connection[Any], table: str, id_: str) -> None:
+def refuse(sql: Connection[Any], table: str, id_: str, by: str = "RAISE EXCEPTION 'canary-row-content'") -> None:
     sql.execute(
         f"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF OLD.id = '{id_}' THEN"
-        " RAISE EXCEPTION 'canary-row-content'; END IF; RETURN NEW; END $$".encode()
+        f" {by}; END IF; RETURN NEW; END $$".encode()
     )
     sql.execute(f"CREATE TRIGGER refuse BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION refuse()".encode())
 
@@ -175,6 +181,49 @@ def test_a_session_that_cannot_be_written_still_has_its_wraps_ended(replica: Rep
     assert (column(sql, LIVE), sorted(column(sql, OPEN))) == ([], sorted([bad, worse]))
 
 
+def test_a_wrap_that_is_too_slow_to_write_keeps_nobody_else(replica: Replica, sql: Connection[Any]) -> None:
+    """At this cadence a run has less time than PostgreSQL gives to a statement."""
+    slow, beside, last = insert_wrap(sql, FAR), insert_wrap(sql, FAR), insert_wrap(sql, FAR)
+    session = insert_reveal_session(sql, FIXED, [slow])
+    insert_reveal_session(sql, FIXED + SECOND, [beside])
+    refuse(sql, "secret_wraps", slow, by="PERFORM pg_sleep(60)")
+    replica.runner.lease = timedelta(seconds=3)
+    replica.runner.budget = timedelta(seconds=0.5)
+
+    def runs_until_ended(wrap: str) -> None:
+        for _ in range(8):
+            with suppress(SweepFailed):
+                sweep(replica)
+            replica.next_slot()
+            if wrap not in column(sql, LIVE):
+                return
+        raise AssertionError("it never ended")
+
+    runs_until_ended(beside)
+    insert_reveal_session(sql, FIXED - SECOND, [last])  # before the place where the next run goes on
+    runs_until_ended(last)
+    assert (column(sql, LIVE), column(sql, OPEN)) == ([slow], [session])
+
+
+def test_more_sessions_of_a_bad_wrap_than_a_run_steps_around_keep_nobody_else(
+    replica: Replica, sql: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens a session of such a wrap again and again makes more and more of them, and none ever ends."""
+    monkeypatch.setattr("app.sweeping.runner.MOST_ROWS_FAILED", 10)
+    bad, good = insert_wrap(sql, FAR), insert_wrap(sql, FAR)
+    for number in range(25):
+        insert_reveal_session(sql, FIXED + number * TICK, [bad])
+    insert_reveal_session(sql, FIXED + SECOND, [good])
+    refuse(sql, "secret_wraps", bad)
+
+    with structlog.testing.capture_logs() as logs:
+        for _ in range(3):
+            assert str(replica.fails(reveal_sessions_expired, RevealSessionsExpired())) == "PartlyFailed"
+
+    assert column(sql, LIVE) == [bad]
+    assert [line["event"] for line in logs].count("a wrap could not be expired") == 3
+
+
 def test_without_its_table_the_sweep_rests_and_wakes_up_when_it_appears(replica: Replica, sql: Connection[Any]) -> None:
     insert_reveal_session(sql, FIXED, [])
     sql.execute("ALTER TABLE reveal_sessions RENAME TO elsewhere")
@@ -241,3 +290,15 @@ def test_the_retention_of_sessions_is_beside_that_of_all_wraps(database: str, sq
     insert_wrap(sql, FIXED - timedelta(minutes=20))
     insert_reveal_session(sql, FIXED, [named], expired_at=FIXED - timedelta(minutes=20))
     assert left(database, sql, own) == {young, named}
+
+
+def test_a_role_that_may_not_read_sessions_deletes_wraps_all_the_same(
+    database: str, role: str, sql: Connection[Any], redis: redis_py.Redis
+) -> None:
+    insert_reveal_session(sql, FIXED, [insert_wrap(sql, FIXED - SECOND)])
+    sql.execute(f"GRANT USAGE ON SCHEMA secrets_bridge_worker TO {role}".encode())
+    sql.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA secrets_bridge_worker TO {role}".encode())
+    sql.execute(f"GRANT ALL ON secret_wraps TO {role}".encode())
+    url, options = database.replace("postgres@", f"{role}@"), {"autocommit": True}
+    with ConnectionPool[Connection[Any]](url, kwargs=options, min_size=0, max_size=2, timeout=HUNG) as pool:
+        assert Replica(pool, redis, lease=timedelta(minutes=1)).run(wraps_expired, HOUR).changed == 1

@@ -151,6 +151,14 @@ def unserved(database: str, **environment: str) -> dict[str, str]:
     return {finding.subject: finding.text for finding in findings if finding.warning}
 
 
+@pytest.mark.parametrize("change", ["RENAME COLUMN version TO number", "ALTER COLUMN version TYPE text"])
+def test_another_tools_table_of_versions_says_nothing_of_the_api(
+    database: str, sql: Connection[Any], change: str
+) -> None:
+    sql.execute(f"ALTER TABLE schema_migrations {change}".encode())
+    assert "sessions-expired" in unserved(database)
+
+
 def test_what_of_the_api_is_there_and_not_served_is_told(database: str, sql: Connection[Any]) -> None:
     found = unserved(database)
     off = "off, although its table is there; {} switches it on"

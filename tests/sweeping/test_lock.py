@@ -19,6 +19,7 @@ from app.demo.servers import Redis
 from app.sweeping import clocks
 from app.sweeping.lock import Locks, Refusal, Tick
 from app.sweeping.target_locks import RedisTargetLocks
+from tests.support.ports import reserved_port
 from tests.support.waiting import eventually
 
 NAME = "wraps-expired"
@@ -310,11 +311,33 @@ def test_a_targets_lock_is_one_that_the_api_understands(client: redis.Redis) -> 
     assert re.fullmatch(r"b'[0-9a-f]{32}'", repr(client.get(key)))
     assert 0 < client.pttl(key) <= 60_000
     assert not others.take("one")
-    others.release("one")  # which is not theirs
+    others.release(["one"])  # which is not theirs
     assert client.exists(key)
-    ours.release("one")
+    ours.release(["one"])
     assert not client.exists(key)
     assert others.take("one")
+
+
+def test_a_targets_lock_that_the_client_has_asked_for_twice_is_ours(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does by itself on a connection that is lost with the reply."""
+    send = redis.Redis.set
+
+    def ask_twice(*args: Any, **options: Any) -> Any:
+        send(*args, **options)
+        return send(*args, **options)
+
+    monkeypatch.setattr(redis.Redis, "set", ask_twice)
+    assert RedisTargetLocks(client, "secrets-bridge").take("one")
+    assert not RedisTargetLocks(client, "secrets-bridge").take("one")
+
+
+def test_a_redis_that_is_away_is_asked_once_for_all_locks_of_targets() -> None:
+    """Each call may take as long as Redis is waited for, and there may be thousands."""
+    with reserved_port() as port, redis.Redis(port=port) as nobody, capture_logs() as logs:
+        RedisTargetLocks(nobody, "secrets-bridge").release(str(number) for number in range(100))
+    assert len(logs) == 1
 
 
 def test_a_targets_lock_whose_reply_was_lost_is_found_to_be_taken(
