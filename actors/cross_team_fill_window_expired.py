@@ -6,6 +6,7 @@ A fill and this sweep exclude each other: the api fills only what is still pendi
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence
+from app.sweeping.scan_sql import keyset_sql
 from app.sweeping.strategies import KeysetScan
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -22,29 +23,12 @@ class CrossTeamFillWindowExpired(SweeperSettings):
 
 
 # What the api is filling at this moment is skipped; the next run sees it if it was not.
-EXPIRE = """
-WITH due AS MATERIALIZED (
-    SELECT id, fill_expires_at FROM access_requests
-     WHERE type = 'cross_team' AND status = 'pending_values'
-       AND fill_expires_at >= %(after)s::timestamptz AND fill_expires_at <= %(cutoff)s
-     ORDER BY fill_expires_at, id
-    OFFSET %(skip)s
-     LIMIT %(limit)s
-), held AS MATERIALIZED (
-    SELECT id FROM access_requests
-     WHERE NOT %(look)s AND id = ANY (ARRAY(SELECT id FROM due))
-       AND type = 'cross_team' AND status = 'pending_values' AND fill_expires_at <= %(cutoff)s
-       FOR NO KEY UPDATE SKIP LOCKED
-), expired AS (
-    UPDATE access_requests SET status = 'expired'
-     WHERE id = ANY (ARRAY(SELECT id FROM held))
-       AND type = 'cross_team' AND status = 'pending_values' AND fill_expires_at <= %(cutoff)s
- RETURNING 1
+EXPIRE = keyset_sql(
+    "access_requests",
+    column="fill_expires_at",
+    still="type = 'cross_team' AND status = 'pending_values'",
+    change="UPDATE access_requests SET status = 'expired'",
 )
-SELECT count(*) AS found, max(fill_expires_at)::text AS last, (SELECT count(*) FROM expired) AS changed,
-       greatest(count(*) - (SELECT count(*) FROM held), 0) AS skipped_locked
-  FROM due
-"""
 
 
 @sweeper(

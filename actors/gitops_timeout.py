@@ -7,6 +7,7 @@ from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence
 from app.gitops.settings import GitopsSettings
+from app.sweeping.scan_sql import keyset_sql
 from app.sweeping.strategies import KeysetScan
 from app.sweeping.sweeper import EventText, sweeper
 
@@ -22,30 +23,14 @@ class GitopsTimeout(GitopsSettings):
     )
 
 
-# The last one is a text: Python has no time before the year 1, and none without an end.
 # What the poller is writing at this moment is skipped: it may just be landing, and the next run sees it if not.
-GIVE_UP = """
-WITH due AS MATERIALIZED (
-    SELECT id, timeout_at FROM gitops_observations
-     WHERE polling_state IN ('queued', 'active')
-       AND timeout_at >= %(after)s::timestamptz AND timeout_at < %(cutoff)s
-     ORDER BY timeout_at, id
-    OFFSET %(skip)s
-     LIMIT %(limit)s
-), held AS MATERIALIZED (
-    SELECT id FROM gitops_observations
-     WHERE NOT %(look)s AND id = ANY (ARRAY(SELECT id FROM due)) AND polling_state IN ('queued', 'active')
-       FOR NO KEY UPDATE SKIP LOCKED
-), flipped AS (
-    UPDATE gitops_observations
-       SET polling_state = 'applied_unverified', terminal_at = now()
-     WHERE id = ANY (ARRAY(SELECT id FROM held)) AND polling_state IN ('queued', 'active')
- RETURNING 1
+GIVE_UP = keyset_sql(
+    "gitops_observations",
+    column="timeout_at",
+    still="polling_state IN ('queued', 'active')",
+    before="<",
+    change="UPDATE gitops_observations SET polling_state = 'applied_unverified', terminal_at = now()",
 )
-SELECT count(*) AS found, max(timeout_at)::text AS last, (SELECT count(*) FROM flipped) AS changed,
-       greatest(count(*) - (SELECT count(*) FROM held), 0) AS skipped_locked
-  FROM due
-"""
 
 
 @sweeper(

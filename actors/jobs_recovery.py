@@ -19,7 +19,7 @@ from app.core.config import variable
 from app.core.errors import Failure
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
-from app.sweeping.page_sql import LOCK_WAIT, page_sql
+from app.sweeping.scan_sql import LOCK_WAIT, page_sql
 from app.sweeping.strategies import HELD, SLOW, PageScan, step_aside
 from app.sweeping.strategy import Run
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper

@@ -6,6 +6,7 @@ Off unless its interval is set: until then the api's audit may still look up who
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence
+from app.sweeping.scan_sql import keyset_sql
 from app.sweeping.strategies import KeysetScan
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -31,25 +32,7 @@ class SessionsExpired(SweeperSettings):
         return "SB_SWEEP_SESSIONS_INTERVAL"
 
 
-DELETE = """
-WITH due AS MATERIALIZED (
-    SELECT id, expires_at FROM sessions
-     WHERE expires_at >= %(after)s::timestamptz AND expires_at <= %(cutoff)s
-     ORDER BY expires_at, id
-    OFFSET %(skip)s
-     LIMIT %(limit)s
-), held AS MATERIALIZED (
-    SELECT id FROM sessions
-     WHERE NOT %(look)s AND id = ANY (ARRAY(SELECT id FROM due)) AND expires_at <= %(cutoff)s
-       FOR UPDATE SKIP LOCKED
-), deleted AS (
-    DELETE FROM sessions WHERE id = ANY (ARRAY(SELECT id FROM held)) AND expires_at <= %(cutoff)s
- RETURNING 1
-)
-SELECT count(*) AS found, max(expires_at)::text AS last, (SELECT count(*) FROM deleted) AS changed,
-       greatest(count(*) - (SELECT count(*) FROM held), 0) AS skipped_locked
-  FROM due
-"""
+DELETE = keyset_sql("sessions", column="expires_at", change="DELETE FROM sessions")
 
 
 @sweeper(

@@ -19,7 +19,7 @@ import structlog
 
 from app.core.errors import Failure, describe
 from app.sweeping.batch_size import FEWEST_ROWS, BatchSizer
-from app.sweeping.page_sql import PageSql
+from app.sweeping.scan_sql import PageSql
 from app.sweeping.schedule import moment
 from app.sweeping.strategy import Run, Step, Strategy
 
@@ -191,7 +191,7 @@ class _Scan(Strategy):
 
 
 class PageScan(_Scan):
-    """Scan a table's heap, by the two statements of `app.sweeping.page_sql`.
+    """Scan a table's heap, by the two statements of `app.sweeping.scan_sql`.
 
     Steps are direct as long as nobody holds a row for long and none fails; then some are gentle, by the rows' number. A
     row that is free is left to the next run when what else is to be written with it is held.

@@ -1,4 +1,4 @@
-"""The two statements of a page scan, made from what differs between sweepers: the table, what is due, the change."""
+"""The statements of scans, made from what differs between sweepers: the table, what is due, the change."""
 
 from __future__ import annotations
 
@@ -82,3 +82,40 @@ SELECT (SELECT count(*) FROM due) AS found, (SELECT max(ctid)::text FROM due) AS
   FROM counts
 """  # noqa: S608 - all its parts are literals
     return PageSql(direct, gentle)
+
+
+def keyset_sql(
+    table: LiteralString,
+    *,
+    column: LiteralString,
+    change: LiteralString,
+    still: LiteralString = "true",
+    before: LiteralString = "<=",
+) -> LiteralString:
+    """Return the statement of an index scan: the `change` to rows whose `column` is `before` the cutoff.
+
+    The index is one on that column, of the rows for which `still` holds. Both are judged again by the statement that
+    changes; rows that somebody else holds are left to the next run. The answer's `last` is a text: Python has no time
+    before the year 1, and none without an end.
+    """
+    strength: LiteralString = "UPDATE" if change.startswith("DELETE") else "NO KEY UPDATE"
+    return f"""
+WITH due AS MATERIALIZED (
+    SELECT id, {column} AS key FROM {table}
+     WHERE {still} AND {column} >= %(after)s::timestamptz AND {column} {before} %(cutoff)s
+     ORDER BY {column}, id
+    OFFSET %(skip)s
+     LIMIT %(limit)s
+), held AS MATERIALIZED (
+    SELECT id FROM {table}
+     WHERE NOT %(look)s AND id = ANY (ARRAY(SELECT id FROM due)) AND {still} AND {column} {before} %(cutoff)s
+       FOR {strength} SKIP LOCKED
+), changed AS (
+    {change}
+     WHERE id = ANY (ARRAY(SELECT id FROM held)) AND {still} AND {column} {before} %(cutoff)s
+ RETURNING 1
+)
+SELECT count(*) AS found, max(key)::text AS last, (SELECT count(*) FROM changed) AS changed,
+       greatest(count(*) - (SELECT count(*) FROM held), 0) AS skipped_locked
+  FROM due
+"""  # noqa: S608 - all its parts are literals
