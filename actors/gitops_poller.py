@@ -19,7 +19,7 @@ from app.core.config import variable
 from app.core.errors import LONGEST_RETRY_AFTER, Failure
 from app.core.events import Severity
 from app.core.jsonb import fit
-from app.core.values import Bool, Cadence, Duration, PositiveInt, parse_bool
+from app.core.values import Bool, Cadence, Duration, PositiveInt, parse_bool, parse_int, remark
 from app.gitops.model import Endpoint, EndpointHealth, Observation, Result
 from app.gitops.settings import GitopsSettings
 from app.kms.envelope import Envelope
@@ -47,6 +47,17 @@ def _on(value: object) -> object:
         raise ValueError("not a switch; accepted: on, off, true, false") from None
 
 
+#: What the Go worker takes a size of 0 or less for.
+_GO_BATCH_SIZE = 10
+
+
+def _batch_size(value: object) -> object:
+    if not isinstance(value, str) or parse_int(value) > 0:
+        return parse_int(value) if isinstance(value, str) else value
+    remark(f"must be at least 1; taken as {_GO_BATCH_SIZE}, as the Go worker does")
+    return _GO_BATCH_SIZE
+
+
 class GitopsPoller(GitopsSettings, KmsSettings):
     """Whom to ask, how hard, and what to believe."""
 
@@ -61,7 +72,7 @@ class GitopsPoller(GitopsSettings, KmsSettings):
         default="15s",
         meaning="time that one request to ArgoCD may take in all; 0: 15s",
     )
-    batch_size: PositiveInt = variable(
+    batch_size: Annotated[int, BeforeValidator(_batch_size)] = variable(
         "SB_WORKER_GITOPS_BATCH_SIZE", default="20", meaning="observations claimed at a time"
     )
     concurrency: PositiveInt = variable(

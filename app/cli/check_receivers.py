@@ -57,6 +57,8 @@ async def _receiver(
         async with asyncio.timeout(common.timeout.total_seconds()):
             found = [place.host] if literal(place.host) else await look_up(place.host, place.port)
     except (NameUnknown, TimeoutError):
+        if by_proxy and not egress.is_name(place.host):
+            return Finding(subject, False, f"{name}: its host is no name; what a proxy would take it for is not known")
         if by_proxy:
             return Finding(subject, True, f"{name}: its host's name is left to the proxy; it is not known here")
         text = f"{name}: its host's name is not known here; what is sent waits until it is"

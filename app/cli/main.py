@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -164,14 +164,14 @@ def status_command(as_json: bool, watch: bool) -> None:
 @main.command()
 @click.option("--procfile", "path", default="Procfile", show_default=True, help="The file that lists the processes.")
 @click.option("--release/--no-release", default=True, show_default=True, help="Run the release entry first.")
-@click.option("-c", "--concurrency", default="", metavar="worker=2,...", help="How many of which process to run.")
-def run(path: str, release: bool, concurrency: str) -> None:
+@click.option("-c", "--concurrency", multiple=True, metavar="worker=2,...", help="How many of which process to run.")
+def run(path: str, release: bool, concurrency: Sequence[str]) -> None:
     """Run every process of the Procfile as one replica; ends when one of them ends, or by SIGTERM."""
     _semaphore()
     loaded = _load()  # all of it, so that a problem is reported once and not by every process
     try:
         commands = procfile.parse(_text(path))
-        replicas = _replicas(concurrency, set(commands))
+        replicas = _replicas(",".join(concurrency), set(commands))
     except OSError:
         raise click.BadParameter(f"{path} cannot be read; run this from the project's root") from None
     except ValueError as error:

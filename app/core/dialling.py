@@ -125,12 +125,10 @@ class _Tunneller(Dialler):
     ) -> AsyncNetworkStream:
         """Return a tunnel. Raises httpcore.ProxyError when the proxy makes none, ConnectError for a closed address."""
         del timeout, local_address, socket_options
-        with suppress(NameUnknown, TimeoutError):  # it may well be that only the proxy can look names up
-            try:
-                async with asyncio.timeout(_PATIENCE):
-                    await self._resolve(host, port, every=True)
-            except AddressBlocked as error:
-                raise httpcore.ConnectError from error
+        try:
+            await self._judge(host, port)
+        except AddressBlocked as error:
+            raise httpcore.ConnectError from error
         async with AsyncExitStack() as unless_done:
             connection = self._connection()
             unless_done.push_async_callback(connection.aclose)
@@ -142,6 +140,15 @@ class _Tunneller(Dialler):
                 raise httpcore.ProxyError(str(response.status))
             unless_done.pop_all()
         return _Stream(response.extensions["network_stream"])
+
+    async def _judge(self, host: str, port: int) -> None:
+        """Raise AddressBlocked for a host that stands for a closed address, here or maybe for the proxy."""
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._resolve(host, port, every=True)
+        except (NameUnknown, TimeoutError):  # it may well be that only the proxy can look names up
+            if not egress.is_name(host):
+                raise AddressBlocked from None
 
     def _connection(self) -> httpcore.AsyncHTTPConnection:
         """Return a connection to the proxy, not yet made: it may be private, and by TLS it is verified."""

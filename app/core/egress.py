@@ -32,6 +32,8 @@ _METADATA = frozenset(
         ("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
     )
 )
+# Its last label is no number: then all of it is an address to some, such as browsers.
+_A_NAME = re.compile(r"(?:[a-z0-9_-]+\.)*(?!(?:[0-9]+|0x[0-9a-f]*)\.?\Z)[a-z0-9_-]+\.?", re.ASCII | re.IGNORECASE)
 _THIS_NETWORK = ip_network("0.0.0.0/8")
 # Python counts these as reserved; they are the loopback, and addresses that somebody may have in use.
 _IN_USE = tuple(
@@ -51,6 +53,14 @@ def literal(host: str) -> Address | None:
         return None
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return mapped or address
+
+
+def is_name(host: str) -> bool:
+    """Return whether a host is a name to every resolver.
+
+    Others may read an address from what is none here: `10.0.0.1.`, `%31%30.0.0.1`, `0x7f.1`.
+    """
+    return _A_NAME.fullmatch(host) is not None
 
 
 def never_dialled(address: Address) -> bool:
@@ -119,6 +129,9 @@ class Proxy(NamedTuple):
     #: The value of its header `Proxy-Authorization`, a secret; empty without a login.
     login: str
     spared: tuple[str | IPNetwork, ...]
+
+    def __repr__(self) -> str:
+        return f"Proxy({self.host}:{self.port})"
 
     def spares(self, host: str) -> bool:
         """Return whether a host is dialled without the proxy; one without an address in it is compared as a name."""

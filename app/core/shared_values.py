@@ -177,8 +177,12 @@ class _File:
         fresh = path.with_suffix(".new")  # readers may look at any moment, and must not find it without its beginning
         self._descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         self._used = _HEADER.size
-        self.write(0, _HEADER.pack(self._used, 0))
-        fresh.rename(path)
+        try:
+            self.write(0, _HEADER.pack(self._used, 0))
+            fresh.rename(path)
+        except OSError:  # the next series comes to try it again
+            os.close(self._descriptor)
+            raise
 
     def add(self, key: str) -> int:
         """Append an entry and return the position of its numbers. Raises OSError when there is no room."""

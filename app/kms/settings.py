@@ -83,8 +83,8 @@ class KmsSettings(VaultSettings, _Backend):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the Go worker's clients heed and ours do not."""
-        return self.vault_warnings if self.kms_backend == VAULT else ()
+        """What was taken as another value, and what the Go worker's clients heed and ours do not."""
+        return (*super().warnings, *(self.vault_warnings if self.kms_backend == VAULT else ()))
 
     @cached_property
     def keys(self) -> KeyManager:

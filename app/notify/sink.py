@@ -50,7 +50,7 @@ def _names(value: object) -> object:
 def _url(value: object) -> object:
     if not isinstance(value, str):
         return value
-    problem = "not a URL; accepted: https://host/path, or http:// to a network in SB_NOTIFICATION_ALLOWED_NETWORKS"
+    problem = "not a URL; accepted: https://host/path, or http:// where that is allowed"
     try:  # what stands behind the host is escaped where it has to be, as in Go
         url = urlsplit(value)
         fine = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0

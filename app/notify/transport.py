@@ -48,8 +48,8 @@ CHILDS_VARIABLES = (
     *("TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     *("SB_NOTIFICATION_ALLOWED_NETWORKS", "SB_EGRESS_PROXY_URL", "SB_EGRESS_PROXY_URL_FILE", "SB_EGRESS_NO_PROXY"),
 )
-#: SMTP replies from here up are permanent.
-_PERMANENT_REPLY = 500
+#: SMTP replies from here up are permanent, and from there up none.
+_PERMANENT_REPLY, _NO_REPLY = 500, 600
 
 
 def tls_context(settings: NotificationSettings) -> ssl.SSLContext:
@@ -260,9 +260,9 @@ def _mail_error(error: Exception) -> SinkUnavailable | SinkRejected:
 
 
 def _reply(code: int, permanent: Fault) -> SinkUnavailable | SinkRejected:
-    if code >= _PERMANENT_REPLY:
+    if _PERMANENT_REPLY <= code < _NO_REPLY:
         return SinkRejected(permanent, str(code))
-    if code < 0:  # not a reply at all
+    if not 0 <= code < _NO_REPLY:  # not a reply at all
         return SinkUnavailable(Fault.PROTOCOL)
     return SinkUnavailable(Fault.AUTH if permanent is Fault.AUTH else Fault.SERVER_ERROR, str(code))
 

@@ -47,7 +47,7 @@ ENVIRONMENT = {
 _ACCEPTED = "accepted: postgres://user:password@host:port/database or key=value pairs"
 _SCHEMES = ("postgres", "postgresql", "pgx5")
 _PAIR = re.compile(
-    r"([A-Za-z_][\w.]*)\s*=\s*(?:'((?:[^'\\]|\\.)*)'|((?!')(?:[^\s\\]|\\.)*))(?:\s+|\Z)", re.ASCII | re.DOTALL
+    r"([A-Za-z_][\w.]*)\s*=\s*(?:'((?:[^'\\]|\\.)*)'\s*|((?!')(?:[^\s\\]|\\.)*)(?:\s+|\Z))", re.ASCII | re.DOTALL
 )
 _NAME = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
 # Broken escapes, and what would end a text early: NUL for libpq, "#" for Go, which then takes a password's beginning

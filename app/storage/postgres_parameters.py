@@ -190,8 +190,8 @@ def _settle_tls(settings: dict[str, str]) -> None:
     mode = settings.get("sslmode", "prefer")
     if settings.get("sslnegotiation") == "direct" and mode == "prefer":
         settings["sslmode"] = "require"
-    elif settings.get("sslnegotiation") != "direct" or mode in ("disable", "allow"):
-        settings.pop("sslnegotiation", None)
+    elif "sslnegotiation" in settings and (settings["sslnegotiation"] != "direct" or mode in ("disable", "allow")):
+        settings["sslnegotiation"] = "postgres"  # said, or libpq would look at PGSSLNEGOTIATION itself
     if settings.get("sslsni", "1") != "1":
         settings["sslsni"] = "0"
     if "require_auth" in settings:

@@ -10,11 +10,16 @@ from datetime import datetime
 
 _COLOURS = (36, 33, 35, 32, 34, 31)
 _LEVELS = {"[CRITICAL]": "ERROR", "[ERROR]": "ERROR", "[WARNING]": "WARN"}
-#: How our own settings, click, Python, its fault handler and C libraries begin what went wrong.
+#: How our own settings, click, Python, its fault handler, shells, the loader and C libraries begin what went wrong; and
+#: what Dramatiq's main process says of its workers, with --skip-logging without a mark.
 _ERROR = re.compile(
-    r"config error|Traceback|Error:|Usage:|Fatal |Segmentation fault|Aborted|([a-z]+: )?(fatal|error)\b|"
-    r"[A-Za-z_.]+(Error|Exception|Exit|Interrupt)(:|$)|Killed$|(Current t|T)hread 0x|\s+File ",
+    r"config error|Traceback|Error:|Usage:|Exception |Segmentation fault|Aborted|Bus error|Illegal instruction|"
+    r"(?i:(\S+: )?(fatal|error|critical))\b|\*\*\* |[a-z_]+\(\): |double free|terminate called|.*: Assertion |"
+    r"\S+: (can't open|symbol lookup error|(\d+: )?\S+: not found)|Out of memory|"
+    r"[A-Za-z_.]+(Error|Exception|Exit|Interrupt)(:|$)|Killed$|(Current t|T)hread 0x|\s+File |"
+    r"Worker with PID \d+ exited|Failed to import|Broker connection failed",
 )
+_WARNING = re.compile(r"(\S+: )?([A-Za-z]*Warning|WARNING|WARN): |Killing (worker|fork) process|Failed to send")
 
 
 class Multiplexer:
@@ -57,4 +62,5 @@ def _level(line: str, *, in_traceback: bool) -> str:
     """Return the level of a line that is no record: by Dramatiq's marks, and by how programs report errors."""
     if in_traceback or _ERROR.match(line):
         return "ERROR"
-    return next((level for mark, level in _LEVELS.items() if mark in line), "INFO")
+    marked = next((level for mark, level in _LEVELS.items() if mark in line), "INFO")
+    return "WARN" if marked == "INFO" and _WARNING.match(line) else marked

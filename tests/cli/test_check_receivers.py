@@ -152,6 +152,7 @@ def test_a_mail_server_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
             {OWN: "https://canary.no-such-domain.invalid/"},
             ("ok", "its host's name is left to the proxy; it is not known here"),
         ),
+        ({OWN: "https://10.1.2.3./"}, ("FAIL", "its host is no name; what a proxy would take it for")),
         ({OWN: "https://both.example/"}, ("FAIL", "its host is at 10.1.2.3, and everything sent there")),
         ({OWN: "https://odd.example/"}, ("FAIL", f"its host is at 169.254.169.254, 10.1.2.3, {REFUSED}: an address")),
         ({OWN: "https://metadata.example/"}, ("FAIL", "its host is at 169.254.169.254, and")),

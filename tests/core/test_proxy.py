@@ -15,7 +15,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.core import http
-from app.core.egress import EgressSettings
+from app.core.egress import EgressSettings, is_name
 from app.core.errors import SinkRejected, SinkUnavailable, UnwrapFailed
 from app.gitops.client import Client, PollFailed
 from app.gitops.model import PollOutcome
@@ -219,6 +219,28 @@ def test_what_is_never_dialled_is_not_asked_of_a_proxy(
             assert (sink, service) == ("blocked_address", "vault cannot be reached (blocked_address)")
             assert poll.endswith("cannot be reached (blocked_address)")
     assert proxy.asked == []
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        *("169.254.169.254.", "10.0.0.1.", "0251.0376.0251.0376.", "0xa9fea9fe.", "2852039166."),
+        *("%31%36%39.254.169.254", "169.254.169.254%20", "169.254.169.254.."),
+    ],
+)
+def test_what_a_proxy_may_take_for_an_address_is_not_asked_of_it(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority, host: str
+) -> None:
+    """Such a host is unknown here, as a name is that only the proxy can look up."""
+    with ForwardProxy(refuse=502) as proxy:
+        monkeypatch.setenv("SB_EGRESS_PROXY_URL", proxy.url)
+        assert failures(authority.pem, f"https://{host}/")[0] == "blocked_address"
+    assert proxy.asked == []
+
+
+@pytest.mark.parametrize("host", ["hooks", "_sip.a-b.example", "3com.example.", "1.2.3.0x7g", "xn--bcher-kva.example"])
+def test_names_are_asked_of_a_proxy(host: str) -> None:
+    assert is_name(host)
 
 
 @WAYS

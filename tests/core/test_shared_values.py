@@ -10,7 +10,9 @@ import secrets
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
@@ -100,23 +102,41 @@ def test_one_that_was_removed_while_it_was_joined_is_made_again(
     assert removed
 
 
+@contextmanager
+def room(size: int) -> Iterator[list[Any]]:
+    """Let no file of this process grow beyond so many bytes; yield what is logged meanwhile."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with capture_logs() as logs:
+            yield logs
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
 def test_without_room_numbers_go_on_in_memory_and_that_is_told_once(shared: SharedValues) -> None:
     registry = CollectorRegistry()
     counter = Counter("runs", "Runs.", ["task"], registry=registry)
     counter.labels("first").inc()
-    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    try:
-        with capture_logs() as logs:
-            for number in range(100):
-                counter.labels(str(number)).inc(3)
-            counter.labels("first").inc()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with room(4096) as logs:
+        for number in range(100):
+            counter.labels(str(number)).inc(3)
+        counter.labels("first").inc()
     assert shared.incomplete
     assert 'runs_total{task="99"} 3.0' in generate_latest(registry).decode()
     told = text(shared)
     assert 'runs_total{task="first"} 2.0' in told
     assert 'runs_total{task="99"}' not in told
     assert [one["log_level"] for one in logs] == ["warning"]
+
+
+def test_a_file_for_which_there_is_no_room_leaves_no_descriptor_open(shared: SharedValues) -> None:
+    """Each series tries it anew."""
+    counter = Counter("runs", "Runs.", ["task"], registry=CollectorRegistry())
+    before = len(list(Path("/dev/fd").iterdir()))
+    with room(4):
+        for number in range(10):
+            counter.labels(str(number)).inc()
+    assert shared.incomplete
+    assert len(list(Path("/dev/fd").iterdir())) == before

@@ -70,7 +70,10 @@ def test_what_does_not_pass_is_asked_once(reply: Reply) -> None:
 
 def test_a_connection_that_is_cut_is_made_again() -> None:
     with Rude(hang_up) as server:
-        assert refusal(kms(server.url), b"blob") == "aws kms cannot be reached (protocol)"
+        # An end that comes before all of the request was read is a reset, which is another word.
+        assert refusal(kms(server.url), b"blob") in {
+            f"aws kms cannot be reached ({word})" for word in ("protocol", "connect")
+        }
         assert server.connections == 3
 
 

@@ -53,6 +53,7 @@ REPLIES = [
     ({"RCPT": "550 no such user"}, "rejected refused_recipients 550"),
     ({"RCPT": "551 not local"}, "rejected refused_recipients 551"),
     ({"RCPT": "553 not allowed"}, "rejected refused_recipients 553"),
+    ({"RCPT": "999 odd"}, "unavailable protocol"),
     ({"DATA": "452 no room"}, "unavailable server_error 452"),
     ({"DATA": "451 local error"}, "unavailable server_error 451"),
     ({"DATA": "552 too much"}, "rejected client_error 552"),

@@ -62,7 +62,10 @@ TAKEN: dict[str, list[Taken]] = {
     "sslkey": [],
     "sslpassword": same("sslpassword", "p"),
     "sslsni": [Taken("1", {"sslsni": "1"}), Taken("true", {"sslsni": "0"})],
-    "sslnegotiation": [Taken("direct", {"sslnegotiation": "direct", "sslmode": "require"}), Taken("odd", NOTHING)],
+    "sslnegotiation": [
+        Taken("direct", {"sslnegotiation": "direct", "sslmode": "require"}),
+        Taken("odd", {"sslnegotiation": "postgres"}),  # of the variable libpq would hear by itself
+    ],
     "target_session_attrs": same("target_session_attrs", "any", "read-write", "read-only", "primary", "prefer-standby"),
     "channel_binding": same("channel_binding", "disable", "prefer", "require"),
     "require_auth": [

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from actors.gitops_poller import GitopsPoller
 from actors.wraps_expired import WrapsExpired
 from app.core import config
 from app.core.config import Settings
@@ -29,13 +30,14 @@ CASES: dict[str, Case] = {
     "REDIS_POOL_SIZE": (RedisSettings, "pool_size", [(text, None) for text in ("0", "-1", "1.5", CANARY)]),
     "REDIS_DIAL_TIMEOUT": (RedisSettings, "dial_timeout", [(text, None) for text in ("0s", "-1s", "5", CANARY)]),
     "LOG_LEVEL": (WorkerSettings, "log_level", [(text, LogLevel.INFO) for text in ("verbose", "trace", CANARY)]),
+    "SB_WORKER_GITOPS_BATCH_SIZE": (GitopsPoller, "batch_size", [("0", 10), ("-5", 10), (CANARY, "not an integer")]),
     "any interval": (
         WrapsExpired,
         "interval",
         [("500ms", timedelta(seconds=1)), ("0", "must be more than 0"), ("-1s", "must be more than 0")],
     ),
 }
-ELSEWHERE = ("SB_WORKER_LOCAL_ADDR",)
+ELSEWHERE = ("SB_WORKER_LOCAL_ADDR", "SB_WORKER_GITOPS_HTTP_TIMEOUT", "SB_DISCOVER_TARGETS_JSON")
 
 
 @pytest.fixture(autouse=True)

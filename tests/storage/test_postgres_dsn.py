@@ -25,6 +25,7 @@ CANARY = "hunter2"
         ("host=h password=a\u00a0b", {"password": "a\u00a0b"}),
         (r"password='a\'b\\c' host=h", {"password": r"a'b\c"}),
         ("host=h password=a\\ ", {"password": "a "}),
+        ("user='u'host='h'", {"host": "h", "user": "u"}),
         (" host=h\n user=u ", {"host": "h", "user": "u"}),
     ],
 )

@@ -252,6 +252,18 @@ def test_replicas_have_numbers_and_an_environment_of_their_own(start: Start) -> 
         "Segmentation fault",
         "libgcc: error: no room",
         "fatal: no room",
+        "FATAL:  no room",
+        "python3: can't open file '/x.py': [Errno 2] No such file or directory",
+        "/bin/sh: 1: dramatiq: not found",
+        "python3: symbol lookup error: x.so: undefined symbol: y",
+        "python3: x.c:3: f: Assertion `x' failed.",
+        "Bus error (core dumped)",
+        "malloc(): corrupted top size",
+        "double free or corruption (!prev)",
+        "*** stack smashing detected ***: terminated",
+        "terminate called after throwing an instance of 'std::bad_alloc'",
+        "Exception ignored in: <function f>",
+        "Worker with PID 7 exited unexpectedly (code -9). Shutting down...",
     ],
 )
 def test_what_a_process_says_of_its_failure_is_an_error(start: Start, text: str) -> None:
@@ -271,6 +283,7 @@ def test_one_environment_serves_all(start: Start) -> None:
 def test_records_pass_and_plain_lines_become_records(start: Start) -> None:
     record = '{"level":"INFO", "msg": "swept"}'
     plain = ["[1, 2]", "{no record", "[a] [CRITICAL] x", "[a] [ERROR] x", "[a] [WARNING] x", "config error: x", "é"]
+    plain += ["/x.py:3: DeprecationWarning: x", "WARNING: x", "errors: 0"]
     code = f"say({record!r}); say(*{plain!r}, sep=chr(10)); os.write(2, b'on stderr, \\xff, no end')"
     runner = start({"worker": command(code)})
     assert runner.ended() == 1
@@ -278,7 +291,10 @@ def test_records_pass_and_plain_lines_become_records(start: Start) -> None:
     wrapped = [json.loads(line) for line in runner.lines[1:]]
     assert [line["msg"] for line in wrapped[:-1]] == [*plain, "on stderr, \ufffd, no end"]
     levels = [line["level"] for line in wrapped]
-    assert levels == ["INFO", "INFO", "ERROR", "ERROR", "WARN", "ERROR", "INFO", "INFO", "ERROR"]
+    assert levels == [
+        *("INFO", "INFO", "ERROR", "ERROR", "WARN", "ERROR", "INFO", "WARN", "WARN"),
+        *("INFO", "INFO", "ERROR"),
+    ]
     assert wrapped[-1]["msg"] == "[ERROR] ended by itself with status 0"
     assert {line["process"] for line in wrapped} == {"worker"}
     assert all(datetime.fromisoformat(line["time"]).tzinfo for line in wrapped)

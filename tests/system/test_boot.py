@@ -131,7 +131,6 @@ CASES += [
     ({**AWS, "SB_KMS_AWS_REGION": "here"}, "SB_KMS_AWS_REGION: not a region; accepted: a name such as eu-central-1"),
     ({**AWS, "SB_KMS_AWS_ENDPOINT": "kms.local"}, f"SB_KMS_AWS_ENDPOINT: {_URL}"),
     ({"SB_WORKER_GITOPS_ENABLED": "yes"}, "SB_WORKER_GITOPS_ENABLED: not a boolean; accepted: true, false, 1, 0, t, f"),
-    ({"SB_WORKER_GITOPS_BATCH_SIZE": "0"}, "SB_WORKER_GITOPS_BATCH_SIZE: must be at least 1"),
     ({"SB_WORKER_GITOPS_HTTP_TIMEOUT": "-1s"}, "SB_WORKER_GITOPS_HTTP_TIMEOUT: must not be negative"),
     ({"SB_WORKER_GITOPS_FRESHNESS": "no"}, "SB_WORKER_GITOPS_FRESHNESS: not a switch; accepted: on, off, true, false"),
     (
@@ -334,7 +333,13 @@ def test_a_procfile_that_cannot_be_run_is_one_line(content: bytes, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "words", [("sb-worker", "nonsense"), ("sb-worker", "check", "--nonsense"), ("sb-worker", "run", "-c", "x=1")]
+    "words",
+    [
+        ("sb-worker", "nonsense"),
+        ("sb-worker", "check", "--nonsense"),
+        ("sb-worker", "run", "-c", "x=1"),
+        ("sb-worker", "run", "-c", "x=1", "-c", "worker=1"),
+    ],
 )
 def test_wrong_usage_is_status_2(words: tuple[str, ...]) -> None:
     done = finished(words, environment("", "") | GOOD)

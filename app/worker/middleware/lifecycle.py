@@ -16,6 +16,7 @@ import structlog
 from dramatiq.middleware import Middleware
 
 from app.core import threads
+from app.core.role import this_process
 from app.supervisor.parent_death import signal_at_parent_death
 from app.supervisor.stops import handler_before
 from app.worker.stopping import WORKER_STOPS
@@ -66,7 +67,7 @@ class Lifecycle(Middleware):
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Say goodbye; every lock has been given back by now."""
-        log.info("shutdown complete")
+        log.info("shutdown complete", queues=sorted(this_process().queues))
 
     def _drain_on_stops(self) -> None:
         """Drain on the first stop and ignore the rest: Dramatiq would kill itself on the second one, and hosts that
@@ -81,7 +82,7 @@ class Lifecycle(Middleware):
 
         def drain() -> None:
             number = self._stops.get()
-            log.info("shutdown signal received; draining scheduler")
+            log.info("shutdown signal received; draining scheduler", queues=sorted(this_process().queues))
             inner[signal.Signals(number)](number, None)  # Dramatiq's, which leaves its loop
             self._enforce_grace()
 
