@@ -20,7 +20,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 from psycopg.rows import dict_row
 
@@ -111,7 +110,7 @@ class Round:
         """Kill the process that sweeps, or its main process, of a random worker; start another in its place."""
         number = random.randrange(WORKERS)
         worker = self.workers[number]
-        family = [worker.popen.pid, *(child.pid for child in psutil.Process(worker.popen.pid).children())]
+        family = [worker.popen.pid, *(child.pid for child in worker.workers)]
         os.kill(random.choice(family), signal.SIGKILL)
         self.kills += 1
         if worker.popen.poll() is None:

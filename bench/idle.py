@@ -68,8 +68,7 @@ def main() -> None:
             Process(SCHEDULER, env, Path(directory) / "scheduler.log") as scheduler,
         ):
             worker.ready()
-            main_process = psutil.Process(worker.popen.pid)
-            family = {"worker_main": main_process, "worker": main_process.children()[0]}
+            family = {"worker_main": psutil.Process(worker.popen.pid), "worker": worker.workers[0]}
             family["scheduler"] = psutil.Process(scheduler.popen.pid)
             sleeper = Sleeper()
             sleeper.start()

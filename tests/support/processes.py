@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import psutil
 
 from app.supervisor.parent_death import signal_at_parent_death
 from tests.support.ports import reserved_port
@@ -43,6 +45,9 @@ WORKER = (
     *("--worker-fork-timeout", "5000"),
 )
 SCHEDULER = ("periodiq", "app.actors")
+
+#: How multiprocessing, and so Dramatiq, starts a process; the first one is the default.
+BY_FORK_SERVER = multiprocessing.get_all_start_methods()[0] == "forkserver"
 
 
 def environment(database: str, redis: str, **more: str) -> dict[str, str]:
@@ -138,3 +143,12 @@ class Process:
         """Signal the main process and return its exit status."""
         self.popen.send_signal(number)
         return self.popen.wait(seconds)
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """Dramatiq's workers: its children, or from Python 3.14 on those of the fork server that is one of them."""
+        try:
+            found = psutil.Process(self.popen.pid).children()
+            return [worker for child in found for worker in child.children()] if BY_FORK_SERVER else found
+        except psutil.NoSuchProcess:
+            return []

@@ -107,8 +107,7 @@ def test_pollers_that_are_killed_never_poll_twice_a_slot_nor_write_an_older_resu
             for name in column(sql, RUNNING):
                 with suppress(psutil.NoSuchProcess):
                     child = psutil.Process(int(name.rpartition(":")[2]))
-                    parent = child.ppid()
-                    return next(((found, child) for found in workers if found.popen.pid == parent), None)
+                    return next(((found, child) for found in workers if child in found.workers), None)
             return None
 
         def more_polls(before: list[int]) -> bool:

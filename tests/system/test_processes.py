@@ -190,7 +190,7 @@ def test_a_second_sigterm_does_not_cut_a_run(
     with Process(WORKER, more, tmp_path / "slow.log") as slow, Process(SCHEDULER, more, tmp_path / "s.log"):
         slow.ready()
         eventually(lambda: redis.exists(LOCK))
-        (child,) = [found for found in psutil.Process(slow.popen.pid).children() if found.is_running()]
+        (child,) = slow.workers
         slow.popen.send_signal(signal.SIGTERM)
         child.send_signal(signal.SIGTERM)
         child.send_signal(signal.SIGTERM)
@@ -233,11 +233,11 @@ def test_a_main_process_that_is_killed_while_its_child_boots_leaves_no_orphan(
     if not hasattr(os, "sched_getaffinity"):
         pytest.skip("only Linux tells a child of its parent's death")
     with Process(WORKER, env, tmp_path / "worker.log") as worker:
-        children = eventually(lambda: psutil.Process(worker.popen.pid).children())
+        workers = eventually(lambda: worker.workers)
         time.sleep(after)  # to hit several moments of the boot; which ones does not matter
         worker.popen.kill()
         worker.popen.wait()
-        _, alive = psutil.wait_procs(children, timeout=HUNG)
+        _, alive = psutil.wait_procs(workers, timeout=HUNG)
     assert alive == []
 
 

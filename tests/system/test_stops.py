@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 import redis as redis_py
 
@@ -81,8 +80,7 @@ def test_a_worker_ends_with_0_while_it_still_imports(env: dict[str, str], tmp_pa
     """The main process hears nothing while its child boots, so the child is signalled as well, as some hosts do."""
     for turn in range(4):
         with Process(WORKER, env, tmp_path / f"{turn}.log") as worker:
-            eventually(lambda: children(worker.popen.pid))
-            (child,) = children(worker.popen.pid)
+            (child,) = eventually(lambda: worker.workers)
             eventually(partial(signal_is_caught, child.pid, signal.SIGTERM))
             time.sleep(random.uniform(0.05, 0.5))
             child.send_signal(signal.SIGTERM)
@@ -112,18 +110,10 @@ def test_a_stop_of_a_replica_waits_for_its_runner(env: dict[str, str], tmp_path:
 def test_a_child_that_is_killed_at_boot_ends_its_main_process(env: dict[str, str], tmp_path: Path) -> None:
     began = time.monotonic()
     with Process(WORKER, env, tmp_path / "worker.log") as worker:
-        eventually(lambda: children(worker.popen.pid))
-        (child,) = children(worker.popen.pid)
+        (child,) = eventually(lambda: worker.workers)
         child.kill()
         assert worker.popen.wait(HUNG_PROCESS) != 0
     assert time.monotonic() - began < 30  # what Dramatiq waits for by itself
-
-
-def children(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children()
-    except psutil.NoSuchProcess:
-        return []
 
 
 def signal_is_caught(pid: int, number: signal.Signals) -> bool:
