@@ -23,7 +23,7 @@ from app.demo.servers import Postgres, Redis
 from app.storage import migrations
 from tests.conftest import CONTROL_PLANE
 from tests.support.ports import reserved_port
-from tests.support.processes import BIN, PATIENT, QUICK, SCHEDULER, WORKER, Process, environment
+from tests.support.processes import BIN, BY_FORK_SERVER, PATIENT, QUICK, SCHEDULER, WORKER, Process, environment
 from tests.support.rows import column, insert_wrap, rows
 from tests.support.waiting import HUNG, HUNG_PROCESS, eventually
 
@@ -406,8 +406,9 @@ def test_a_worker_writes_to_dev_shm_only(env: dict[str, str], tmp_path: Path) ->
     if unshare is None or os.getuid() != 0:
         pytest.skip("needs root on Linux, to make a file system read-only for one process")
     words = (unshare, "--mount", "bash", "-c", READ_ONLY, "bash", str(BIN / WORKER[0]), *WORKER[1:])
+    temporary = "/dev/shm" if BY_FORK_SERVER else "/nonexistent"  # a fork server has a socket there
     with (
-        Process(words, {**env, "TMPDIR": "/nonexistent"}, tmp_path / "worker.log") as worker,
+        Process(words, {**env, "TMPDIR": temporary}, tmp_path / "worker.log") as worker,
         Process(SCHEDULER, env, tmp_path / "scheduler.log"),
     ):
         eventually(lambda: worker.popen.poll() is not None or worker.get("/readyz").status_code == 200)
