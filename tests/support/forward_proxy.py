@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import ssl
 import subprocess
 import threading
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
-import pytest
-
+from tests.support import packages
 from tests.support.ports import reserved_port
 from tests.support.waiting import HUNG, eventually
 
@@ -119,14 +117,12 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 @contextmanager
 def tinyproxy(directory: Path) -> Iterator[tuple[str, Path]]:
     """Run tinyproxy, which wants a login; yield its URL and its log. Skips the test where it is not installed."""
-    program = shutil.which("tinyproxy")
-    if program is None:
-        pytest.skip("tinyproxy is not installed")
+    program = packages.program("tinyproxy", "tinyproxy")
     log = directory / "tinyproxy.log"
     with reserved_port() as port:
         lines = (f"Port {port}", "Listen 127.0.0.1", f'LogFile "{log}"', "LogLevel Info", "BasicAuth worker s3cret")
         (directory / "tinyproxy.conf").write_text("\n".join(lines) + "\n")
-        command = [program, "-d", "-c", str(directory / "tinyproxy.conf")]
+        command = [str(program), "-d", "-c", str(directory / "tinyproxy.conf")]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 eventually(lambda: log.exists() and "Accepting connections" in log.read_text())
