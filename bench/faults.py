@@ -35,7 +35,7 @@ from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environme
 from tests.support.proxy import Proxy
 
 BEFORE, AFTER = 8, 15
-SWEEPERS = 4
+SWEEPERS = sum(name.endswith("_INTERVAL") for name in QUICK)
 RUNS = "SELECT name, slot::text FROM secrets_bridge_worker.sweep_run WHERE outcome = 'success'"
 CLOCK = r"""
 #define _GNU_SOURCE
