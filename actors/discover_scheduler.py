@@ -24,6 +24,7 @@ from app.core.config import variable
 from app.core.errors import Failure
 from app.core.events import Severity
 from app.core.values import Cadence
+from app.discovery.connections import OPEN, connection_key
 from app.discovery.targets import Target, Targets, parse
 from app.sweeping.schedule import Slot, moment, slot_at
 from app.sweeping.strategies import MOST_ITEMS, Items, step_aside
@@ -119,9 +120,8 @@ SELECT id::text FROM provider_connections
  ORDER BY last_discover_at NULLS FIRST
 """
 
-# A row runs and has a job, or neither. An open job of the same connection is its discovery, whoever enqueued it; a
-# claimed one is open even when its claim ran out. The api reads ids in braces, without hyphens and as URNs as well.
-START = """
+# A row runs and has a job, or neither. An open job of the same connection is its discovery, whoever enqueued it.
+START = f"""
 WITH due AS MATERIALIZED (
     SELECT id FROM provider_connections
      WHERE id = ANY (%(ids)s::uuid[])
@@ -130,14 +130,12 @@ WITH due AS MATERIALIZED (
        AND (last_discover_at IS NULL OR last_discover_at <= now() - discover_interval_seconds * interval '1 s')
        FOR NO KEY UPDATE SKIP LOCKED
 ), open AS MATERIALIZED (
-    SELECT translate(regexp_replace(lower(payload ->> 'connection_id'), '^urn:uuid:', ''), '{}-', '') AS id
-      FROM sync_jobs
-     WHERE job_type = 'discover' AND (status = 'queued' OR status = 'claimed') AND payload ->> 'connection_id' <> ''
+{OPEN}
 ), started AS (
     UPDATE provider_connections AS c
        SET last_discover_status = 'running', last_discover_started_at = now(), last_discover_error = NULL
      WHERE c.id = ANY (ARRAY(SELECT id FROM due)) AND c.last_discover_status IS DISTINCT FROM 'running'
-       AND translate(c.id::text, '-', '') NOT IN (SELECT id FROM open)
+       AND {connection_key("c.id")} NOT IN (SELECT id FROM open)
  RETURNING c.id, c.type, c.scope, c.cluster_name
 ), enqueued AS (
     INSERT INTO sync_jobs (job_type, status, correlation_id, agent_scope, payload)
@@ -151,7 +149,7 @@ WITH due AS MATERIALIZED (
 SELECT (SELECT count(*) FROM enqueued) AS changed,
        (SELECT count(*) FROM due) - (SELECT count(*) FROM started) AS already_open,
        ARRAY(SELECT id::text FROM started) AS started
-"""
+"""  # noqa: S608 - all its parts are literals
 
 # Without `last_discover_at`: nothing was discovered, and the retry must find it due.
 REFUSE = """

@@ -19,6 +19,7 @@ from app.core.config import variable
 from app.core.errors import Failure
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
+from app.discovery.connections import OPEN, connection_key
 from app.sweeping.scan_sql import LOCK_WAIT, page_sql
 from app.sweeping.strategies import HELD, SLOW, PageScan, step_aside
 from app.sweeping.strategy import Run
@@ -70,26 +71,24 @@ SELECT count(*) > 0 AS present, coalesce(bool_or(has_column_privilege(attrelid, 
 WAIT = "SELECT set_config('lock_timeout', %(wait)s, true)"
 
 # An admin may have had it discovered again meanwhile: then it runs for another job.
-FAIL = """
+FAIL = f"""
 WITH running AS MATERIALIZED (
     SELECT id FROM provider_connections
      WHERE id = ANY (%(ids)s::uuid[]) AND last_discover_status = 'running'
      ORDER BY id
        FOR NO KEY UPDATE
 ), open AS MATERIALIZED (
-    SELECT translate(regexp_replace(lower(payload ->> 'connection_id'), '^urn:uuid:', ''), '{}-', '') AS id
-      FROM sync_jobs
-     WHERE job_type = 'discover' AND (status = 'queued' OR status = 'claimed') AND payload ->> 'connection_id' <> ''
+{OPEN}
 ), failed AS (
     UPDATE provider_connections
        SET last_discover_status = 'failure', last_discover_at = now(), last_discover_finished_at = now(),
            last_discover_error = 'the claim of its job ran out'
      WHERE id = ANY (ARRAY(SELECT id FROM running)) AND last_discover_status = 'running'
-       AND translate(id::text, '-', '') NOT IN (SELECT id FROM open)
+       AND {connection_key("id")} NOT IN (SELECT id FROM open)
  RETURNING 1
 )
 SELECT count(*) AS connections_failed FROM failed
-"""
+"""  # noqa: S608 - all its parts are literals
 
 
 class _Recovery(PageScan):

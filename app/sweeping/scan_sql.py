@@ -21,6 +21,11 @@ class PageSql(NamedTuple):
     gentle: LiteralString
 
 
+def _strength(change: LiteralString) -> LiteralString:
+    """Return the weakest lock of a row that suffices for a change."""
+    return "UPDATE" if change.startswith("DELETE") else "NO KEY UPDATE"
+
+
 def page_sql(
     table: LiteralString,
     *,
@@ -39,7 +44,6 @@ def page_sql(
     statistics from before a big change the planner would read a whole index for every range of pages, and never come
     to its end. So a timestamp is written `column + interval '0'` and a text `column || ''`.
     """
-    strength: LiteralString = "UPDATE" if change.startswith("DELETE") else "NO KEY UPDATE"
     direct = f"""
 WITH waits AS MATERIALIZED (
     SELECT usual, set_config('lock_timeout', '{LOCK_WAIT}', true)
@@ -69,7 +73,7 @@ WITH due AS MATERIALIZED (
 ), held AS MATERIALIZED (
     SELECT ctid FROM {table}
      WHERE NOT %(look)s AND ctid = ANY (ARRAY(SELECT ctid FROM due)) AND {due}
-       FOR {strength} SKIP LOCKED
+       FOR {_strength(change)} SKIP LOCKED
 ), changed AS (
     {change}
      WHERE ctid = ANY (ARRAY(SELECT ctid FROM held)) AND {due}
@@ -98,7 +102,6 @@ def keyset_sql(
     changes; rows that somebody else holds are left to the next run. The answer's `last` is a text: Python has no time
     before the year 1, and none without an end.
     """
-    strength: LiteralString = "UPDATE" if change.startswith("DELETE") else "NO KEY UPDATE"
     return f"""
 WITH due AS MATERIALIZED (
     SELECT id, {column} AS key FROM {table}
@@ -109,7 +112,7 @@ WITH due AS MATERIALIZED (
 ), held AS MATERIALIZED (
     SELECT id FROM {table}
      WHERE NOT %(look)s AND id = ANY (ARRAY(SELECT id FROM due)) AND {still} AND {column} {before} %(cutoff)s
-       FOR {strength} SKIP LOCKED
+       FOR {_strength(change)} SKIP LOCKED
 ), changed AS (
     {change}
      WHERE id = ANY (ARRAY(SELECT id FROM held)) AND {still} AND {column} {before} %(cutoff)s

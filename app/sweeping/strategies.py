@@ -128,7 +128,7 @@ class _Scan(Strategy):
     def recover(self, error: psycopg.Error) -> bool:
         """Make the next step smaller, or step around the one row that is left."""
         slow = isinstance(error, psycopg.errors.QueryCanceled)
-        if not slow and (not _by_rows(error) or _table_is_locked(error)):
+        if not slow and not _by_rows(error):
             return False
         if self.limit > 1:
             self._fewer = max(1, self.limit // (4 if slow else 2))
@@ -266,12 +266,11 @@ class PageScan(_Scan):
         return Step(counts, ranges.done, ranges.position)
 
     def _change_pages(self, run: Run) -> dict[str, int]:
-        ranges, span = self._ranges, self.sizer.span
-        _, end = ranges.next(self.sizer.pages)
-        counts = run.row(self.sql.direct, **self._next(), span=span, cutoff=run.cutoff)
+        place, span = self._next(), self.sizer.span
+        counts = run.row(self.sql.direct, **place, span=span, cutoff=run.cutoff)
         self._found, stop = counts.pop("found"), counts.pop("stop")
         counts = self._swept(run, counts, alone=False)
-        ranges.move(stop or end)
+        self._ranges.move(stop or str(place["stop"]))
         self._span = span if stop else 0
         return counts
 
@@ -372,15 +371,12 @@ class KeysetScan(_Scan):
 
 
 def _by_rows(error: psycopg.Error) -> bool:
-    return (error.sqlstate or "08")[:2] not in _NOT_BY_ROWS
+    """Return whether fewer rows, or others, may fare better.
 
-
-def _table_is_locked(error: psycopg.Error) -> bool:
-    """Return whether a statement that waits for no row has waited in vain: then for the table, whatever its rows.
-
-    A trigger that waits for something else is named in the error's context.
+    Who has waited in vain and names no row, nor a trigger, in the error's context has waited for the whole table.
     """
-    return isinstance(error, psycopg.errors.LockNotAvailable) and error.diag.context is None
+    table_is_locked = isinstance(error, HELD) and error.diag.context is None
+    return (error.sqlstate or "08")[:2] not in _NOT_BY_ROWS and not table_is_locked
 
 
 def step_aside(run: Run, work: Callable[[], R], *, raises: tuple[type[psycopg.Error], ...] = SLOW) -> R | Failure:
@@ -393,8 +389,7 @@ def step_aside(run: Run, work: Callable[[], R], *, raises: tuple[type[psycopg.Er
         with connection.transaction():
             return work()
     except psycopg.DatabaseError as error:
-        table = _table_is_locked(error)
-        if connection.closed or table or isinstance(error, raises) or not (isinstance(error, SLOW) or _by_rows(error)):
+        if connection.closed or isinstance(error, raises) or not (isinstance(error, SLOW) or _by_rows(error)):
             raise
         return describe(error)
 
