@@ -6,8 +6,8 @@ An agent that never sent a heartbeat has none to be late with: its NULL is not b
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, PositiveDuration
+from app.sweeping.page_scan import PageScan
 from app.sweeping.scan_sql import page_sql
-from app.sweeping.strategies import PageScan
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 

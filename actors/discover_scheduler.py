@@ -26,9 +26,10 @@ from app.core.events import Severity
 from app.core.values import Cadence
 from app.discovery.connections import OPEN, connection_key
 from app.discovery.targets import Target, Targets, parse
+from app.sweeping.items import MOST_ITEMS, Items
+from app.sweeping.refusals import step_aside
 from app.sweeping.schedule import Slot, moment, slot_at
-from app.sweeping.strategies import MOST_ITEMS, Items, step_aside
-from app.sweeping.strategy import Run, Step, Strategy
+from app.sweeping.strategy import Run, Step, Strategy, Took
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 log = structlog.get_logger("sweep")
@@ -252,9 +253,9 @@ class _Connections(Items[str]):
         error = " ".join(filter(None, ("enqueue failed:", *failure)))
         step_aside(run, lambda: run.cursor.execute(REFUSE, {"id": item, "error": error}))
 
-    def committed(self, seconds: float) -> None:
+    def committed(self, took: Took) -> None:
         """Note which locks are to be left."""
-        del seconds
+        del took
         self._unused.difference_update(self._started)
         self._in_doubt, self._started = (), ()
 
@@ -304,10 +305,10 @@ class Discovery(Strategy):
         """Take fewer after a step that was too slow."""
         return self._work is not None and self._work.recover(error)
 
-    def committed(self, seconds: float) -> None:
+    def committed(self, took: Took) -> None:
         """Pass it on."""
         if self._work:
-            self._work.committed(seconds)
+            self._work.committed(took)
 
     def close(self) -> None:
         """Pass it on."""

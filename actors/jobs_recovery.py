@@ -20,8 +20,10 @@ from app.core.errors import Failure
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
 from app.discovery.connections import OPEN, connection_key
+from app.sweeping.page_scan import PageScan
+from app.sweeping.refusals import HELD, SLOW, step_aside
+from app.sweeping.scan import WAIT
 from app.sweeping.scan_sql import LOCK_WAIT, page_sql
-from app.sweeping.strategies import HELD, SLOW, PageScan, step_aside
 from app.sweeping.strategy import Run
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -61,14 +63,10 @@ EXPIRE = page_sql(
 )
 
 WRITABLE = """
-SELECT count(*) > 0 AS present, coalesce(bool_or(has_column_privilege(attrelid, attnum, 'UPDATE')), false) AS writable,
-       current_setting('lock_timeout') AS usual
+SELECT count(*) > 0 AS present, coalesce(bool_or(has_column_privilege(attrelid, attnum, 'UPDATE')), false) AS writable
   FROM pg_attribute
  WHERE attrelid = to_regclass('provider_connections') AND attname = 'last_discover_status' AND NOT attisdropped
 """
-
-# How long a connection is waited for that somebody else holds: the jobs that its own were expired with wait as well.
-WAIT = "SELECT set_config('lock_timeout', %(wait)s, true)"
 
 # An admin may have had it discovered again meanwhile: then it runs for another job.
 FAIL = f"""
@@ -110,9 +108,9 @@ class _Recovery(PageScan):
                 log.warning("connections of expired jobs stay running; `sb-worker check` has the GRANT", **_TASK)
             return {}
         fail = partial(run.row, FAIL, ids=ids)
-        run.row(WAIT, wait=LOCK_WAIT)
+        run.row(WAIT, wait=LOCK_WAIT)  # the jobs that a connection's own were expired with wait as well
         failed = step_aside(run, fail, raises=SLOW + HELD) if alone else fail()
-        run.row(WAIT, wait=found["usual"])
+        run.row(WAIT, wait=run.lock_timeout)
         if isinstance(failed, Failure):
             log.warning("the connection of an expired job could not be failed", **_TASK, **failed._asdict())
             return {}

@@ -15,7 +15,9 @@ from app.core.config import variable
 from app.core.errors import Failure
 from app.core.events import Severity
 from app.core.values import Cadence
-from app.sweeping.strategies import KeysetScan, step_aside
+from app.sweeping.keyset_scan import KeysetScan
+from app.sweeping.refusals import step_aside
+from app.sweeping.scan_sql import KeysetSql
 from app.sweeping.strategy import Run, Step
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -47,7 +49,7 @@ WITH due AS MATERIALIZED (
      LIMIT %(limit)s
 ), held AS MATERIALIZED (
     SELECT id, wrap_ids FROM reveal_sessions
-     WHERE NOT %(look)s AND id = ANY (ARRAY(SELECT id FROM due)) AND expired_at IS NULL AND expires_at <= %(cutoff)s
+     WHERE NOT %(passing)s AND id = ANY (ARRAY(SELECT id FROM due)) AND expired_at IS NULL AND expires_at <= %(cutoff)s
        FOR NO KEY UPDATE SKIP LOCKED
 ), live AS MATERIALIZED (
     SELECT id FROM secret_wraps
@@ -153,4 +155,4 @@ class _Sessions(KeysetScan):
 )
 def reveal_sessions_expired(_settings: RevealSessionsExpired) -> KeysetScan:
     """End sessions whose time is over, the oldest first."""
-    return _Sessions(END)
+    return _Sessions(KeysetSql(None, END))

@@ -11,8 +11,8 @@ import structlog
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
+from app.sweeping.page_scan import PageScan
 from app.sweeping.scan_sql import page_sql
-from app.sweeping.strategies import PageScan
 from app.sweeping.strategy import Run
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -86,8 +86,8 @@ class _ButThoseOfSessions(PageScan):
             self._kept = [row["id"] for row in run.rows(KEPT, since=run.now - self._retention)]
         self.use(BUT_KEPT if self._kept else DELETE)
 
-    def _next(self) -> dict[str, object]:
-        return {**super()._next(), "kept": self._kept}
+    def _words(self, start: str, stop: str) -> dict[str, object]:
+        return {**super()._words(start, stop), "kept": self._kept}
 
 
 @sweeper(

@@ -1,16 +1,27 @@
-"""Adaptive batch size: how much the next transaction may do, by how long the last one took."""
+"""Adaptive batch size: how much the next transaction may do, by what the last one's rows and pages took.
+
+What counts is the work of a step, not the round trips around it: over a network those alone may take longer than a step
+should, and no smaller batch would make them shorter.
+"""
 
 from __future__ import annotations
 
-#: Rows a transaction may change, and pages it may read: the first guess, which is safe everywhere, and the range
-#: between "not only overhead" and "100 ms on a slow disk".
+import math
+
+#: Rows a transaction may change: the first guess, which is safe everywhere, and the range between "not only overhead"
+#: and "100 ms on a slow disk".
 FIRST_ROWS, FEWEST_ROWS, MOST_ROWS = 500, 50, 20_000
-FIRST_PAGES, FEWEST_PAGES, MOST_PAGES = 250, 25, 2_500
-#: How many of them lie on a page: before any was seen, more than most tables have; and fewer than that are never
-#: expected, or a transaction would cover so many pages that it is far too long where they are full.
-FIRST_ROWS_PER_PAGE, FEWEST_ROWS_PER_PAGE = 50.0, 10.0
-#: What a transaction is meant to take, seconds, commit included.
-AIM = 0.020
+#: Pages it may read on the way to them.
+FIRST_PAGES, FEWEST_PAGES, MOST_PAGES = 2_500, 25, 10_000
+#: Where fewer rows than that lie on a page they are not changed by ranges of pages: a dense part may come next, and the
+#: transaction would be far too long.
+FEWEST_ROWS_PER_PAGE = 10.0
+#: What the work of a transaction is meant to take, seconds; and as many times its round trips, up to the most.
+AIM, TIMES, MOST_AIM = 0.020, 4, 0.040
+#: A transaction takes two round trips.
+ROUND_TRIPS = 2
+#: How much faster or slower than aimed at counts at once: one that was fast may have been lucky.
+FASTEST, SLOWEST = 4.0, 0.25
 
 
 class BatchSizer:
@@ -24,12 +35,17 @@ class BatchSizer:
         self.rows = FIRST_ROWS
         self.pages = FIRST_PAGES
         self._fewest = FEWEST_ROWS
-        self._rows_per_page = FIRST_ROWS_PER_PAGE
+        self._rows_per_page = 0.0
+
+    @property
+    def dense(self) -> bool:
+        """Whether the last rows lay so close that the next ones may be changed by a range of pages."""
+        return self._rows_per_page >= FEWEST_ROWS_PER_PAGE
 
     @property
     def span(self) -> int:
         """How many pages are expected to hold that many rows."""
-        return max(1, int(self.rows / self._rows_per_page))
+        return max(1, int(self.rows / max(self._rows_per_page, FEWEST_ROWS_PER_PAGE)))
 
     def begin_with(self, rows: int) -> None:
         """Begin with fewer rows than usual, and allow for as few."""
@@ -40,28 +56,24 @@ class BatchSizer:
         self.begin_with(max(1, self.rows // 4))
         self.pages = max(1, self.pages // 4)
 
-    def observe_span(self, seconds: float, span: int, found: int) -> None:
-        """Move towards AIM after a transaction that has changed whatever was due on so many pages, `found` rows.
+    def observe_span(self, work: float, round_trip: float, span: int, found: int) -> None:
+        """Learn from a step that has changed whatever was due on so many pages, `found` rows; times in seconds.
 
-        How densely the rows lie is expected to stay as it was, and never to fall by more than half at once: behind a
-        sparse part of a table may come a dense one.
+        How densely the rows lie is expected never to fall by more than half at once: behind a sparse part of a table
+        may come a dense one.
         """
-        factor = _factor(seconds)
-        few = found < self.rows / 4  # then it is the pages on the way to them that took the time, or the rows
-        if few:
-            self._resize_pages(factor)
-        if factor < 1 or not few:
-            self._resize_rows(factor)
-        self._rows_per_page = max(FEWEST_ROWS_PER_PAGE, found / span, self.rows / (2 * span))
+        self._resize_rows(_factor(work, round_trip) * max(found, self.rows / 2) / self.rows)
+        self._rows_per_page = max(found / span, self._rows_per_page / 2)
 
-    def observe(self, seconds: float, found: int) -> None:
-        """Move towards AIM by at most a factor of two up and four down; `found` rows were there to be changed."""
-        factor = _factor(seconds)
+    def observe(self, work: float, round_trip: float, found: int, pages: float = math.inf) -> None:
+        """Learn from a step for which `found` rows were there to be changed, on so many pages; times in seconds."""
+        factor = _factor(work, round_trip)
         full = found >= self.rows
         if full or (factor < 1 and found):
             self._resize_rows(factor)
         if not full:
             self._resize_pages(factor)
+        self._rows_per_page = found / max(1.0, pages)
 
     def _resize_rows(self, factor: float) -> None:
         self.rows = int(min(MOST_ROWS, max(self._fewest, self.rows * factor)))
@@ -70,5 +82,6 @@ class BatchSizer:
         self.pages = int(min(MOST_PAGES, max(FEWEST_PAGES, self.pages * factor)))
 
 
-def _factor(seconds: float) -> float:
-    return min(2.0, max(0.25, AIM / max(seconds, 1e-6)))
+def _factor(work: float, round_trip: float) -> float:
+    aim = min(MOST_AIM, max(AIM, TIMES * ROUND_TRIPS * round_trip))
+    return min(FASTEST, max(SLOWEST, aim / max(work, 1e-6)))

@@ -9,45 +9,65 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from app.core.errors import Failure, Fenced, NotDue, Reason
 from app.storage.postgres import only_row
 from app.sweeping import clocks
-from app.sweeping.schedule import Slot, moment
+from app.sweeping.schedule import Slot, microseconds, moment
 
 if TYPE_CHECKING:
-    from psycopg import Cursor
+    from psycopg import Connection, Cursor
 
-# All limits are shorter than the lease: a statement, a wait or a pause that outlives the lock must end first.
+# All limits are shorter than the lease: a statement, a wait or a pause that outlives the lock must end first. Between a
+# run's first commit and its last nothing waits for the disk: should the server crash, what it forgets is the end of the
+# run, rows and counts alike, and those rows are swept again. Of a partitioned table the largest partition counts.
 BEGIN = """
 SELECT now() AS now,
        EXISTS (SELECT FROM pg_attribute
                 WHERE attrelid = to_regclass(split_part(%(relation)s, '.', 1)) AND NOT attisdropped
                   AND split_part(%(relation)s, '.', 2) IN ('', attname)) AS present,
+       swept.relkind = 'p' AS partitioned,
+       CASE swept.relkind WHEN 'p' THEN (SELECT max(pg_relation_size(relid)) FROM pg_partition_tree(swept.oid))
+            ELSE pg_relation_size(swept.oid) END / current_setting('block_size')::int AS pages,
        set_config('statement_timeout', %(statement)s, true),
        set_config('lock_timeout', %(lock)s, true),
-       set_config('idle_in_transaction_session_timeout', %(idle)s, true)
+       set_config('idle_in_transaction_session_timeout', %(idle)s, true),
+       CASE WHEN NOT %(durable)s THEN set_config('synchronous_commit', 'off', true) END
+  FROM (SELECT to_regclass(%(table)s) AS oid) AS named
+  LEFT JOIN pg_class AS swept USING (oid)
 """
+DURABLE = "SET LOCAL synchronous_commit TO DEFAULT"
 
-# A slot may be claimed when it is the newest one, or when it was claimed and never finished: whoever claimed it has
-# lost the lock that we hold. A newest slot that lies further ahead than a slot may comes from a database whose clock
-# was wrong for a while, and does not count.
+# The newest slot that is due, or the tick's own, which may be ahead of this clock by half an interval: one that is
+# further ahead stands for the newest slot that is due, as an old one does. It may be claimed when it is the newest one,
+# or when it was claimed and never finished: whoever claimed it has lost the lock that we hold. A newest slot that lies
+# further ahead than a slot may comes from a database whose clock was wrong for a while, and does not count.
 CLAIM = """
-WITH before AS (SELECT last_slot FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s)
-INSERT INTO secrets_bridge_worker.sweep_state AS state (name, last_slot, previous_slot, token)
-VALUES (%(name)s, %(slot)s, 'epoch', 1)
-    ON CONFLICT (name) DO UPDATE
-   SET last_slot = excluded.last_slot,
-       previous_slot = CASE WHEN state.last_slot = excluded.last_slot THEN state.previous_slot
-                            ELSE least(state.last_slot, excluded.last_slot - %(interval)s) END,
-       token = state.token + 1
- WHERE (state.last_slot <= excluded.last_slot OR state.last_slot > %(furthest)s)
-   AND NOT EXISTS (SELECT FROM secrets_bridge_worker.sweep_run
-                    WHERE name = %(name)s AND slot = %(slot)s AND outcome = 'success')
-RETURNING token, previous_slot, position, failures, rows_failed, batch_rows, (SELECT last_slot FROM before) AS last_slot
+WITH clock AS (
+    SELECT date_bin(%(interval)s, now(), 'epoch') AS current, %(tick)s::timestamptz AS tick
+), due AS (
+    SELECT CASE WHEN tick > current AND tick - now() <= %(interval)s / 2 THEN tick ELSE current END AS slot FROM clock
+), before AS (
+    SELECT last_slot FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s
+), claimed AS (
+    INSERT INTO secrets_bridge_worker.sweep_state AS state (name, last_slot, previous_slot, token)
+    SELECT %(name)s, slot, 'epoch', 1 FROM due
+        ON CONFLICT (name) DO UPDATE
+       SET last_slot = excluded.last_slot,
+           previous_slot = CASE WHEN state.last_slot = excluded.last_slot THEN state.previous_slot
+                                ELSE least(state.last_slot, excluded.last_slot - %(interval)s) END,
+           token = state.token + 1
+     WHERE (state.last_slot <= excluded.last_slot OR state.last_slot > now() + %(interval)s)
+       AND NOT EXISTS (SELECT FROM secrets_bridge_worker.sweep_run
+                        WHERE name = %(name)s AND slot = excluded.last_slot AND outcome = 'success')
+ RETURNING token, previous_slot, position, failures, rows_failed, batch_rows
+)
+SELECT due.slot, before.last_slot, claimed.*
+  FROM due LEFT JOIN before ON true LEFT JOIN claimed ON true
 """
 
 # Slots that a clock ahead has run are to be run when their time has come.
@@ -58,11 +78,9 @@ UPDATE secrets_bridge_worker.sweep_run SET outcome = 'interrupted'
 
 # The slot of this moment was run, and it may be that a clock ahead did it: those behind it are to be run all the same.
 SET_BACK = """
-WITH before AS (SELECT last_slot FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s)
 UPDATE secrets_bridge_worker.sweep_state AS state
    SET last_slot = %(slot)s, previous_slot = least(state.previous_slot, %(slot)s - %(interval)s), token = token + 1
- WHERE name = %(name)s AND last_slot > %(furthest)s
-RETURNING (SELECT last_slot FROM before) AS last_slot
+ WHERE name = %(name)s AND last_slot > now() + %(interval)s
 """
 
 FENCE = """
@@ -197,16 +215,22 @@ class Rest(NamedTuple):
     batch_rows: int | None = None
 
 
-class Claimed(NamedTuple):
-    """A slot that a run holds in PostgreSQL, by its fencing token; times aware, UTC."""
+class Begun(NamedTuple):
+    """The time of a transaction, and how large the swept table is."""
 
-    name: str
+    now: datetime
+    pages: int
+    #: Whether the pages are those of the largest of many partitions.
+    partitioned: bool
+
+
+class Claim(NamedTuple):
+    """A slot that this transaction takes, by its fencing token, and what the run before has left to this one."""
+
     slot: Slot
     token: int
-    #: The id of its row in the ledger.
-    run: int
-    began: datetime
-    cutoff: datetime
+    #: How many slots before this one no run was made for.
+    covered: int
     #: Where the run before it stopped for lack of time.
     position: int
     #: Failed attempts since the last success, and rows that the run before could not sweep.
@@ -214,58 +238,109 @@ class Claimed(NamedTuple):
     rows_failed: int
     #: Rows a batch, where a run before found the usual number too slow.
     batch_rows: int | None
-    #: How many slots before this one no run was made for.
-    covered: int
+
+
+class Claimed(NamedTuple):
+    """A claim with its row in the ledger; times aware, UTC."""
+
+    name: str
+    claim: Claim
+    #: The id of its row in the ledger.
+    run: int
+    began: datetime
+    cutoff: datetime
     #: What unfinished runs before it had committed.
     interrupted: Sequence[Interrupted]
 
+    @property
+    def slot(self) -> Slot:
+        """The slot that is run."""
+        return self.claim.slot
 
-def begin(cursor: Cursor[dict[str, Any]], relation: str, limits: Limits) -> datetime:
-    """Open a transaction under its limits and return its time.
 
-    Raises NotDue when the api's table, or `table.column`, is missing.
-    """
-    row = only_row(cursor.execute(BEGIN, {"relation": relation, **limits._asdict()}))
+class Answers:
+    """What was sent together: cursors whose answers are read once they are there."""
+
+    def __init__(self, *cursors: Cursor[dict[str, Any]]) -> None:
+        self.cursors = cursors
+
+    @property
+    def arrived(self) -> bool:
+        """Whether none of them has failed, or was not executed since one before has."""
+        return all(cursor.statusmessage for cursor in self.cursors)
+
+
+def _send(connection: Connection[Any], query: LiteralString, **parameters: object) -> Cursor[dict[str, Any]]:
+    return connection.cursor(row_factory=dict_row).execute(query, parameters)
+
+
+def begin(
+    connection: Connection[Any], relation: str, table: str, limits: Limits, *, durable: bool = True
+) -> Cursor[dict[str, Any]]:
+    """Set a transaction's limits and look for the api's `relation`: a table, or `table.column`."""
+    words = {"relation": relation, "table": table, "durable": durable}
+    return _send(connection, BEGIN, **words, **limits._asdict())
+
+
+def begun(cursor: Cursor[dict[str, Any]]) -> Begun:
+    """Read the answer to `begin`. Raises NotDue when the relation is missing."""
+    row = only_row(cursor)
     if not row["present"]:
         raise NotDue(Reason.TABLE_MISSING)
-    now: datetime = row["now"]
-    return now
+    return Begun(row["now"], row["pages"] or 0, bool(row["partitioned"]))
 
 
-def claim(  # noqa: PLR0913 - what a row of the ledger says of its run
-    cursor: Cursor[dict[str, Any]],
-    name: str,
-    slot: Slot,
-    interval: timedelta,
-    *,
-    worker: str,
-    now: datetime,
-    cutoff: datetime,
-) -> Claimed | None:
-    """Take the slot and open its row; return None, with something to commit, when it or a newer one was claimed."""
-    claim = {"name": name, "slot": moment(slot), "interval": interval, "furthest": now + interval}
-    row = cursor.execute(CLAIM, claim).fetchone()
-    before = row or cursor.execute(SET_BACK, claim).fetchone()
-    last = before.pop("last_slot") if before else None
-    if last is not None and last > claim["furthest"]:
+def claim(connection: Connection[Any], name: str, tick: Slot | None, interval: timedelta) -> Cursor[dict[str, Any]]:
+    """Take the newest due slot, or the tick's."""
+    return _send(connection, CLAIM, name=name, tick=None if tick is None else moment(tick), interval=interval)
+
+
+def claimed(
+    cursor: Cursor[dict[str, Any]], name: str, now: datetime, tick: Slot | None, interval: timedelta
+) -> Claim | None:
+    """Read the answer to `claim`; None, with something to commit, when the slot or a newer one was claimed."""
+    row = only_row(cursor)
+    slot, last, previous, token = row.pop("slot"), row.pop("last_slot"), row.pop("previous_slot"), row.pop("token")
+    if tick is not None and moment(tick) > slot:
+        clocks.report("redis", moment(tick) - now, interval / 2, name)
+    if last is not None and last > now + interval:
         clocks.report("postgres", last - now, interval, name)
-        cursor.execute(FORGET, claim)
-    if row is None:
+        words = {"name": name, "slot": slot, "interval": interval}
+        cursor.connection.execute(SET_BACK, words)
+        cursor.connection.execute(FORGET, words)
+    if token is None:
         return None
-    interrupted = [Interrupted(**run) for run in cursor.execute(INTERRUPT, {"name": name})]
-    previous = row.pop("previous_slot")
     # The very first claim follows "the epoch", which is not a slot that anybody missed.
-    covered = max(0, (moment(slot) - previous) // interval - 1) if previous != moment(0) else 0
-    opened = {"name": name, "slot": moment(slot), "covered": covered, "token": row["token"]}
-    run = cursor.execute(OPEN, {**opened, "worker": worker, "cutoff": cutoff}).fetchone()
-    if run is None:  # it was finished after our claim had looked
+    covered = max(0, (slot - previous) // interval - 1) if previous != moment(0) else 0
+    return Claim(microseconds(slot), token, covered, **row)
+
+
+def open_run(connection: Connection[Any], name: str, claim: Claim, *, worker: str, cutoff: datetime) -> Answers:
+    """Close what runs before have left open, and open the claim's row."""
+    row = {"name": name, "slot": moment(claim.slot), "covered": claim.covered, "token": claim.token}
+    return Answers(
+        _send(connection, INTERRUPT, name=name), _send(connection, OPEN, **row, worker=worker, cutoff=cutoff)
+    )
+
+
+def opened(answers: Answers, name: str, claim: Claim, *, began: datetime, cutoff: datetime) -> Claimed:
+    """Read the answers to `open_run`. Raises NotDue when the slot was finished after the claim had looked."""
+    interrupting, opening = answers.cursors
+    interrupted = [Interrupted(**run) for run in interrupting]
+    run = opening.fetchone()
+    if run is None:
         raise NotDue(Reason.SUPERSEDED)
-    return Claimed(name, slot, run=run["id"], began=now, cutoff=cutoff, covered=covered, interrupted=interrupted, **row)
+    return Claimed(name, claim, run["id"], began, cutoff, interrupted)
 
 
-def fence(cursor: Cursor[dict[str, Any]], claimed: Claimed) -> None:
-    """Hold the fence until the transaction ends. Raises Fenced when a newer run has moved it."""
-    if cursor.execute(FENCE, {"name": claimed.name, "token": claimed.token}).fetchone() is None:
+def fence(connection: Connection[Any], claimed: Claimed) -> Cursor[dict[str, Any]]:
+    """Hold the fence until the transaction ends."""
+    return _send(connection, FENCE, name=claimed.name, token=claimed.claim.token)
+
+
+def fenced(cursor: Cursor[dict[str, Any]]) -> None:
+    """Read the answer to `fence`. Raises Fenced when a newer run has moved it."""
+    if cursor.fetchone() is None:
         raise Fenced
 
 
@@ -275,15 +350,16 @@ def count(cursor: Cursor[dict[str, Any]], claimed: Claimed, progress: Progress) 
 
 
 def finish(cursor: Cursor[dict[str, Any]], claimed: Claimed, progress: Progress, rest: Rest) -> None:
-    """Close the run as done."""
+    """Close the run as done, in a transaction that is kept once it is committed."""
+    cursor.execute(DURABLE)
     cursor.execute(FINISH, {"run": claimed.run, "handed_over": rest.position is not None, **progress.columns()})
     left = {"position": rest.position or 0, "rows_failed": rest.rows_failed, "batch_rows": rest.batch_rows}
-    cursor.execute(REMEMBER, {"name": claimed.name, "token": claimed.token, **left})
+    cursor.execute(REMEMBER, {"name": claimed.name, "token": claimed.claim.token, **left})
 
 
 def move_on(cursor: Cursor[dict[str, Any]], claimed: Claimed, position: int) -> None:
     """Have the next run go on from here, although this one is to end as failed."""
-    cursor.execute(MOVE_ON, {"name": claimed.name, "token": claimed.token, "position": position})
+    cursor.execute(MOVE_ON, {"name": claimed.name, "token": claimed.claim.token, "position": position})
 
 
 def prune(cursor: Cursor[dict[str, Any]], name: str, retention: timedelta) -> None:
@@ -301,7 +377,7 @@ def fail(cursor: Cursor[dict[str, Any]], claimed: Claimed, failure: Failure) -> 
     row = cursor.execute(CLOSE_FAILED, closed).fetchone()
     if row is None:
         return 0, True
-    cursor.execute(GIVE_BACK, {"name": claimed.name, "token": claimed.token})
+    cursor.execute(GIVE_BACK, {"name": claimed.name, "token": claimed.claim.token})
     return _count_failure(cursor, claimed.name), row["outcome"] == "interrupted"
 
 

@@ -2,21 +2,23 @@
 
     lock held -> [begin, claim, step] -> [begin, fence, step] ... -> [begin, fence, step, finish, events]
 
-Each pair of brackets is one transaction; a strategy that asks other servers waits for them in between. A run ends when
-nothing is left, when its time budget is used up or when the process is told to stop; the last two hand over to the
-next run. It fails by any error, gives its slot back, and is retried by its message. It stops without a word in the
-ledger when its lock is lost: its successor closes the row.
+Each pair of brackets is one transaction; in between a strategy may look for what there is to do, which needs no fence,
+or wait for other servers. What need not wait for an answer is sent together, so that a transaction takes two round
+trips, and the first one three. A run ends when nothing is left, when its time budget is used up or when the process is
+told to stop; the last two hand over to the next run. It fails by any error, gives its slot back, and is retried by its
+message. It stops without a word in the ledger when its lock is lost: its successor closes the row.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, LiteralString, TypeVar
 
 import psycopg
 import structlog
@@ -24,11 +26,13 @@ from psycopg.rows import dict_row
 
 from app.core import metrics
 from app.core.errors import Failure, Fenced, LeaseLost, NotDue, PartlyFailed, Reason, SweepFailed, describe
+from app.storage.pipeline import PipelinedTransaction
+from app.storage.postgres import only_row
 from app.sweeping import clocks, ledger
-from app.sweeping.ledger import Claimed, Interrupted, Progress, Rest
+from app.sweeping.ledger import Answers, Begun, Claim, Claimed, Interrupted, Progress, Rest
 from app.sweeping.lock import Tick
-from app.sweeping.schedule import Slot, microseconds, moment, slot_at
-from app.sweeping.strategy import Run, Step, Strategy
+from app.sweeping.schedule import microseconds, moment, slot_at
+from app.sweeping.strategy import Run, Step, Stopwatch, Strategy
 from app.sweeping.sweeper import Sweep, Sweeper, SweeperSettings
 
 if TYPE_CHECKING:
@@ -88,6 +92,8 @@ class Runner:
     retention: timedelta
     outbox: Outbox
     budget: timedelta | None = None
+    #: How many pages of a table one run goes through at most; None for all.
+    most_pages: int | None = None
     stopping: Callable[[], bool] = lambda: False
     #: Called with the duration of each committed transaction, in seconds.
     on_batch: Callable[[float], None] = lambda _seconds: None
@@ -132,6 +138,8 @@ class _Attempt(Generic[S]):
         self._started = time.perf_counter()
         budget = runner.budget or min(BUDGET_MOST, settings.tick * BUDGET_SHARE)
         self._ends = time.monotonic() + budget.total_seconds()
+        #: The shortest that a round trip took, seconds.
+        self._round_trip = math.inf
 
     @property
     def seconds(self) -> float:
@@ -146,6 +154,7 @@ class _Attempt(Generic[S]):
         with closing(self._sweeper.strategy(self._settings)) as strategy:
             state = self._next(strategy, None)
             while not state.over:
+                self._look(strategy)
                 strategy.wait(self._stopping)
                 state = self._next(strategy, state)
         if self._has_failed(state.sweep):
@@ -184,9 +193,8 @@ class _Attempt(Generic[S]):
         hand_over = False
         while True:
             with self._runner.pool.connection() as connection, self._tick.lease.guarding(connection):
-                cursor = connection.cursor(row_factory=dict_row)
                 try:
-                    return self._transaction(cursor, strategy, before, hand_over=hand_over)
+                    return self._transaction(connection, strategy, before, hand_over=hand_over)
                 except _StepFailed as problem:
                     error = problem.error
             self._tick.lease.check()
@@ -195,6 +203,21 @@ class _Attempt(Generic[S]):
                 raise error
             metrics.ROWS_FAILED.labels(self._sweeper.name).inc(strategy.rows_failed - failed)
             hand_over = not strategy.stuck and (self._time_is_up() or strategy.rows_failed >= MOST_ROWS_FAILED)
+
+    def _look(self, strategy: Strategy) -> None:
+        """Have the strategy read on, where nothing is to be changed yet: without a transaction of the run's."""
+        if not strategy.looks:
+            return
+        with self._runner.pool.connection() as connection, self._tick.lease.guarding(connection):
+            strategy.look(partial(self._read, connection), self._time_is_up)
+
+    def _read(self, connection: Connection[Any], query: LiteralString, **parameters: object) -> dict[str, Any]:
+        self._tick.lease.check()
+        with PipelinedTransaction(connection) as transaction, transaction.begin():
+            self._begin(connection)
+            reading = connection.cursor(row_factory=dict_row).execute(query, parameters)
+            connection.execute("COMMIT", prepare=False)
+        return only_row(reading)
 
     def _stopping(self) -> bool:
         """Return whether the process is to end; raises LeaseLost."""
@@ -208,66 +231,129 @@ class _Attempt(Generic[S]):
         return bool(sweep.counts.get(self._sweeper.fails_by))
 
     def _transaction(
-        self, cursor: Cursor[dict[str, Any]], strategy: Strategy, before: RunState | None, *, hand_over: bool
+        self, connection: Connection[Any], strategy: Strategy, before: RunState | None, *, hand_over: bool
     ) -> RunState:
         """Do one step, or none to hand over; in the transaction that claims the slot if there is none `before`."""
         self._tick.lease.check()
-        started = time.perf_counter()
-        with cursor.connection.transaction():
-            now = ledger.begin(cursor, self._sweeper.rests_without(self._settings), self._limits)
+        watch = Stopwatch(self._round_trip)
+        with PipelinedTransaction(connection) as transaction:
             if before is None:
-                before = self._claim(cursor, now, now - strategy.older_than)
+                before, run = self._claim(transaction, connection, strategy, watch)
             else:
-                ledger.fence(cursor, before.claimed)
-            after = self._step(cursor, strategy, before, hand_over=hand_over) if before else None
-            self._tick.lease.check()
-        if before is None or after is None:
-            raise NotDue(Reason.SUPERSEDED)
-        seconds = time.perf_counter() - started
-        self._observe(before, after, seconds)
-        strategy.committed(seconds)
-        self._runner.on_batch(seconds)
+                run = self._go_on(transaction, connection, strategy, before.claimed, ask=not hand_over)
+            step = Step({}, last=False, resume_at=strategy.resume_at)
+            if not hand_over:
+                step = self._strategy_step(strategy, run, begun=before.transactions > 0)
+            watch.stepped()
+            with transaction.commit():
+                after = self._write_down(run, strategy, before, step, hand_over=hand_over)
+                self._tick.lease.check()
+        took = watch.committed()
+        self._round_trip = took.round_trip
+        self._observe(before, after, took.seconds)
+        strategy.committed(took)
+        self._runner.on_batch(took.seconds)
         self.newest = after
         return after
 
-    def _claim(self, cursor: Cursor[dict[str, Any]], now: datetime, cutoff: datetime) -> RunState | None:
-        """Claim the newest due slot, if it was not, and report what unfinished runs before this one had done."""
-        runner, name, interval = self._runner, self._sweeper.name, self._settings.tick
-        slot = self._due(now)
-        claimed = ledger.claim(cursor, name, slot, interval, worker=runner.worker, now=now, cutoff=cutoff)
-        if claimed is None:
-            return None
-        deliveries = runner.outbox.write(cursor, self._interrupted_events(claimed.interrupted))
-        return RunState(claimed, Sweep(cutoff=cutoff), deliveries=tuple(deliveries))
+    def _claim(
+        self, transaction: PipelinedTransaction, connection: Connection[Any], strategy: Strategy, watch: Stopwatch
+    ) -> tuple[RunState, Run]:
+        """Claim the newest due slot, open its run, and report what unfinished runs before this one had done.
 
-    def _due(self, now: datetime) -> Slot:
-        """Return the newest due slot by the database's clock; a tick may be ahead of it by half an interval.
-
-        A tick that is further ahead stands for the newest slot that is due, as an old one does.
+        Raises NotDue when it was claimed already.
         """
-        tick, interval = self._tick, self._settings.tick
+        name, tick, interval = self._sweeper.name, self._tick, self._settings.tick
+        with transaction.begin():
+            beginning = self._begin(connection)
+            claiming = ledger.claim(connection, name, tick.slot, interval)
+        watch.begun()
+        begun = ledger.begun(beginning)
+        self._observe_clocks(begun.now)
+        claim = ledger.claimed(claiming, name, begun.now, tick.slot, interval)
+        if claim is None:
+            with transaction.commit():
+                pass  # what was put right of a clock that was ahead
+            raise NotDue(Reason.SUPERSEDED)
+        cutoff = begun.now - strategy.older_than
+        run = self._run(connection, begun, claim, began=begun.now, cutoff=cutoff)
+        opening = self._ask(
+            transaction.together(),
+            lambda: ledger.open_run(connection, name, claim, worker=self._runner.worker, cutoff=cutoff),
+            lambda: strategy.ask(run),
+        )
+        claimed = ledger.opened(opening, name, claim, began=begun.now, cutoff=cutoff)
+        deliveries = self._runner.outbox.write(run.cursor, self._interrupted_events(claimed.interrupted))
+        return RunState(claimed, Sweep(cutoff=cutoff), deliveries=tuple(deliveries)), run
+
+    def _go_on(
+        self, transaction: PipelinedTransaction, connection: Connection[Any], strategy: Strategy, claimed: Claimed,
+        *, ask: bool,
+    ) -> Run:  # fmt: skip
+        """Begin the transaction after another. Raises Fenced."""
+        began, cutoff = claimed.began, claimed.cutoff
+        run = self._run(connection, self._begun, claimed.claim, began=began, cutoff=cutoff)
+        answers = self._ask(
+            transaction.begin(),
+            lambda: Answers(self._begin(connection, durable=False), ledger.fence(connection, claimed)),
+            (lambda: strategy.ask(run)) if ask else _nothing,
+        )
+        beginning, fencing = answers.cursors
+        begun = ledger.begun(beginning)
+        ledger.fenced(fencing)
+        return replace(run, pages=begun.pages, partitioned=begun.partitioned)
+
+    def _ask(
+        self, block: AbstractContextManager[None], send: Callable[[], Answers], ask: Callable[[], None]
+    ) -> Answers:
+        """Send what the ledger needs and what the step begins with. Raises _StepFailed if the latter is what fails."""
+        answers = Answers()
+        try:
+            with block:
+                answers = send()
+                ask()
+        except psycopg.Error as error:
+            if answers.arrived:
+                raise _StepFailed(error) from None
+            raise
+        return answers
+
+    def _begin(self, connection: Connection[Any], *, durable: bool = True) -> Cursor[dict[str, Any]]:
+        relation = self._sweeper.rests_without(self._settings)
+        return ledger.begin(connection, relation, self._sweeper.table, self._limits, durable=durable)
+
+    def _run(
+        self, connection: Connection[Any], begun: Begun, claim: Claim, *, began: datetime, cutoff: datetime
+    ) -> Run:
+        self._begun = begun
+        return Run(
+            connection.cursor(row_factory=dict_row),
+            self._sweeper.table,
+            claim.slot,
+            began,
+            cutoff,
+            claim.position,
+            claim.batch_rows,
+            begun.pages,
+            begun.partitioned,
+            self._runner.most_pages,
+            self._limits.lock,
+            self._tick.targets,
+        )
+
+    def _observe_clocks(self, now: datetime) -> None:
+        tick = self._tick
         if tick.taken_at:
             redis_ahead = moment(tick.taken_at) - now
             clocks.observe("redis", redis_ahead)
             clocks.observe("scheduler", redis_ahead + timedelta(microseconds=tick.ahead))
         clocks.observe("worker", datetime.now(UTC) - now)
-        current = slot_at(microseconds(now), interval)
-        if tick.slot is None or tick.slot <= current:
-            return current
-        ahead = moment(tick.slot) - now
-        clocks.report("redis", ahead, interval / 2, self._sweeper.name)
-        return current if ahead > interval / 2 else tick.slot
 
-    def _step(
-        self, cursor: Cursor[dict[str, Any]], strategy: Strategy, before: RunState, *, hand_over: bool
-    ) -> RunState:
-        claimed, outbox = before.claimed, self._runner.outbox
-        table, position, rows = self._sweeper.table, claimed.position, claimed.batch_rows
-        run = Run(cursor, table, claimed.slot, claimed.began, claimed.cutoff, position, rows, self._tick.targets)
-        step = Step({}, last=False, resume_at=strategy.resume_at)
-        if not hand_over:
-            step = self._strategy_step(strategy, run, begun=before.transactions > 0)
-        handed_over = hand_over or (not step.last and step.resume_at is not None and self._time_is_up())
+    def _write_down(self, run: Run, strategy: Strategy, before: RunState, step: Step, *, hand_over: bool) -> RunState:
+        """Write down what the step has done, and the run's end if that is one."""
+        claimed, claim, cursor = before.claimed, before.claimed.claim, run.cursor
+        out_of_time = step.resume_at is not None and (step.enough or self._time_is_up())
+        handed_over = hand_over or (not step.last and out_of_time)
         sweep = before.sweep.plus(step.counts)
         if strategy.rows_failed:
             sweep = sweep.plus({"rows_failed": strategy.rows_failed - sweep.counts.get("rows_failed", 0)})
@@ -287,12 +373,12 @@ class _Attempt(Generic[S]):
             ledger.move_on(cursor, claimed, (step.resume_at or 0) if handed_over else 0)
             return after
         # What some run of a pass through the table has found counts for the whole pass.
-        whole = not handed_over and not claimed.position
-        rows_failed = strategy.rows_failed if whole else max(strategy.rows_failed, claimed.rows_failed)
+        whole = not handed_over and not claim.position
+        rows_failed = strategy.rows_failed if whole else max(strategy.rows_failed, claim.rows_failed)
         rest = Rest(step.resume_at if handed_over else None, rows_failed, strategy.batch_rows)
         ledger.finish(cursor, claimed, progress, rest)
         ledger.prune(cursor, claimed.name, self._runner.retention)
-        written = outbox.write(cursor, self._done_events(claimed, sweep, strategy.rows_failed))
+        written = self._runner.outbox.write(cursor, self._done_events(claim, sweep, strategy.rows_failed))
         return replace(after, deliveries=(*after.deliveries, *written))
 
     def _strategy_step(self, strategy: Strategy, run: Run, *, begun: bool) -> Step:
@@ -321,7 +407,7 @@ class _Attempt(Generic[S]):
 
     def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[int, bool]:
         """Write the failure into the ledger; return how many there were in a row, and whether its rows are reported."""
-        now = ledger.begin(cursor, self._sweeper.rests_without(self._settings), self._limits)
+        now = ledger.begun(self._begin(cursor.connection)).now
         if self.newest is not None:
             return ledger.fail(cursor, self.newest.claimed, failure)
         name, slot = self._sweeper.name, slot_at(microseconds(now), self._settings.tick)
@@ -335,18 +421,22 @@ class _Attempt(Generic[S]):
             events.append(self._sweeper.failed(str(SweepFailed(failure)), sweep))
         return events
 
-    def _done_events(self, claimed: Claimed, sweep: Sweep, rows_failed: int) -> list[Event]:
+    def _done_events(self, claim: Claim, sweep: Sweep, rows_failed: int) -> list[Event]:
         """Return the events of a run's end; rows that it could not sweep are news unless the run before had some."""
-        events = [self._sweeper.recovered(claimed.failures)] if claimed.failures else []
+        events = [self._sweeper.recovered(claim.failures)] if claim.failures else []
         if sweep.changed:
             events.append(self._sweeper.done(sweep))
-        if rows_failed and not claimed.rows_failed:
+        if rows_failed and not claim.rows_failed:
             events.append(self._sweeper.rows_failed(rows_failed))
         return events
 
     def _interrupted_events(self, runs: Iterable[Interrupted]) -> list[Event]:
         sweeps = [Sweep(run.changed, run.counts, run.cutoff) for run in runs if run.changed]
         return [self._sweeper.done(sweep, interrupted=1) for sweep in sweeps]
+
+
+def _nothing() -> None:
+    pass
 
 
 def _count_loss(name: str, error: BaseException) -> None:
@@ -359,14 +449,14 @@ def _report_done(name: str, state: RunState) -> None:
     claimed, sweep = state.claimed, state.sweep
     metrics.LAST_SUCCESS.labels(name).set(claimed.began.timestamp())  # the database's time, as all others read it
     metrics.HANDED_OVER.labels(name).inc(state.handed_over)
-    level = log.info if sweep.changed or claimed.covered else log.debug
+    level = log.info if sweep.changed or claimed.claim.covered else log.debug
     level(
         "sweep done",
         task=name,
         slot=moment(claimed.slot),
         changed=sweep.changed,
         batches=state.transactions,
-        covered=claimed.covered,
+        covered=claimed.claim.covered,
         handed_over=state.handed_over,
         **sweep.counts,
     )

@@ -1,11 +1,12 @@
 """How a sweep goes through its work: in steps, each in a transaction of its own, until a step is the last one.
 
-A sweeper's function makes a strategy for each run. Most sweepers need none of their own: `app.sweeping.strategies` has
-three that take their SQL.
+A sweeper's function makes a strategy for each run. Most sweepers need none of their own: `app.sweeping` has three
+that take their SQL: `page_scan`, `keyset_scan` and `items`.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 import psycopg
 import structlog
+from psycopg.rows import dict_row
 
 from app.storage.postgres import only_row
 from app.sweeping.schedule import Slot, moment
@@ -31,6 +33,41 @@ class Step(NamedTuple):
     last: bool
     #: Where the next run goes on if this one ends here for lack of time; None while work under way forbids an end.
     resume_at: int | None = 0
+    #: Whether this run has done its share, whatever time is left.
+    enough: bool = False
+
+
+class Took(NamedTuple):
+    """How long a transaction took, in seconds."""
+
+    seconds: float
+    #: What the step did, as far as it is more than a round trip.
+    work: float
+    #: A round trip: to the server, through it and back, when there is nothing to do.
+    round_trip: float
+
+
+class Stopwatch:
+    """Takes the parts of a transaction's time."""
+
+    def __init__(self, round_trip: float) -> None:
+        self._shortest = round_trip
+        self._started = self._from = self._stepped = time.perf_counter()
+
+    def begun(self) -> None:
+        """Note that the claim has been answered; what comes now is the step."""
+        self._from = time.perf_counter()
+        self._shortest = min(self._shortest, self._from - self._started)
+
+    def stepped(self) -> None:
+        """Note that the step is done."""
+        self._stepped = time.perf_counter()
+
+    def committed(self) -> Took:
+        """Return what the transaction took, which is committed."""
+        now = time.perf_counter()
+        shortest = min(self._shortest, now - self._stepped)
+        return Took(now - self._started, max(0.0, self._stepped - self._from - shortest), shortest)
 
 
 class TargetLocks:
@@ -61,6 +98,13 @@ class Run:
     position: int = 0
     #: How many rows to begin with, where a run before this one found the usual number too slow.
     batch_rows: int | None = None
+    #: How large the table was a moment ago; of a partitioned one, the largest partition.
+    pages: int = 0
+    partitioned: bool = False
+    #: How many pages it goes through at most; None for all.
+    most_pages: int | None = None
+    #: How long its statements wait for a lock where nothing else is said, as PostgreSQL has it.
+    lock_timeout: str = "0"
     targets: TargetLocks = field(default_factory=TargetLocks)
 
     @property
@@ -71,6 +115,10 @@ class Run:
     def row(self, query: LiteralString, **parameters: object) -> dict[str, Any]:
         """Execute a statement that always answers with one row, and return it."""
         return only_row(self.cursor.execute(query, parameters))
+
+    def send(self, query: LiteralString, **parameters: object) -> Cursor[dict[str, Any]]:
+        """Execute a statement, whose answer is read from the cursor; in a pipeline that is once the block has ended."""
+        return self.cursor.connection.cursor(row_factory=dict_row).execute(query, parameters)
 
     def rows(self, query: LiteralString, **parameters: object) -> list[dict[str, Any]]:
         """Execute a statement and return its rows."""
@@ -92,6 +140,9 @@ class Strategy:
         """Where the next run goes on if this one ends after a step that failed."""
         return 0
 
+    def ask(self, run: Run) -> None:
+        """Send what `step` begins with, together with what begins the transaction; `step` reads the answer."""
+
     def step(self, run: Run, *, over: bool) -> Step:
         """Do one bounded piece of work in the transaction that is open. `over`: time is up, begin nothing new."""
         raise NotImplementedError
@@ -109,8 +160,19 @@ class Strategy:
         del error
         return False
 
-    def committed(self, seconds: float) -> None:
-        """Note that the step's transaction is committed; it took `seconds`, commit included."""
+    def committed(self, took: Took) -> None:
+        """Note that the step's transaction is committed, and how long it took."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether it wants to `look` before the next step."""
+        return False
+
+    def look(self, read: Callable[..., dict[str, Any]], over: Callable[[], bool]) -> None:
+        """Look where the next step is to begin, by statements that change nothing, until time is `over`.
+
+        `read` executes one that always answers with one row, and returns it; raises LeaseLost.
+        """
 
     def wait(self, stopping: Callable[[], bool]) -> None:
         """Work between two transactions, where others may be waited for.

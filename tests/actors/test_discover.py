@@ -13,7 +13,7 @@ from psycopg import Connection
 from actors.discover_scheduler import DiscoverScheduler, discover_scheduler
 from app.core import metrics
 from app.discovery.targets import parse
-from app.sweeping.strategies import MOST_ITEMS
+from app.sweeping.items import MOST_ITEMS
 from tests.support.replica import Replica
 from tests.support.rows import column, insert_agent, insert_job, rows
 

@@ -11,12 +11,15 @@ from app.sweeping.batch_size import (
     FEWEST_ROWS_PER_PAGE,
     FIRST_PAGES,
     FIRST_ROWS,
-    FIRST_ROWS_PER_PAGE,
+    MOST_AIM,
     MOST_PAGES,
     MOST_ROWS,
     BatchSizer,
 )
-from app.sweeping.strategies import PageRanges
+from app.sweeping.page_scan import PageRanges
+
+#: A round trip on the same machine, seconds.
+LOCAL = 0.0001
 
 
 def visited(ranges: PageRanges, pages: int) -> list[int]:
@@ -59,48 +62,68 @@ def test_an_empty_table_is_done() -> None:
 
 def test_quick_full_batches_grow_and_slow_ones_shrink() -> None:
     sizer = BatchSizer()
-    sizer.observe(AIM / 10, FIRST_ROWS)
-    assert (sizer.rows, sizer.pages) == (FIRST_ROWS * 2, FIRST_PAGES)
-    sizer.observe(AIM * 10, sizer.rows)
-    assert sizer.rows == FIRST_ROWS // 2
+    sizer.observe(AIM / 10, LOCAL, FIRST_ROWS)
+    assert (sizer.rows, sizer.pages) == (FIRST_ROWS * 4, FIRST_PAGES)
+    sizer.observe(AIM * 10, LOCAL, sizer.rows)
+    assert sizer.rows == FIRST_ROWS
     for _ in range(20):
-        sizer.observe(AIM / 100, sizer.rows)
+        sizer.observe(AIM / 100, LOCAL, sizer.rows)
     assert sizer.rows == MOST_ROWS
 
 
 def test_empty_pages_say_nothing_about_rows() -> None:
     sizer = BatchSizer()
     for _ in range(20):
-        sizer.observe(AIM / 100, 3)
+        sizer.observe(AIM / 100, LOCAL, 3)
     assert (sizer.rows, sizer.pages) == (FIRST_ROWS, MOST_PAGES)
-    sizer.observe(AIM * 2, 3)
+    sizer.observe(AIM * 2, LOCAL, 3)
     assert (sizer.rows, sizer.pages) == (FIRST_ROWS // 2, MOST_PAGES // 2)
+
+
+@pytest.mark.parametrize("round_trip", [LOCAL, 0.001, 0.005, 0.020, 0.100])
+def test_a_long_way_to_the_server_makes_no_batch_smaller(round_trip: float) -> None:
+    """What a row costs is the slope: steering by the sum would end at the fewest rows, and make it worse."""
+    sizer = BatchSizer()
+    for _ in range(20):
+        sizer.observe(sizer.rows * 1e-6, round_trip, sizer.rows)
+    assert sizer.rows * 1e-6 >= 0.9 * AIM
+    assert sizer.rows * 1e-6 <= MOST_AIM
 
 
 def test_a_span_covers_the_rows_that_are_expected_by_how_densely_the_last_ones_lay() -> None:
     sizer = BatchSizer()
-    assert sizer.span * FIRST_ROWS_PER_PAGE == FIRST_ROWS
-    for _ in range(10):
-        sizer.observe_span(AIM, sizer.span, found=sizer.span * 25)
+    sizer.observe(AIM, LOCAL, FIRST_ROWS, pages=FIRST_ROWS / 25)
+    assert sizer.dense
     assert sizer.span == FIRST_ROWS // 25
     for _ in range(20):
-        sizer.observe_span(AIM / 100, sizer.span, found=sizer.span * 25)
+        sizer.observe_span(AIM / 100, LOCAL, sizer.span, found=sizer.span * 25)
     assert sizer.span == MOST_ROWS // 25
+
+
+def test_rows_that_lie_apart_are_not_changed_by_ranges_of_pages() -> None:
+    sizer = BatchSizer()
+    assert not sizer.dense
+    sizer.observe(AIM, LOCAL, FIRST_ROWS, pages=FIRST_ROWS)
+    assert not sizer.dense
+    sizer.observe(AIM, LOCAL, FIRST_ROWS, pages=FIRST_ROWS / FEWEST_ROWS_PER_PAGE)
+    assert sizer.dense
 
 
 def test_a_span_grows_at_most_fourfold_at_once_and_stays_bounded_where_rows_are_few() -> None:
     sizer = BatchSizer()
+    sizer.observe(AIM, LOCAL, FIRST_ROWS, pages=FIRST_ROWS / 100)
     spans = [sizer.span]
     for _ in range(20):
-        sizer.observe_span(AIM / 100, sizer.span, found=1)
+        sizer.observe_span(AIM / 100, LOCAL, sizer.span, found=1)
         spans.append(sizer.span)
     assert all(after <= 4 * before for before, after in pairwise(spans))
     assert spans[-1] <= MOST_ROWS / FEWEST_ROWS_PER_PAGE
+    assert not sizer.dense
 
 
 def test_a_span_that_was_slow_shrinks_whatever_it_found() -> None:
     for found in (1, FIRST_ROWS):
         sizer = BatchSizer()
         before = sizer.rows
-        sizer.observe_span(AIM * 10, sizer.span, found=found)
+        sizer.observe_span(AIM * 10, LOCAL, sizer.span, found=found)
         assert sizer.rows < before

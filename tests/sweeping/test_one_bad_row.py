@@ -16,7 +16,8 @@ from actors.jobs_recovery import JobsRecovery, jobs_recovery
 from actors.wraps_expired import DELETE, WrapsExpired, wraps_expired
 from app.core.events import Kind
 from app.sweeping.batch_size import FEWEST_ROWS
-from app.sweeping.strategies import GENTLE_STEPS, PageScan
+from app.sweeping.page_scan import PageScan
+from app.sweeping.scan import GENTLE_STEPS
 from app.sweeping.strategy import Strategy
 from tests.support.argocd import insert_endpoint, insert_observations
 from tests.support.replica import Replica
@@ -221,7 +222,7 @@ def test_no_partial_index_changes_what_jobs_recovery_reaches(replica: Replica, s
 def explained(sql: Connection[Any], scan: Strategy) -> str:
     """Return the plans that a scan's statements get, with their parameters and without knowing them."""
     assert isinstance(scan, PageScan)
-    given = {"start": "(10,1)", "stop": "(20,0)", "limit": 500, "span": 5, "cutoff": PAST, "look": False}
+    given = {"start": "(10,1)", "stop": "(20,0)", "limit": 500, "cutoff": PAST, "passing": False}
     plans = []
     for mode in ("auto", "force_generic_plan"):
         sql.execute(f"SET plan_cache_mode = {mode}".encode())
@@ -240,13 +241,14 @@ def test_rows_that_others_hold_are_counted(database: str, replica: Replica, sql:
     assert rows(sql, RUNS)[0]["counts"]["skipped_locked"] == 1
 
 
-def test_each_row_is_written_once_where_nobody_holds_one(sql: Connection[Any]) -> None:
+@pytest.mark.parametrize("query", [DELETE.whole, DELETE.listed], ids=["whole", "listed"])
+def test_each_row_is_written_once_where_nobody_holds_one(sql: Connection[Any], query: str) -> None:
     """To lock a row is to write it: one that is locked before it is changed is written twice."""
     wraps(sql, 1000, "'2026-01-01'")
     sql.execute("CHECKPOINT")
-    given = {"start": "(0,1)", "stop": "(1000,0)", "span": 1000, "cutoff": datetime.now(UTC)}
+    given = {"start": "(0,1)", "stop": "(1000,0)", "limit": 1000, "cutoff": datetime.now(UTC)}
     with sql.transaction():
-        found = sql.execute(f"EXPLAIN (ANALYZE, WAL, FORMAT JSON) {DELETE.direct}".encode(), given).fetchall()
+        found = sql.execute(f"EXPLAIN (ANALYZE, WAL, FORMAT JSON) {query}".encode(), given).fetchall()
     assert column(sql, "SELECT count(*) FROM secret_wraps") == [0]
     assert found[0][0][0]["Plan"]["WAL Records"] < 1500
 

@@ -25,9 +25,9 @@ from app.demo.servers import Postgres
 from app.sweeping import clocks, ledger
 from app.sweeping.batch_size import BatchSizer
 from app.sweeping.lock import Tick
+from app.sweeping.page_scan import PageScan
 from app.sweeping.runner import RunFailed
 from app.sweeping.schedule import microseconds, slot_at
-from app.sweeping.strategies import PageScan
 from app.sweeping.strategy import Run, Step, Strategy
 from app.sweeping.sweeper import Sweep, Sweeper
 from bench.chaos import LEDGER
@@ -70,8 +70,12 @@ class Observed(PageScan):
         super().__init__(inner.sql, older_than=inner.older_than)
         self._before = before
 
+    def ask(self, run: Run) -> None:
+        """Nothing yet: what comes before a step comes before its statement."""
+
     def step(self, run: Run, *, over: bool) -> Step:
         self._before(run, self.sizer)
+        super().ask(run)
         return super().step(run, over=over)
 
 
@@ -323,27 +327,29 @@ def test_a_paused_run_is_fenced_off_by_its_successor(
     assert second["changed"] == 3000 - first["changed"]
 
 
-def test_a_run_that_fails_once_its_successor_has_begun_counts_as_run_and_as_failed(
-    replica: Replica, sql: Connection[Any]
-) -> None:
+def claimed(connection: Connection[Any]) -> ledger.Claimed:
+    """Claim the current slot of agents-stale, and open its run."""
+    name, limits = "agents-stale", ledger.Limits.below(MINUTE)
+    with connection.transaction():
+        now = ledger.begun(ledger.begin(connection, "agents", "agents", limits)).now
+        claim = ledger.claimed(ledger.claim(connection, name, None, SECOND), name, now, None, SECOND)
+        assert claim is not None
+        opening = ledger.open_run(connection, name, claim, worker="x", cutoff=now)
+        return ledger.opened(opening, name, claim, began=now, cutoff=now)
+
+
+def test_a_run_that_fails_once_its_successor_has_begun_counts_as_run_and_as_failed(sql: Connection[Any]) -> None:
     """Its successor has not covered the slot, so it must not be given back."""
-    with replica.runner.pool.connection() as connection, connection.transaction():
-        cursor = connection.cursor(row_factory=dict_row)
-        now = ledger.begin(cursor, "agents", ledger.Limits.below(MINUTE))
-        slots = [slot_at(microseconds(now), SECOND) + number * 1_000_000 for number in (-1, 0)]
-        first, second = [
-            ledger.claim(cursor, "agents-stale", slot, SECOND, worker="x", now=now, cutoff=now) for slot in slots
-        ]
-        assert first is not None
-        assert second is not None
-        assert second.covered == 0
-        assert ledger.fail(cursor, first, Failure("Boom")) == (1, True)
+    first = claimed(sql)
+    await_next_second(sql)
+    second = claimed(sql)
+    assert ledger.fail(sql.cursor(row_factory=dict_row), first, Failure("Boom")) == (1, True)
     assert [(run["outcome"], run["error_class"]) for run in rows(sql, RUNS)] == [
         ("interrupted", "Boom"),
         ("running", None),
     ]
     (state,) = rows(sql, STATE)
-    assert microseconds(state["last_slot"]) == slots[1]
+    assert microseconds(state["last_slot"]) == second.slot
     (sums,) = rows(sql, LEDGER)
     assert sums["span"] == sums["slots"] + sums["covered"]
     assert sums["committed"] == sums["committed_slots"]
