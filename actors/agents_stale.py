@@ -6,8 +6,8 @@ An agent that never sent a heartbeat has none to be late with: its NULL is not b
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, PositiveDuration
-from app.sweeping.page_scan import PageScan
-from app.sweeping.scan_sql import page_sql
+from app.sweeping.scans.page_scan import PageScan
+from app.sweeping.scans.sql import page_sql
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 
@@ -30,7 +30,7 @@ class AgentsStale(SweeperSettings):
 
 FLIP = page_sql(
     "agents",
-    due="status || '' = 'active' AND last_seen_at + interval '0' < %(cutoff)s",
+    due="status = 'active' AND last_seen_at < %(cutoff)s",
     change="UPDATE agents SET status = 'stale'",
 )
 

@@ -6,8 +6,8 @@ A fill and this sweep exclude each other: the api fills only what is still pendi
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence
-from app.sweeping.keyset_scan import KeysetScan
-from app.sweeping.scan_sql import keyset_sql
+from app.sweeping.scans.keyset_scan import KeysetScan
+from app.sweeping.scans.sql import keyset_sql
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 

@@ -27,9 +27,9 @@ from app.core.values import Cadence
 from app.discovery.connections import OPEN, connection_key
 from app.discovery.targets import Target, Targets, parse
 from app.sweeping.items import MOST_ITEMS, Items
-from app.sweeping.refusals import step_aside
+from app.sweeping.scans.refusals import step_aside
 from app.sweeping.schedule import Slot, moment, slot_at
-from app.sweeping.strategy import Run, Step, Strategy, Took
+from app.sweeping.strategy import Passing, Run, Step, Took
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 log = structlog.get_logger("sweep")
@@ -264,25 +264,22 @@ class _Connections(Items[str]):
         self._locks.release(self._unused.difference(self._in_doubt))
 
 
-class Discovery(Strategy):
+class Discovery(Passing):
     """Finds out what there is to discover, and goes through that."""
 
     def __init__(self, settings: DiscoverScheduler) -> None:
+        super().__init__(_nothing())
         self._settings = settings
-        self._work: Items[Any] | None = None
+        self._begun = False
 
     def step(self, run: Run, *, over: bool) -> Step:
         """Find out what is due, or enqueue the next jobs."""
-        if self._work is None:
-            self._work = self._find(run)
-            if isinstance(self._work, _Connections):
+        if not self._begun:
+            self._begun = True
+            self.strategy = self._find(run)
+            if isinstance(self.strategy, _Connections):
                 return Step({}, last=False, resume_at=None)
-        return self._work.step(run, over=over)
-
-    def wait(self, stopping: Callable[[], bool]) -> None:
-        """Pass it on."""
-        if self._work:
-            self._work.wait(stopping)
+        return super().step(run, over=over)
 
     def _find(self, run: Run) -> Items[Any]:
         """Return the work of this run."""
@@ -292,28 +289,13 @@ class Discovery(Strategy):
             if run.row(ENABLED)["enabled"]:
                 own.tell(IGNORED, slot)
                 due = [row["id"] for row in run.rows(DUE)]
-                return _Connections(due, run) if due else Items((), lambda _run, _items: {}, _names)
+                return _Connections(due, run) if due else _nothing()
             own.tell(FALLBACK, slot)
         return Items(own.listed, partial(_enqueue, own, slot), _names)
 
-    @property
-    def resume_at(self) -> int:
-        """Where the next run goes on."""
-        return self._work.resume_at if self._work else 0
 
-    def recover(self, error: Any) -> bool:
-        """Take fewer after a step that was too slow."""
-        return self._work is not None and self._work.recover(error)
-
-    def committed(self, took: Took) -> None:
-        """Pass it on."""
-        if self._work:
-            self._work.committed(took)
-
-    def close(self) -> None:
-        """Pass it on."""
-        if self._work:
-            self._work.close()
+def _nothing() -> Items[Any]:
+    return Items((), lambda _run, _items: {}, _names)
 
 
 @sweeper(

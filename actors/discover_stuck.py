@@ -8,8 +8,8 @@ without it the connection would be due again at once.
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence
-from app.sweeping.page_scan import PageScan
-from app.sweeping.scan_sql import page_sql
+from app.sweeping.scans.page_scan import PageScan
+from app.sweeping.scans.sql import page_sql
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 
@@ -27,7 +27,7 @@ class DiscoverStuck(SweeperSettings):
 # partial one.
 FAIL = page_sql(
     "provider_connections",
-    due="last_discover_status || '' = 'running' AND coalesce("
+    due="last_discover_status = 'running' AND coalesce("
     "last_discover_started_at < %(cutoff)s - 2 * discover_interval_seconds * interval '1 s', true)",
     change="UPDATE provider_connections SET last_discover_status = 'failure', last_discover_at = now(),"
     " last_discover_finished_at = now(), last_discover_error = 'no result within twice the interval'",

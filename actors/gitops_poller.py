@@ -24,7 +24,7 @@ from app.gitops.model import Endpoint, EndpointHealth, Observation, Result
 from app.gitops.settings import GitopsSettings
 from app.kms.envelope import Envelope
 from app.kms.settings import KmsSettings
-from app.sweeping.refusals import step_aside
+from app.sweeping.scans.refusals import step_aside
 from app.sweeping.strategy import Run, Step, Strategy
 from app.sweeping.sweeper import EventText, sweeper
 

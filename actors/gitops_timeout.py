@@ -7,8 +7,8 @@ from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence
 from app.gitops.settings import GitopsSettings
-from app.sweeping.keyset_scan import KeysetScan
-from app.sweeping.scan_sql import keyset_sql
+from app.sweeping.scans.keyset_scan import KeysetScan
+from app.sweeping.scans.sql import keyset_sql
 from app.sweeping.sweeper import EventText, sweeper
 
 

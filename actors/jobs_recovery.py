@@ -20,10 +20,12 @@ from app.core.errors import Failure
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
 from app.discovery.connections import OPEN, connection_key
-from app.sweeping.page_scan import PageScan
-from app.sweeping.refusals import HELD, SLOW, step_aside
-from app.sweeping.scan import WAIT
-from app.sweeping.scan_sql import LOCK_WAIT, page_sql
+from app.sweeping.scans.indexed_scan import Index, IndexedScan
+from app.sweeping.scans.keyset_scan import KeysetScan
+from app.sweeping.scans.page_scan import PageScan
+from app.sweeping.scans.refusals import HELD, SLOW, step_aside
+from app.sweeping.scans.scan import WAIT, Scan
+from app.sweeping.scans.sql import LOCK_WAIT, keyset_sql, page_sql
 from app.sweeping.strategy import Run
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -46,12 +48,11 @@ class JobsRecovery(SweeperSettings):
     )
 
 
-EXPIRE = page_sql(
-    "sync_jobs",
-    due="status || '' = 'claimed' AND claim_expires_at + interval '0' < %(cutoff)s",
-    change="UPDATE sync_jobs SET status = 'expired'",
-    returning="job_type, request_id, payload ->> 'connection_id' AS connection",
-    counted="""
+INDEX = Index("sync_jobs", "claim_expires_at", "(status = 'claimed'::text)")
+
+EXPIRE = "UPDATE sync_jobs SET status = 'expired'"
+RETURNING = "job_type, request_id, payload ->> 'connection_id' AS connection"
+COUNTED = """
          , count(*) FILTER (WHERE job_type = 'sync') AS sync
          , count(*) FILTER (WHERE job_type = 'discover') AS discover
          , count(*) FILTER (WHERE job_type = 'verify') AS verify
@@ -59,7 +60,22 @@ EXPIRE = page_sql(
          , count(*) FILTER (WHERE job_type = 'patch') AS patch
          , count(*) FILTER (WHERE job_type = 'read') AS read
          , count(request_id) AS with_request
-         , array_agg(DISTINCT connection) FILTER (WHERE connection IS NOT NULL) AS connections""",
+         , array_agg(DISTINCT connection) FILTER (WHERE connection IS NOT NULL) AS connections"""
+PAGES = page_sql(
+    "sync_jobs",
+    due="status = 'claimed' AND claim_expires_at < %(cutoff)s",
+    change=EXPIRE,
+    returning=RETURNING,
+    counted=COUNTED,
+)
+KEYS = keyset_sql(
+    "sync_jobs",
+    column="claim_expires_at",
+    still="status = 'claimed'",
+    before="<",
+    change=EXPIRE,
+    returning=RETURNING,
+    counted=COUNTED,
 )
 
 WRITABLE = """
@@ -89,7 +105,7 @@ SELECT count(*) AS connections_failed FROM failed
 """  # noqa: S608 - all its parts are literals
 
 
-class _Recovery(PageScan):
+class _Recovery(Scan):
     """Expires jobs, and fails the connections that they were to discover.
 
     A job whose connection somebody else holds is left to the next run: expired without it, nobody would look at the
@@ -117,6 +133,14 @@ class _Recovery(PageScan):
         return failed
 
 
+class _Pages(_Recovery, PageScan):
+    pass
+
+
+class _Keys(_Recovery, KeysetScan):
+    pass
+
+
 _TASK = {"task": "jobs-recovery"}
 
 
@@ -132,6 +156,7 @@ def _uuids(texts: Iterable[str]) -> Iterator[str]:
     needs={"sync_jobs": ("SELECT", "UPDATE")},
     uses={"provider_connections.last_discover_status": ("SELECT", "UPDATE")},
     settings=JobsRecovery,
+    index=INDEX,
     text=EventText(
         Severity.WARN,
         "stuck jobs marked expired",
@@ -141,6 +166,6 @@ def _uuids(texts: Iterable[str]) -> Iterator[str]:
     ),
     counts=("sync", "discover", "verify", "delete", "patch", "read", "with_request", "connections_failed"),
 )
-def jobs_recovery(settings: JobsRecovery) -> PageScan:
+def jobs_recovery(settings: JobsRecovery) -> IndexedScan:
     """Expire jobs whose claim ran out longer ago than the grace."""
-    return _Recovery(EXPIRE, older_than=settings.grace)
+    return IndexedScan(INDEX, _Keys(KEYS, settings.grace), _Pages(PAGES, settings.grace))

@@ -15,9 +15,9 @@ from app.core.config import variable
 from app.core.errors import Failure
 from app.core.events import Severity
 from app.core.values import Cadence
-from app.sweeping.keyset_scan import KeysetScan
-from app.sweeping.refusals import step_aside
-from app.sweeping.scan_sql import KeysetSql
+from app.sweeping.scans.keyset_scan import KeysetScan
+from app.sweeping.scans.refusals import step_aside
+from app.sweeping.scans.sql import KeysetSql
 from app.sweeping.strategy import Run, Step
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 

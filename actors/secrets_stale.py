@@ -3,8 +3,10 @@
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, PositiveDuration
-from app.sweeping.page_scan import PageScan
-from app.sweeping.scan_sql import page_sql
+from app.sweeping.scans.indexed_scan import Index, IndexedScan
+from app.sweeping.scans.keyset_scan import KeysetScan
+from app.sweeping.scans.page_scan import PageScan
+from app.sweeping.scans.sql import keyset_sql, page_sql
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 
@@ -25,19 +27,21 @@ class SecretsStale(SweeperSettings):
     )
 
 
-FLIP = page_sql(
-    "secrets",
-    due="status || '' = 'present' AND last_seen_at + interval '0' < %(cutoff)s",
-    change="UPDATE secrets SET status = 'missing'",
-)
+# The api's index on last_seen_at has those that are missing as well, the longest missing first.
+INDEX = Index("secrets", "last_seen_at", "(status = 'present'::text)")
+
+FLIP = "UPDATE secrets SET status = 'missing'"
+PAGES = page_sql("secrets", due="status = 'present' AND last_seen_at < %(cutoff)s", change=FLIP)
+KEYS = keyset_sql("secrets", column="last_seen_at", still="status = 'present'", before="<", change=FLIP)
 
 
 @sweeper(
     "secrets-stale",
     needs={"secrets": ("SELECT", "UPDATE")},
     settings=SecretsStale,
+    index=INDEX,
     text=EventText(Severity.WARN, "discovered secrets marked missing", "mark stale secrets failed", "flipped"),
 )
-def secrets_stale(settings: SecretsStale) -> PageScan:
+def secrets_stale(settings: SecretsStale) -> IndexedScan:
     """Flip secrets that were not seen for so long."""
-    return PageScan(FLIP, older_than=settings.stale_after)
+    return IndexedScan(INDEX, KeysetScan(KEYS, settings.stale_after), PageScan(PAGES, settings.stale_after))

@@ -6,8 +6,8 @@ Off unless its interval is set: until then the api's audit may still look up who
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence
-from app.sweeping.keyset_scan import KeysetScan
-from app.sweeping.scan_sql import keyset_sql
+from app.sweeping.scans.keyset_scan import KeysetScan
+from app.sweeping.scans.sql import keyset_sql
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 

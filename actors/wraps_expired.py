@@ -5,14 +5,19 @@ promised to be a 410 after the session's end, which takes a setting: those wraps
 """
 
 from collections.abc import Mapping
+from datetime import timedelta
+from typing import LiteralString
 
 import structlog
 
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
-from app.sweeping.page_scan import PageScan
-from app.sweeping.scan_sql import page_sql
+from app.sweeping.scans.indexed_scan import Index, IndexedScan
+from app.sweeping.scans.keyset_scan import KeysetScan
+from app.sweeping.scans.page_scan import PageScan
+from app.sweeping.scans.scan import Scan
+from app.sweeping.scans.sql import keyset_sql, page_sql
 from app.sweeping.strategy import Run
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -49,18 +54,23 @@ class WrapsExpired(SweeperSettings):
         return {} if self.session_retention else {"reveal_sessions": text}
 
 
-DELETE = page_sql("secret_wraps", due="expires_at + interval '0' <= %(cutoff)s", change="DELETE FROM secret_wraps")
+INDEX = Index("secret_wraps", "expires_at")
+#: What the api has: the wraps that can still be opened, once they expire.
+UNCONSUMED = Index("secret_wraps", "expires_at", "(consumed_at IS NULL)")
+
+DELETE = "DELETE FROM secret_wraps"
+PAGES = page_sql("secret_wraps", due="expires_at <= %(cutoff)s", change=DELETE)
+KEYS = keyset_sql("secret_wraps", column="expires_at", change=DELETE)
+FIRST = keyset_sql("secret_wraps", column="expires_at", still="consumed_at IS NULL", change=DELETE)
 
 # A session that has not ended yet counts as well: it will have by the time that its wraps are asked for.
 KEPT = """
 SELECT DISTINCT wrap::text AS id FROM reveal_sessions, unnest(wrap_ids) AS wrap
  WHERE coalesce(expired_at, expires_at) > %(since)s AND wrap IS NOT NULL
 """
-BUT_KEPT = page_sql(
-    "secret_wraps",
-    due="expires_at + interval '0' <= %(cutoff)s AND id NOT IN (SELECT unnest(%(kept)s::uuid[]))",
-    change="DELETE FROM secret_wraps",
-)
+BUT_KEPT: LiteralString = "id NOT IN (SELECT unnest(%(kept)s::uuid[]))"
+PAGES_BUT = page_sql("secret_wraps", due=f"expires_at <= %(cutoff)s AND {BUT_KEPT}", change=DELETE)
+KEYS_BUT = keyset_sql("secret_wraps", column="expires_at", still=BUT_KEPT, change=DELETE)
 THERE = """
 SELECT count(*) > 0 AS there, bool_and(has_column_privilege(attrelid, attnum, 'SELECT')) AS readable
   FROM pg_attribute
@@ -69,36 +79,44 @@ SELECT count(*) > 0 AS there, bool_and(has_column_privilege(attrelid, attnum, 'S
 """
 
 
-class _ButThoseOfSessions(PageScan):
-    """Deletes expired wraps, but not those that a session names which is open or has ended recently."""
+class _Keeping(Scan):
+    """Keeps the wraps that a session names which is open or has ended recently."""
 
-    def __init__(self, settings: WrapsExpired) -> None:
-        super().__init__(DELETE, older_than=settings.retention)
-        self._retention = settings.session_retention
-        self._kept: list[str] = []
+    #: For how long after the end of the session.
+    retention = timedelta(0)
 
     def _begin(self, run: Run) -> None:
         super()._begin(run)
+        self.words["kept"] = []
         found = run.row(THERE)
         if found["there"] and not found["readable"]:
             log.warning("wraps of reveal sessions are not kept; `sb-worker check` has the GRANT", task="wraps-expired")
         elif found["there"]:
-            self._kept = [row["id"] for row in run.rows(KEPT, since=run.now - self._retention)]
-        self.use(BUT_KEPT if self._kept else DELETE)
+            self.words["kept"] = [row["id"] for row in run.rows(KEPT, since=run.now - self.retention)]
 
-    def _words(self, start: str, stop: str) -> dict[str, object]:
-        return {**super()._words(start, stop), "kept": self._kept}
+
+class _KeepingPages(_Keeping, PageScan):
+    pass
+
+
+class _KeepingKeys(_Keeping, KeysetScan):
+    pass
 
 
 @sweeper(
     "wraps-expired",
     needs={"secret_wraps": ("SELECT", "UPDATE", "DELETE")},
     uses={"reveal_sessions": ("SELECT",)},
+    index=INDEX,
     settings=WrapsExpired,
     text=EventText(Severity.INFO, "expired wraps purged", "delete expired wraps failed", "deleted"),
 )
-def wraps_expired(settings: WrapsExpired) -> PageScan:
+def wraps_expired(settings: WrapsExpired) -> IndexedScan:
     """Delete wraps that expired longer ago than the retention."""
-    if settings.session_retention:
-        return _ButThoseOfSessions(settings)
-    return PageScan(DELETE, older_than=settings.retention)
+    age = settings.retention
+    if not settings.session_retention:
+        keys, pages, first = KeysetScan(KEYS, age), PageScan(PAGES, age), KeysetScan(FIRST, age)
+        return IndexedScan(INDEX, keys, pages, (UNCONSUMED, first))
+    keys, pages = _KeepingKeys(KEYS_BUT, age), _KeepingPages(PAGES_BUT, age)
+    keys.retention = pages.retention = settings.session_retention
+    return IndexedScan(INDEX, keys, pages)

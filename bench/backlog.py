@@ -27,9 +27,9 @@ from app.demo.servers import Postgres
 from app.notify.outbox import Outbox
 from app.notify.routing import Router
 from app.storage import migrations
-from app.sweeping.batch_size import AIM
 from app.sweeping.lock import Lease, Tick
 from app.sweeping.runner import Runner
+from app.sweeping.scans.batch_size import AIM
 from bench.arguments import numbers
 
 FILL = """

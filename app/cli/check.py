@@ -6,18 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-from psycopg.rows import scalar_row
+from psycopg.rows import dict_row, scalar_row
 
 from app.cli.finding import Finding
 from app.core.errors import BootError, SchemaError, describe
 from app.storage import migrations, postgres
+from app.storage.postgres import only_row
+from app.sweeping.scans.indexed_scan import INDEXED, LARGE
 from app.sweeping.unserved import KNOWN_SCHEMA, Pair, unserved
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
     from app.storage.settings import DatabaseSettings
-    from app.sweeping.sweeper import Sweeper
+    from app.sweeping.sweeper import Sweeper, SweeperSettings
 
 
 _VERSION = "SELECT current_setting('server_version_num')::int"
@@ -30,6 +32,7 @@ _PRIVILEGE = "SELECT has_table_privilege(to_regclass(%s), %s)"
 _COLUMN_PRIVILEGE = "SELECT has_any_column_privilege(to_regclass(%s), %s)"
 _BY_COLUMN = ("SELECT", "INSERT", "UPDATE")
 _TAKES_WRITES = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
+_PAGES = "SELECT coalesce(pg_relation_size(to_regclass(%s)), 0) / current_setting('block_size')::int"
 _MIGRATIONS = "SELECT dirty FROM schema_migrations"
 _OWN_TABLES = (
     "sweep_state",
@@ -118,9 +121,25 @@ def _advice(connection: Connection[Any], pairs: Sequence[Pair]) -> Iterator[Find
     for name, switch in found.off.items():
         yield Finding(name, False, f"off, although its table is there; {switch} switches it on", warning=True)
     for sweeper, settings in pairs:
+        yield from _index(connection, sweeper, settings)
         for relation, text in settings.hints.items():
             if settings.enabled and _present(connection, relation):
                 yield Finding(sweeper.name, False, text, warning=True)
+
+
+def _index(connection: Connection[Any], sweeper: Sweeper[Any], settings: SweeperSettings) -> Iterator[Finding]:
+    """Yield a warning where a sweep reads a large table for want of an index."""
+    index = sweeper.index
+    if index is None or not settings.enabled or not _present(connection, index.table):
+        return
+    with connection.cursor(row_factory=dict_row) as cursor:
+        row = only_row(cursor.execute(INDEXED, index._asdict()))
+    pages = int(_query(connection, _PAGES, index.table))
+    if pages >= LARGE and not row["indexed"]:
+        text = (
+            f"reads all {pages:,} pages of {index.table}, run by run; an index would spare it that: {index.statement}"
+        )
+        yield Finding(sweeper.name, False, text, warning=True)
 
 
 def _privileges(

@@ -96,6 +96,12 @@ LATENESS = Histogram(
 HANDED_OVER = Counter(
     "worker_sweep_handed_over_total", "Runs that ended with rows left, for lack of time or at shutdown.", ["task"]
 )
+RUNS_A_PASS = Gauge(
+    "worker_sweep_pass_runs",
+    "Runs that a pass through the whole table takes: more than 1 where it is large and has no index for the sweep.",
+    ["task"],
+    multiprocess_mode="mostrecent",
+)
 LEASE_LOST = Counter("worker_sweep_lease_lost_total", "Locks lost while a run held them.", ["task"])
 FENCED = Counter("worker_sweep_fenced_batches_total", "Batches refused because a newer run had begun.", ["task"])
 ROWS_FAILED = Counter("worker_sweep_rows_failed_total", "Rows that could not be written, and were skipped.", ["task"])
@@ -177,7 +183,7 @@ _PER_TASK = (
     ROWS_FAILED,
     SKIPPED_LOCKED,
     *(RUN_SECONDS, LOCK_SKIPPED, LAST_SUCCESS, ROWS_CHANGED, BATCHES, BATCH_SECONDS, LATENESS),
-    *(HANDED_OVER, LEASE_LOST, FENCED, INTERRUPTED, TICKS_LOST, TABLE_MISSING),
+    *(HANDED_OVER, RUNS_A_PASS, LEASE_LOST, FENCED, INTERRUPTED, TICKS_LOST, TABLE_MISSING),
 )
 
 

@@ -9,7 +9,7 @@ import psycopg
 import structlog
 
 from app.core.errors import Failure
-from app.sweeping.refusals import step_aside
+from app.sweeping.scans.refusals import step_aside
 from app.sweeping.strategy import Run, Step, Strategy
 
 log = structlog.get_logger("sweep")

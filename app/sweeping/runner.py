@@ -62,6 +62,8 @@ class RunState:
     #: Whether the run is over, and whether it left work to the next one.
     over: bool = False
     handed_over: bool = False
+    #: How many runs a pass through the whole table takes.
+    runs_a_pass: int = 1
     #: Deliveries of the events that it wrote, to be triggered when it is over.
     deliveries: tuple[int, ...] = ()
 
@@ -363,6 +365,7 @@ class _Attempt(Generic[S]):
             transactions=before.transactions + 1,
             over=step.last or handed_over,
             handed_over=handed_over,
+            runs_a_pass=math.ceil(run.pages / (run.most_pages or 1)) if step.enough else before.runs_a_pass,
         )
         progress = Progress(sweep.changed, after.transactions, sweep.counts)
         if not after.over:
@@ -449,6 +452,7 @@ def _report_done(name: str, state: RunState) -> None:
     claimed, sweep = state.claimed, state.sweep
     metrics.LAST_SUCCESS.labels(name).set(claimed.began.timestamp())  # the database's time, as all others read it
     metrics.HANDED_OVER.labels(name).inc(state.handed_over)
+    metrics.RUNS_A_PASS.labels(name).set(state.runs_a_pass)
     level = log.info if sweep.changed or claimed.claim.covered else log.debug
     level(
         "sweep done",

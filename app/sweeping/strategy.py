@@ -182,3 +182,64 @@ class Strategy:
 
     def close(self) -> None:
         """Release everything, however the run ended."""
+
+
+class Passing(Strategy):
+    """Passes on to another strategy, which may be chosen late and changed on the way."""
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.older_than = strategy.older_than
+
+    @property
+    def rows_failed(self) -> int:  # type: ignore[override]
+        """Pass it on."""
+        return self.strategy.rows_failed
+
+    @property
+    def stuck(self) -> bool:  # type: ignore[override]
+        """Pass it on."""
+        return self.strategy.stuck
+
+    @property
+    def resume_at(self) -> int:
+        """Pass it on."""
+        return self.strategy.resume_at
+
+    @property
+    def batch_rows(self) -> int | None:
+        """Pass it on."""
+        return self.strategy.batch_rows
+
+    @property
+    def looks(self) -> bool:
+        """Pass it on."""
+        return self.strategy.looks
+
+    def ask(self, run: Run) -> None:
+        """Pass it on."""
+        self.strategy.ask(run)
+
+    def step(self, run: Run, *, over: bool) -> Step:
+        """Pass it on."""
+        return self.strategy.step(run, over=over)
+
+    def recover(self, error: psycopg.Error) -> bool:
+        """Pass it on."""
+        return self.strategy.recover(error)
+
+    def committed(self, took: Took) -> None:
+        """Pass it on."""
+        self.strategy.committed(took)
+
+    def look(self, read: Callable[..., dict[str, Any]], over: Callable[[], bool]) -> None:
+        """Pass it on."""
+        self.strategy.look(read, over)
+
+    def wait(self, stopping: Callable[[], bool]) -> None:
+        """Pass it on."""
+        self.strategy.wait(stopping)
+
+    def close(self) -> None:
+        """Pass it on."""
+        self.strategy.close()

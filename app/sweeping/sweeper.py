@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from app.core.config import Settings
 from app.core.events import Event, Kind, Severity
 from app.core.values import Cadence
+from app.sweeping.scans.indexed_scan import Index
 from app.sweeping.strategy import Strategy
 
 
@@ -115,6 +116,8 @@ class Sweeper(Generic[S]):
     fails_by: str = ""
     #: What it touches as well where that is there, with the privileges.
     uses: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    #: An index that the api has not, and by which a large table need not be read.
+    index: Index | None = None
 
     @property
     def table(self) -> str:
@@ -165,6 +168,7 @@ def sweeper(  # noqa: PLR0913 - what a sweeper is
     counts: tuple[str, ...] = (),
     fails_by: str = "",
     uses: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    index: Index | None = None,
 ) -> Callable[[Callable[[S], Strategy]], Sweeper[S]]:
     """Declare the decorated function as the sweeper `name`.
 
@@ -172,11 +176,11 @@ def sweeper(  # noqa: PLR0913 - what a sweeper is
     `changed`, with further numbers under the names in `counts`. `needs` maps the api's tables that it touches, the
     swept one first, to the privileges that it must have on them; `table.column` where only a table that is new enough
     to have that column will do. The sweeper rests while the first one is not there. `uses` are those without which it
-    does all its other work. A run in which the count `fails_by` is not zero has failed. `name` is a lock key, a metric
-    label and a log word: renaming it is a breaking change.
+    does all its other work; with `index` it need not read a table that is large. A run in which the count `fails_by` is
+    not zero has failed. `name` is a lock key, a metric label and a log word: renaming it is a breaking change.
     """
 
     def declare(strategy: Callable[[S], Strategy]) -> Sweeper[S]:
-        return Sweeper(name, needs, settings, text, strategy, counts, fails_by, uses)
+        return Sweeper(name, needs, settings, text, strategy, counts, fails_by, uses, index)
 
     return declare

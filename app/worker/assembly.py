@@ -117,6 +117,7 @@ class _Assembly:
             retention=worker.ledger_retention,
             outbox=self.outbox,
             budget=worker.budget,
+            most_pages=worker.pages,
             stopping=lambda: self.readiness.draining,
         )
         self.say = log.info if speaks_for_all() else log.debug

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator
 
 from app.core.config import Settings, variable
 from app.core.metrics import memory_directory
-from app.core.values import HostPort, Level, LongDuration, PositiveDuration
+from app.core.values import HostPort, Level, LongDuration, PositiveDuration, PositiveInt
 
 
 def _directory(value: str) -> str:
@@ -49,6 +49,11 @@ class WorkerSettings(Settings):
         "SB_WORKER_SWEEP_BUDGET",
         default=None,
         meaning="time one run may take before it hands over; unset: half its interval, at most 30s",
+    )
+    pages: PositiveInt = variable(
+        "SB_WORKER_SWEEP_PAGES",
+        default="100000",
+        meaning="how many pages of a table one run reads at most; the next one goes on from there",
     )
     ledger_retention: PositiveDuration = variable(
         "SB_WORKER_LEDGER_RETENTION", default="168h", meaning="how long rows of sweep_run are kept"

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from app.sweeping.batch_size import (
+from app.sweeping.scans.batch_size import (
     AIM,
     FEWEST_ROWS_PER_PAGE,
     FIRST_PAGES,
@@ -16,7 +16,7 @@ from app.sweeping.batch_size import (
     MOST_ROWS,
     BatchSizer,
 )
-from app.sweeping.page_scan import PageRanges
+from app.sweeping.scans.page_scan import PageRanges
 
 #: A round trip on the same machine, seconds.
 LOCAL = 0.0001

@@ -23,12 +23,12 @@ from app.core.errors import Failure, LeaseLost, NotDue, Reason
 from app.core.events import Severity
 from app.demo.servers import Postgres
 from app.sweeping import clocks, ledger
-from app.sweeping.batch_size import BatchSizer
 from app.sweeping.lock import Tick
-from app.sweeping.page_scan import PageScan
 from app.sweeping.runner import RunFailed
+from app.sweeping.scans.batch_size import BatchSizer
+from app.sweeping.scans.page_scan import PageScan
 from app.sweeping.schedule import microseconds, slot_at
-from app.sweeping.strategy import Run, Step, Strategy
+from app.sweeping.strategy import Passing, Run, Step, Strategy
 from app.sweeping.sweeper import Sweep, Sweeper
 from bench.chaos import LEDGER
 from tests.support.replica import Replica
@@ -67,7 +67,7 @@ class Observed(PageScan):
     """A page scan with something that happens before each of its steps."""
 
     def __init__(self, inner: PageScan, before: Callable[[Run, BatchSizer], object]) -> None:
-        super().__init__(inner.sql, older_than=inner.older_than)
+        super().__init__(inner.sql, inner.older_than)
         self._before = before
 
     def ask(self, run: Run) -> None:
@@ -84,6 +84,7 @@ def wrapped(sweeper: Sweeper[Any], before: Callable[[Run, BatchSizer], object]) 
 
     def strategy(settings: Any) -> PageScan:
         inner = sweeper.strategy(settings)
+        inner = inner.strategy if isinstance(inner, Passing) else inner
         assert isinstance(inner, PageScan)
         return Observed(inner, before)
 

@@ -2,7 +2,7 @@
 
 None of the api's indexes serves most sweeps in full: most expired wraps are consumed and out of the partial index,
 claimed jobs have none, old secrets are found among the missing ones. So such a sweep reads its whole table, page by
-page (`app.sweeping.page_scan`); one that an index serves goes by that (`app.sweeping.keyset_scan`).
+page (`app.sweeping.scans.page_scan`); one that an index serves goes by that (`app.sweeping.scans.keyset_scan`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import structlog
 
 from app.core.errors import describe
 from app.storage.postgres import only_row
-from app.sweeping.batch_size import FEWEST_ROWS, BatchSizer
-from app.sweeping.refusals import SLOW, by_rows
-from app.sweeping.scan_sql import LOCK_WAIT
+from app.sweeping.scans.batch_size import FEWEST_ROWS, BatchSizer
+from app.sweeping.scans.refusals import SLOW, by_rows
+from app.sweeping.scans.sql import LOCK_WAIT
 from app.sweeping.strategy import Run, Step, Strategy, Took
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Scan(Strategy):
     (by data, constraint or trigger) is halved, down to one row. If that one fails, it is stepped around and counted.
     """
 
-    def __init__(self, gentle: LiteralString, *, older_than: timedelta = timedelta(0)) -> None:
+    def __init__(self, gentle: LiteralString, older_than: timedelta = timedelta(0)) -> None:
         self.older_than = older_than
         self.sizer = BatchSizer()
         self._gentle: LiteralString = gentle
@@ -56,6 +56,8 @@ class Scan(Strategy):
         self._around = False
         self._passed = False
         self._begun = False
+        #: Further parameters of the statements.
+        self.words: dict[str, object] = {}
 
     @property
     def limit(self) -> int:
@@ -124,13 +126,14 @@ class Scan(Strategy):
 
     def _find(self, run: Run, limit: int, *, passing: bool = False) -> dict[str, Any]:
         """Run the gentle statement on what comes next, and return its counts and `last`; keep how many it found."""
-        counts = run.row(self._gentle, **self._next(), limit=limit, cutoff=run.cutoff, passing=passing)
+        words = {**self.words, **self._next(), "limit": limit, "cutoff": run.cutoff, "passing": passing}
+        counts = run.row(self._gentle, **words)
         return self._swept(run, self._found_of(counts), alone=limit == 1)
 
     def _sent(self, run: Run, query: LiteralString, **parameters: object) -> Cursor[dict[str, Any]]:
         """Send a direct statement, which waits for held rows no longer than LOCK_WAIT."""
         run.send(WAIT, wait=LOCK_WAIT)
-        answer = run.send(query, **parameters, limit=self.limit, cutoff=run.cutoff)
+        answer = run.send(query, **self.words, **parameters, limit=self.limit, cutoff=run.cutoff)
         run.send(WAIT, wait=run.lock_timeout)
         return answer
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
-from app.sweeping.scan import Scan
-from app.sweeping.scan_sql import KeysetSql
+from app.sweeping.scans.scan import Scan
+from app.sweeping.scans.sql import KeysetSql
 from app.sweeping.schedule import moment
 from app.sweeping.strategy import Run, Step
 
@@ -22,7 +22,7 @@ SELECT CASE WHEN isfinite(key) THEN greatest(extract(epoch FROM key) * 1000000 +
 
 # The index is used whatever the statistics say: what it costs is bounded by what is due, and a plan that reads the
 # table is not.
-_BY_THE_INDEX = """
+BY_THE_INDEX = """
 SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
        set_config('enable_sort', 'off', true)
 """
@@ -47,9 +47,9 @@ class KeysetScan(Scan):
     _end: datetime | None = None
     _position = 0
 
-    def __init__(self, sql: KeysetSql, *, older_than: timedelta = timedelta(0)) -> None:
-        super().__init__(sql.gentle, older_than=older_than)
-        self._listed = sql.listed
+    def __init__(self, sql: KeysetSql, older_than: timedelta = timedelta(0)) -> None:
+        super().__init__(sql.gentle, older_than)
+        self._listed: LiteralString | None = sql.listed
 
     @property
     def resume_at(self) -> int:
@@ -58,7 +58,7 @@ class KeysetScan(Scan):
 
     def ask(self, run: Run) -> None:
         """Have the index used, and send a direct step's statement."""
-        run.send(_BY_THE_INDEX)
+        run.send(BY_THE_INDEX)
         super().ask(self._until(run))
 
     def step(self, run: Run, *, over: bool) -> Step:

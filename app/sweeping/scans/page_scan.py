@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from app.storage.postgres import only_row
-from app.sweeping.refusals import HELD, by_rows
-from app.sweeping.scan import Scan
-from app.sweeping.scan_sql import PageSql
+from app.sweeping.scans.refusals import HELD, by_rows
+from app.sweeping.scans.scan import Scan
+from app.sweeping.scans.sql import PageSql
 from app.sweeping.strategy import Run, Step, Took
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _parsed(place: str) -> tuple[int, int]:
 
 
 class PageScan(Scan):
-    """Scan a table's heap, by the statements of `app.sweeping.scan_sql`.
+    """Scan a table's heap, by the statements of `app.sweeping.scans.sql`.
 
     It begins with as many rows as it may change, wherever they are in a wide range. Where they lie close together it
     goes on by narrow ranges, whole; where there are none it looks ahead. A row that is free is left to the next run
@@ -103,9 +103,9 @@ class PageScan(Scan):
     _ranges: PageRanges
     _run: Run
 
-    def __init__(self, sql: PageSql, *, older_than: timedelta = timedelta(0)) -> None:
-        super().__init__(sql.gentle, older_than=older_than)
-        self.use(sql)
+    def __init__(self, sql: PageSql, older_than: timedelta = timedelta(0)) -> None:
+        super().__init__(sql.gentle, older_than)
+        self.sql = sql
         #: The range that a step has been given, and its pages.
         self._stop = ""
         self._sized: Cursor[dict[str, Any]] | None = None
@@ -120,10 +120,6 @@ class PageScan(Scan):
     def resume_at(self) -> int:
         """The page that the next run goes on with."""
         return self._ranges.position if self._begun else 0
-
-    def use(self, sql: PageSql) -> None:
-        """Sweep by these statements from now on."""
-        self.sql, self._gentle = sql, sql.gentle
 
     def recover(self, error: psycopg.Error) -> bool:
         """Leave a row whose companion is held to the next run; else as any scan does."""
@@ -147,10 +143,10 @@ class PageScan(Scan):
 
     def _look(self, read: Callable[..., dict[str, Any]]) -> bool:
         """Read one range; return whether anything is due in it."""
-        start, stop = self._ranges.next(self._look_pages)
+        start, stop = self._ranges.next(self._share(self._look_pages))
         started = time.perf_counter()
         try:
-            first = read(self.sql.look, **self._words(start, stop), cutoff=self._run.cutoff)["first"]
+            first = read(self.sql.look, **self.words, start=start, stop=stop, cutoff=self._run.cutoff)["first"]
         except psycopg.errors.QueryCanceled:
             if self._look_pages == FEWEST_LOOK:
                 raise
@@ -167,6 +163,11 @@ class PageScan(Scan):
     def _enough(self, run: Run) -> bool:
         return run.most_pages is not None and self._ranges.visited >= run.most_pages
 
+    def _share(self, pages: int) -> int:
+        """Return so many pages, or what is left of the run's share."""
+        most = self._run.most_pages
+        return pages if most is None else max(1, min(pages, most - self._ranges.visited))
+
     def _observe(self, took: Took) -> None:
         if self._asked is None or not self._span:
             super()._observe(took)
@@ -179,12 +180,9 @@ class PageScan(Scan):
         super()._begin(run)
         self._ranges = PageRanges(run.position, run.pages)
 
-    def _words(self, start: str, stop: str) -> dict[str, object]:
-        """Return the parameters of the statements."""
-        return {"start": start, "stop": stop}
-
     def _next(self) -> dict[str, object]:
-        return self._words(*self._ranges.next(self.sizer.pages))
+        start, stop = self._ranges.next(self._share(self.sizer.pages))
+        return {"start": start, "stop": stop}
 
     def _pass(self, last: Any) -> None:
         self._ranges.move_behind(last)
@@ -192,9 +190,9 @@ class PageScan(Scan):
     def _send(self, run: Run) -> Cursor[dict[str, Any]] | None:
         if self._ranges.done:
             return None
-        start, self._stop = self._ranges.next(self.sizer.span if self.sizer.dense else self.sizer.pages)
+        start, self._stop = self._ranges.next(self._share(self.sizer.span if self.sizer.dense else self.sizer.pages))
         query = self.sql.whole if self.sizer.dense else self.sql.listed
-        answer = self._sent(run, query, **self._words(start, self._stop))
+        answer = self._sent(run, query, start=start, stop=self._stop)
         self._sized = run.send(_PAGES, table=run.table)
         return answer
 
@@ -209,7 +207,8 @@ class PageScan(Scan):
     def _advance(self, run: Run) -> Step:
         ranges, self._span = self._ranges, 0
         counts: dict[str, int] = {}
-        if self._looking:
+        idle = self._looking or ranges.done
+        if idle:
             self._found = 0
         elif self._asked is not None:
             counts = self._change_pages(run, self._asked)
@@ -219,7 +218,7 @@ class PageScan(Scan):
             counts["skipped_locked"] = counts.get("skipped_locked", 0) + self._left
             self._left = 0
         if ranges.done:
-            ranges.grow(self._pages(run))
+            ranges.grow(run.pages if idle else self._pages(run))
         self._looking = self._found == 0
         return Step(counts, ranges.done, ranges.position, enough=self._enough(run))
 
@@ -227,7 +226,7 @@ class PageScan(Scan):
         """Return how large the table is, after the step."""
         if self._asked is not None and self._sized is not None:
             return int(only_row(self._sized)["pages"])
-        return run.pages if self._looking else int(run.row(_PAGES, table=run.table)["pages"])
+        return int(run.row(_PAGES, table=run.table)["pages"])
 
     def _change_pages(self, run: Run, asked: Cursor[dict[str, Any]]) -> dict[str, int]:
         """Read how many rows a direct step has changed."""
@@ -244,7 +243,7 @@ class PageScan(Scan):
     def _change_rows(self, run: Run) -> dict[str, int]:
         """Do a gentle step."""
         ranges, limit = self._ranges, self.limit
-        _, end = ranges.next(self.sizer.pages)
+        end = str(self._next()["stop"])
         counts = self._find(run, limit)
         last = counts.pop("last")
         if self._found < limit:

@@ -50,10 +50,11 @@ def page_sql(
     `returning` of the rows changed. Those that answer with one row have how many rows they `found`, and counts,
     `changed` among them; `skipped_locked` are those that others held.
 
-    `due` is judged by the statement that changes: the api may win until then. **It must not fit any index**: with
-    statistics from before a big change the planner would read a whole index for every range of pages, and never come
-    to its end. So a timestamp is written `column + interval '0'` and a text `column || ''`.
+    `due` is judged by the statement that changes: the api may win until then. It is written so that it fits no index:
+    with statistics from before a big change the planner would read a whole index for every range of pages, and never
+    come to its end.
     """
+    due = _fitting_no_index(due)
     pages: LiteralString = "ctid >= %(start)s::tid AND ctid < %(stop)s::tid"
     found: LiteralString = f"""
     SELECT ctid FROM {table} WHERE {pages} AND {due} LIMIT %(limit)s"""  # noqa: S608
@@ -95,10 +96,15 @@ def keyset_sql(  # noqa: PLR0913 - what a sweep by an index is
     SELECT id FROM {table}
      WHERE NOT %(passing)s AND id = ANY (ARRAY(SELECT id FROM due)) AND {due}
        FOR {_strength(change)} SKIP LOCKED"""  # noqa: S608
+    due = _fitting_no_index(due)
     return KeysetSql(
         listed=_bounded(found, "max(key)", "", change, "ctid", due, returning, counted),
         gentle=_bounded(found, "max(key)", held, change, "id", due, returning, counted),
     )
+
+
+def _fitting_no_index(condition: LiteralString) -> LiteralString:
+    return f"({condition}) IS TRUE"
 
 
 def _counting(change: LiteralString, returning: LiteralString, counted: LiteralString) -> LiteralString:

@@ -1,0 +1,1 @@
+"""Ways through the rows of a table: by its pages, by an index, or whichever is there."""

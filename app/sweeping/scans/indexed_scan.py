@@ -1,0 +1,95 @@
+"""A scan of a table that may have an index for it: by the index where there is one, else page by page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from app.sweeping.strategy import Passing, Run, Step
+
+if TYPE_CHECKING:
+    from typing import LiteralString
+
+    from app.sweeping.scans.keyset_scan import KeysetScan
+    from app.sweeping.scans.page_scan import PageScan
+
+#: A table of fewer pages is read in one statement of some milliseconds: no index is looked for.
+LARGE = 2_500
+
+INDEXED: LiteralString = """
+SELECT EXISTS (
+       SELECT FROM pg_index
+         JOIN pg_class AS named ON named.oid = indexrelid
+         JOIN pg_am ON pg_am.oid = relam AND amname = 'btree'
+         JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
+        WHERE indrelid = to_regclass(%(table)s) AND indisvalid AND attname = %(column)s
+          AND coalesce(pg_get_expr(indpred, indrelid), '') = %(only)s) AS indexed
+"""
+
+
+class Index(NamedTuple):
+    """An index by which a sweep finds what is due, and nothing else, in the order of its keys."""
+
+    table: str
+    column: str
+    #: The rows that are in it, as PostgreSQL writes a condition; empty for all.
+    only: str = ""
+
+    @property
+    def statement(self) -> str:
+        """The statement that makes it, which is the operator's to execute: the table is the api's."""
+        only = f" WHERE {self.only}" if self.only else ""
+        return f"CREATE INDEX CONCURRENTLY {self.table}_worker_idx ON {self.table} ({self.column}){only};"
+
+
+class IndexedScan(Passing):
+    """Scan by the index of a table that is large, where it has that; else by its pages.
+
+    A table that is too large for one run's share of pages, and has no such index, is gone through in the course of many
+    runs. What an index of the api's own finds (`first`) is swept in each of them.
+    """
+
+    def __init__(
+        self, index: Index, keys: KeysetScan, pages: PageScan, first: tuple[Index, KeysetScan] | None = None
+    ) -> None:
+        super().__init__(pages)
+        self._index, self._keys, self._pages = index, keys, pages
+        self._first = first
+        self._chosen = False
+        #: Whether what is passed to is only the first part, and the pages come next.
+        self._part = False
+
+    def ask(self, run: Run) -> None:
+        """Choose the way once, and pass it on."""
+        if not self._chosen:
+            self._chosen = True
+            self._choose(run)
+        super().ask(self._of_part(run))
+
+    def step(self, run: Run, *, over: bool) -> Step:
+        """Pass it on; after the first part come the pages."""
+        step = super().step(self._of_part(run), over=over)
+        if not self._part:
+            return step
+        if step.last:
+            self._part = False
+            self._pages.rows_failed = self.strategy.rows_failed
+            self.strategy = self._pages
+        return step._replace(last=False, resume_at=run.position)
+
+    def _choose(self, run: Run) -> None:
+        if run.pages < LARGE:
+            return
+        if _there(run, self._index):
+            self.strategy = self._keys
+        elif self._first and run.most_pages is not None and run.pages > run.most_pages:
+            index, keys = self._first
+            if _there(run, index):
+                self.strategy, self._part = keys, True
+
+    def _of_part(self, run: Run) -> Run:
+        return replace(run, position=0) if self._part else run
+
+
+def _there(run: Run, index: Index) -> bool:
+    return bool(run.row(INDEXED, **index._asdict())["indexed"])
