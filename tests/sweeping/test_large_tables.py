@@ -97,7 +97,7 @@ def blocks(sql: Connection[Any], table: str) -> int:
 
 
 def flushed(replica: Replica) -> None:
-    """Have the sessions of a replica report their numbers."""
+    """Have the session of a replica report its numbers."""
     with replica.runner.pool.connection() as connection:
         connection.execute("SELECT pg_stat_force_next_flush()")
 
@@ -118,14 +118,6 @@ def chosen(used: list[Strategy]) -> Strategy:
     return strategy.strategy if isinstance(strategy, Passing) else strategy
 
 
-def again(replica: Replica, sql: Connection[Any], case: Case) -> None:
-    """Do another run, which finds nothing."""
-    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = 'epoch'")
-    sql.execute("DELETE FROM secrets_bridge_worker.sweep_run")
-    assert replica.run(case.sweeper, case.settings).changed == 0
-    flushed(replica)
-
-
 def test_the_recommended_indexes_are_those_that_the_sweepers_name() -> None:
     named = [sweeper.index.statement for sweeper in SWEEPERS if sweeper.index]
     written = [line for line in INDEXES.read_text().splitlines() if line.startswith("CREATE")]
@@ -133,9 +125,7 @@ def test_the_recommended_indexes_are_those_that_the_sweepers_name() -> None:
 
 
 @LARGE_ONES
-def test_a_large_table_with_an_index_is_swept_by_it_and_hardly_read(
-    replica: Replica, sql: Connection[Any], case: Case
-) -> None:
+def test_a_large_table_with_an_index_is_swept_by_it(replica: Replica, sql: Connection[Any], case: Case) -> None:
     sql.execute(case.fill.format(rows=ROWS).encode())
     sql.execute(b"ANALYZE")  # before the rows that are due: the planner expects none, or all
     sql.execute(f"{case.age} WHERE ctid IN (SELECT ctid FROM {case.table} LIMIT 3000)".encode())
@@ -144,12 +134,6 @@ def test_a_large_table_with_an_index_is_swept_by_it_and_hardly_read(
     used: list[Strategy] = []
     assert replica.run(way(case.sweeper, used), case.settings).changed == due
     assert isinstance(chosen(used), KeysetScan)
-
-    sql.execute("VACUUM")  # which takes out of the index what is dead in it
-    before = blocks(sql, case.table)
-    again(replica, sql, case)
-    flushed(replica)
-    assert blocks(sql, case.table) - before < 100  # of thousands
 
 
 @LARGE_ONES
