@@ -109,13 +109,12 @@ UPDATE secrets_bridge_worker.sweep_run
 """
 
 FINISH = """
-UPDATE secrets_bridge_worker.sweep_run
-   SET changed = %(changed)s, batches = %(batches)s, counts = %(counts)s,
-       finished_at = clock_timestamp(), outcome = 'success', handed_over = %(handed_over)s
- WHERE id = %(run)s
-"""
-
-REMEMBER = """
+WITH finished AS (
+    UPDATE secrets_bridge_worker.sweep_run
+       SET changed = %(changed)s, batches = %(batches)s, counts = %(counts)s,
+           finished_at = clock_timestamp(), outcome = 'success', handed_over = %(handed_over)s
+     WHERE id = %(run)s
+)
 UPDATE secrets_bridge_worker.sweep_state
    SET position = %(position)s, failures = 0, rows_failed = %(rows_failed)s, batch_rows = %(batch_rows)s
  WHERE name = %(name)s AND token = %(token)s
@@ -351,10 +350,11 @@ def count(cursor: Cursor[dict[str, Any]], claimed: Claimed, progress: Progress) 
 
 def finish(cursor: Cursor[dict[str, Any]], claimed: Claimed, progress: Progress, rest: Rest) -> None:
     """Close the run as done, in a transaction that is kept once it is committed."""
-    cursor.execute(DURABLE)
-    cursor.execute(FINISH, {"run": claimed.run, "handed_over": rest.position is not None, **progress.columns()})
+    if progress.batches > 1:  # the first has been durable from its beginning
+        cursor.execute(DURABLE)
+    row = {"run": claimed.run, "name": claimed.name, "token": claimed.claim.token, **progress.columns()}
     left = {"position": rest.position or 0, "rows_failed": rest.rows_failed, "batch_rows": rest.batch_rows}
-    cursor.execute(REMEMBER, {"name": claimed.name, "token": claimed.claim.token, **left})
+    cursor.execute(FINISH, {**row, **left, "handed_over": rest.position is not None})
 
 
 def move_on(cursor: Cursor[dict[str, Any]], claimed: Claimed, position: int) -> None:

@@ -311,7 +311,6 @@ def test_a_partitioned_table_is_swept(replica: Replica, sql: Connection[Any]) ->
 
 
 def test_the_ledger_is_pruned_by_runs_that_fail_as_well(replica: Replica, sql: Connection[Any]) -> None:
-    agents(sql, 1)
     sql.execute("ALTER TABLE agents RENAME COLUMN status TO state")
     for _ in range(5):
         replica.fails(agents_stale, AgentsStale())

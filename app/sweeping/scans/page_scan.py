@@ -188,8 +188,6 @@ class PageScan(Scan):
         self._ranges.move_behind(last)
 
     def _send(self, run: Run) -> Cursor[dict[str, Any]] | None:
-        if self._ranges.done:
-            return None
         start, self._stop = self._ranges.next(self._share(self.sizer.span if self.sizer.dense else self.sizer.pages))
         query = self.sql.whole if self.sizer.dense else self.sql.listed
         answer = self._sent(run, query, start=start, stop=self._stop)
@@ -207,8 +205,8 @@ class PageScan(Scan):
     def _advance(self, run: Run) -> Step:
         ranges, self._span = self._ranges, 0
         counts: dict[str, int] = {}
-        idle = self._looking or ranges.done
-        if idle:
+        looked = self._looking
+        if looked:
             self._found = 0
         elif self._asked is not None:
             counts = self._change_pages(run, self._asked)
@@ -218,7 +216,7 @@ class PageScan(Scan):
             counts["skipped_locked"] = counts.get("skipped_locked", 0) + self._left
             self._left = 0
         if ranges.done:
-            ranges.grow(run.pages if idle else self._pages(run))
+            ranges.grow(run.pages if looked else self._pages(run))
         self._looking = self._found == 0
         return Step(counts, ranges.done, ranges.position, enough=self._enough(run))
 
