@@ -2,8 +2,9 @@
 
     python -m bench.gitops [observations] [milliseconds]
 
-One run of the sweeper; the same with one endpoint that hangs; the same calls by a bare concurrent httpx loop and one
-after the other. The server is a process of its own on the loopback interface. Everything shares the machine's cores.
+Runs of the sweeper, and the same calls by a bare concurrent httpx loop, in turns; one run with an endpoint that hangs;
+the calls one after the other. The server is a process of its own on the loopback interface. Everything shares the
+machine's cores: compare what the same run prints.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,7 +39,7 @@ from app.sweeping.runner import Runner
 from bench.arguments import numbers
 from tests.support.argocd import TREE, document, insert_endpoint, insert_observations, settings
 
-ENDPOINTS = 5
+ENDPOINTS, ROUNDS = 5, 5
 HANG = "hang"
 LATEST = """
 SELECT e.name, count(*), min(o.polls_count), extract(epoch FROM max(o.updated_at) - min(r.started_at))::float
@@ -103,9 +105,9 @@ def poll(url: str, poller: GitopsPoller) -> dict[str, Any]:
         "succeeded": sweep.counts["succeeded"],
         "failed": sweep.counts["failed"],
         "calls_per_second": round(2 * sweep.counts["succeeded"] / seconds),
+        "cpu_ms_per_call": round(cpu * 1000 / max(1, 2 * sweep.counts["succeeded"]), 2),
         "transactions": len(batches),
         "in_transactions_seconds": round(sum(batches), 2),
-        "cpu_seconds": round(cpu, 2),
         "endpoint_done_after_seconds": ends,
     }
 
@@ -132,6 +134,33 @@ async def bare(ports: list[int], rows: int, at_once: int) -> None:
                 group.create_task(call(client, limit, f"http://127.0.0.1:{port}{path}"))
     for client in clients:
         await client.aclose()
+
+
+def in_turns(url: str, ports: list[int], rows: int, at_once: int) -> None:
+    """Poll, and make the same calls, in turns; report the medians, the least and the most, and how they compare."""
+    sweeps, rates = [], []
+    for _ in range(ROUNDS):
+        fill(url, ports, rows, hanging=False)
+        sweeps.append(poll(url, settings(concurrency=at_once)))
+        started, cpu = time.perf_counter(), time.process_time()
+        asyncio.run(bare(ports, rows, at_once))
+        rates.append((2 * rows / (time.perf_counter() - started), (time.process_time() - cpu) * 1000 / (2 * rows)))
+    ours = [sweep["calls_per_second"] for sweep in sweeps]
+    _report(
+        f"sweep, {at_once} at once",
+        calls_per_second=statistics.median(ours),
+        from_to=[min(ours), max(ours)],
+        cpu_ms_per_call=statistics.median(sweep["cpu_ms_per_call"] for sweep in sweeps),
+        transactions=statistics.median(sweep["transactions"] for sweep in sweeps),
+        in_transactions_seconds=statistics.median(sweep["in_transactions_seconds"] for sweep in sweeps),
+    )
+    _report(
+        f"bare httpx, {at_once} at once",
+        calls_per_second=round(statistics.median(rate for rate, _ in rates)),
+        from_to=[round(min(rate for rate, _ in rates)), round(max(rate for rate, _ in rates))],
+        cpu_ms_per_call=round(statistics.median(cpu for _, cpu in rates), 2),
+        the_sweep_to_it=round(statistics.median(own / rate for own, (rate, _) in zip(ours, rates, strict=True)), 2),
+    )
 
 
 def in_turn(ports: list[int], rows: int) -> None:
@@ -168,12 +197,7 @@ def main() -> None:
             migrations.migrate(connection)
         calls = rows * 2
         for at_once in (8, 16):
-            fill(url, ports, rows, hanging=False)
-            _report(f"sweep, {at_once} at once", **poll(url, settings(concurrency=at_once)))
-            started = time.perf_counter()
-            asyncio.run(bare(ports, rows, at_once))
-            took = time.perf_counter() - started
-            _report(f"bare httpx, {at_once} at once", seconds=round(took, 2), calls_per_second=round(calls / took))
+            in_turns(url, ports, rows, at_once)
         fill(url, ports, rows, hanging=True)
         _report("sweep, one endpoint hangs", **poll(url, settings(interval=timedelta(minutes=1))))
         started = time.perf_counter()

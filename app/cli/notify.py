@@ -26,7 +26,7 @@ from app.core.logging import configure_logging
 from app.core.values import parse_duration
 from app.notify import dead_letters, routing
 from app.notify.dead_letters import DeliveryFilter
-from app.notify.notifier import attempt
+from app.notify.delivery.send import attempt
 from app.notify.settings import NotificationSettings
 from app.notify.sink import SinkSettings
 from app.storage import migrations, postgres

@@ -1,8 +1,13 @@
-"""How long to wait before something is tried again: doubled with each failure, bounded, and never quite the same."""
+"""How long to wait before something is tried again.
+
+Doubled with each failure, bounded, and never quite the same; or as long as a server asks for.
+"""
 
 from __future__ import annotations
 
-from datetime import timedelta
+import re
+from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 #: A wait is multiplied by a number between 1 - JITTER and 1 + JITTER, so that those who failed together do not all
 #: come back together.
@@ -19,3 +24,14 @@ def exponential(first: timedelta, failures: int, longest: timedelta) -> timedelt
 def jittered(wait: timedelta, draw: float) -> timedelta:
     """Return the wait times 1 - JITTER to 1 + JITTER; `draw` is a random number in [0, 1)."""
     return wait * (1 - JITTER + 2 * JITTER * draw)
+
+
+def retry_after(text: str, now: datetime) -> float | None:
+    """Return the wait in seconds that a `Retry-After` asks for as a number or a date; None for any other text."""
+    text = text.strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+        return float(text)
+    try:
+        return max(0.0, (parsedate_to_datetime(text) - now).total_seconds())
+    except Exception:  # noqa: BLE001 - absurd dates raise ValueError, TypeError, OverflowError, IndexError
+        return None

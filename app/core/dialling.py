@@ -1,25 +1,26 @@
-"""httpx's transport over a pool that dials judged addresses only: a second look-up could return another one.
+"""httpx's transport: it dials judged addresses only, since a second look-up could return another one.
 
-Where a proxy is set, https:// goes through it: the pool is the same, and its connections are tunnels. httpcore's own
-pool for proxies would verify the host of the URL where another name is to be verified (`sni_hostname`).
+Where a proxy is set, https:// goes through it: tunnels are connections like all others, and kept like them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, suppress
-from http import HTTPStatus
-from typing import Any, Protocol, TypeVar
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import httpcore
 import httpx
-from httpcore import AnyIOBackend, AsyncNetworkBackend, AsyncNetworkStream
 
-from app.core import egress, http
+from app.core import egress, http, http11
 from app.core.egress import EgressSettings, Proxy
 from app.core.errors import AddressBlocked
+from app.core.http11 import Answer, Connection
 from app.core.lookup import NameUnknown
 
 
@@ -37,6 +38,10 @@ class Resolve(Protocol):
 #: Seconds until the next address of a host is tried, the last one has the time that the whole request has; and how long
 #: a name is looked up that a proxy will look up itself.
 _PATIENCE = 2.0
+#: Bytes of a proxy's answer that are read at most.
+_MOST_HEADER = 64 * 1024
+_PORTS = {"http": 80, "https": 443}
+_TUNNEL = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})\b.*?\r\n\r\n", re.DOTALL)
 
 T = TypeVar("T")
 
@@ -45,101 +50,113 @@ async def first_to_answer(addresses: Sequence[str], connect: Callable[[str], Awa
     """Connect to the first of a host's addresses that answers. Raises what `connect` does at the last one."""
     *others, last = addresses
     for address in others:
-        with suppress(OSError, httpcore.ConnectError, httpcore.ConnectTimeout):
+        with suppress(OSError):
             async with asyncio.timeout(_PATIENCE):
                 return await connect(address)
     return await connect(last)
 
 
-class _Stream(AsyncNetworkStream):
-    """A connection that is closed when its TLS handshake is cut, for then nobody else knows of it yet."""
+async def dial(addresses: Sequence[str], port: int) -> socket.socket:
+    """Return a socket that is connected to the first address that answers. Raises OSError."""
 
-    def __init__(self, inner: AsyncNetworkStream) -> None:
-        self.read, self.write, self.aclose = inner.read, inner.write, inner.aclose  # type: ignore[method-assign]
-        self.get_extra_info = inner.get_extra_info  # type: ignore[method-assign]
-        self._inner = inner
-
-    async def start_tls(
-        self,
-        ssl_context: ssl.SSLContext,
-        server_hostname: str | None = None,
-        timeout: float | None = None,  # noqa: ASYNC109 - the interface's
-    ) -> AsyncNetworkStream:
+    async def connect(address: str) -> socket.socket:
+        connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+        connection.setblocking(False)
         try:
-            return _Stream(await self._inner.start_tls(ssl_context, server_hostname, timeout))
+            await asyncio.get_running_loop().sock_connect(connection, (address, port))
         except BaseException:
-            await self._inner.aclose()
+            connection.close()
             raise
+        return connection
+
+    return await first_to_answer(addresses, connect)
 
 
-class Dialler(AsyncNetworkBackend):
-    """Dials the very addresses that it is told for a host, one after the other."""
+class DiallingTransport(httpx.AsyncBaseTransport):
+    """Sends over connections to addresses that `resolve` returns; https:// through the proxy that is set, if one is.
 
-    def __init__(self, resolve: Resolve) -> None:
-        self._resolve = resolve
-        self._inner = AnyIOBackend()
+    A connection serves one loop, one host and one name that its certificate must have.
+    """
 
-    async def connect_tcp(
+    def __init__(  # noqa: PLR0913 - who may be reached, and what is kept
         self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - the interface's
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> AsyncNetworkStream:
-        """Connect to the first address that answers. Raises httpcore's errors, with what it was in their chain."""
+        context: ssl.SSLContext,
+        resolve: Resolve,
+        *,
+        kept: int | None = None,
+        seconds: float = 5.0,
+        proxied: bool = True,
+        unix_socket: str = "",
+    ) -> None:
+        """`kept` is how many connections may be kept open, for so many `seconds`.
+
+        Not `proxied` is what no proxy may lead to: this machine's own services, such as those for credentials. With a
+        `unix_socket` all requests go there.
+        """
+        context.set_alpn_protocols(["http/1.1"])
+        self._context, self._resolve, self._unix_socket = context, resolve, unix_socket
+        self._proxy = EgressSettings.read().proxy if proxied and not unix_socket else None
+        self._kept, self._seconds = kept, seconds
+        #: Those that are kept open, the oldest first.
+        self._idle: list[_Idle] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request."""
+        target = _target(request)
+        content = http11.head(request) + await request.aread()
         try:
-            addresses = await self._resolve(host, port)
-        except (NameUnknown, AddressBlocked) as error:
-            raise httpcore.ConnectError from error
-        return _Stream(
-            await first_to_answer(
-                addresses,
-                lambda address: self._inner.connect_tcp(address, port, timeout, local_address, socket_options),
-            )
-        )
-
-    async def connect_unix_socket(self, *_: Any, **__: Any) -> AsyncNetworkStream:
-        """Refuse."""
-        raise httpcore.ConnectError from AddressBlocked()
-
-    async def sleep(self, seconds: float) -> None:
-        """Sleep."""
-        await asyncio.sleep(seconds)
-
-
-class _Tunneller(Dialler):
-    """Has a proxy dial. What its host stands for here is judged too, as far as it is known here."""
-
-    def __init__(self, resolve: Resolve, proxy: Proxy) -> None:
-        super().__init__(resolve)
-        self._proxy = proxy
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 - the interface's
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> AsyncNetworkStream:
-        """Return a tunnel. Raises httpcore.ProxyError when the proxy makes none, ConnectError for a closed address."""
-        del timeout, local_address, socket_options
+            connection = self._take(target) or await self._connect(target)
+        except BaseException:
+            await asyncio.sleep(0)  # a loop that rests closes nothing
+            raise
         try:
-            await self._judge(host, port)
-        except AddressBlocked as error:
-            raise httpcore.ConnectError from error
-        async with AsyncExitStack() as unless_done:
-            connection = self._connection()
-            unless_done.push_async_callback(connection.aclose)
-            try:
-                response = await connection.handle_async_request(self._request(host, port))
-            except (httpcore.NetworkError, httpcore.ProtocolError, OSError) as error:
-                raise httpcore.ProxyError from error
-            if not HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
-                raise httpcore.ProxyError(str(response.status))
-            unless_done.pop_all()
-        return _Stream(response.extensions["network_stream"])
+            answer = await connection.exchange(content)
+        except BaseException:
+            await connection.close()
+            raise
+        body = _Body(connection, answer, partial(self._give_back, target, connection))
+        return httpx.Response(answer.status, headers=answer.headers, stream=body)
+
+    async def aclose(self) -> None:
+        """Close the connections that are kept, and keep none from now on."""
+        self._kept = 0
+        while self._idle:
+            await self._idle.pop().connection.close()
+
+    def _take(self, target: _Target) -> Connection | None:
+        """Return a connection that is kept; none that has been closed, by us or by the other side."""
+        now = time.monotonic()
+        while self._idle and self._idle[0].until <= now:
+            self._idle.pop(0).connection.abort()
+        for idle in self._idle[::-1]:
+            if idle.target == target:
+                self._idle.remove(idle)
+                if idle.connection.reusable:
+                    return idle.connection
+                idle.connection.abort()
+        return None
+
+    async def _give_back(self, target: _Target, connection: Connection) -> None:
+        self._idle.append(_Idle(target, connection, time.monotonic() + self._seconds))
+        if self._kept is not None and len(self._idle) > self._kept:
+            await self._idle.pop(0).connection.close()
+
+    async def _connect(self, target: _Target) -> Connection:
+        """Connect. Raises httpx.ConnectError, or ProxyError when the proxy makes no tunnel, with what it was."""
+        loop, host, port = asyncio.get_running_loop(), target.host, target.port
+        tls: dict[str, Any] = {"ssl": self._context, "server_hostname": target.name} if target.name else {}
+        if target.name:  # one that no certificate can have is an error of any class: before there is a socket to close
+            self._context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=target.name)
+        try:
+            if self._unix_socket:
+                return (await loop.create_unix_connection(Connection, self._unix_socket, **tls))[1]
+            if self._proxy and target.name and not self._proxy.spares(host):
+                await self._judge(host, port)
+                return await _secured(await _tunnel(self._proxy, host, port), self._context, target.name)
+            connected = await dial(await self._resolve(host, port), port)
+            return (await loop.create_connection(Connection, sock=connected, **tls))[1]
+        except (NameUnknown, AddressBlocked, OSError) as error:
+            raise httpx.ConnectError("not connected") from error
 
     async def _judge(self, host: str, port: int) -> None:
         """Raise AddressBlocked for a host that stands for a closed address, here or maybe for the proxy."""
@@ -150,61 +167,107 @@ class _Tunneller(Dialler):
             if not egress.is_name(host):
                 raise AddressBlocked from None
 
-    def _connection(self) -> httpcore.AsyncHTTPConnection:
-        """Return a connection to the proxy, not yet made: it may be private, and by TLS it is verified."""
-        context = http.system_context() if self._proxy.scheme == "https" else None
-        origin = httpcore.Origin(self._proxy.scheme.encode(), self._proxy.host.encode(), self._proxy.port)
-        return httpcore.AsyncHTTPConnection(origin, ssl_context=context, network_backend=Dialler(egress.resolve))
 
-    def _request(self, host: str, port: int) -> httpcore.Request:
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        login = [("Proxy-Authorization", self._proxy.login)] if self._proxy.login else []
-        headers = [("Host", target), ("User-Agent", http.AGENT), *login]
-        url = httpcore.URL(scheme=self._proxy.scheme, host=self._proxy.host, port=self._proxy.port, target=target)
-        return httpcore.Request("CONNECT", url, headers=headers)
+class _Target(NamedTuple):
+    """Where to, and the name that a certificate must have; empty without TLS."""
+
+    host: str
+    port: int
+    name: str
 
 
-class DiallingTransport(httpx.AsyncBaseTransport):
-    """Sends over connections to addresses that `resolve` returns; https:// through the proxy that is set, if one is."""
+class _Idle(NamedTuple):
+    target: _Target
+    connection: Connection
+    until: float
+
+
+class _Body(httpx.AsyncByteStream):
+    """The body of an answer, as it comes."""
 
     def __init__(
-        self,
-        context: ssl.SSLContext,
-        resolve: Resolve,
-        *,
-        kept: int | None = None,
-        seconds: float = 5.0,
-        proxied: bool = True,
+        self, connection: Connection, answer: Answer, give_back: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
-        """`kept` is how many connections may be kept open, for so many `seconds`.
+        self._connection, self._answer, self._give_back = connection, answer, give_back
+        self._closed = False
 
-        Not `proxied` is what no proxy may lead to: this machine's own services, such as those for credentials.
-        """
-        self._proxy = EgressSettings.read().proxy if proxied else None
-        self._direct = _Pool(context, Dialler(resolve), kept, seconds)
-        self._tunnels = _Pool(context, _Tunneller(resolve, self._proxy), kept, seconds) if self._proxy else self._direct
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request."""
-        url = request.url
-        direct = self._proxy is None or url.scheme != "https" or self._proxy.spares(url.host)
-        return await (self._direct if direct else self._tunnels).handle_async_request(request)
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._connection.body(self._answer)
 
     async def aclose(self) -> None:
-        """Close the connections."""
-        await self._direct.aclose()
-        await self._tunnels.aclose()
+        """Keep the connection for the next request, if it can take one; else close it."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._answer.complete and self._answer.keep_alive:
+            await self._give_back()
+        else:
+            await self._connection.close()
 
 
-class _Pool(httpx.AsyncHTTPTransport):
-    """Connections that a backend of ours makes."""
+def _target(request: httpx.Request) -> _Target:
+    url = request.url
+    if url.scheme not in _PORTS or not url.host:
+        raise httpx.UnsupportedProtocol("not a URL of HTTP")
+    host = url.raw_host.decode("ascii")
+    name = request.extensions.get("sni_hostname") or host.rstrip(".")
+    return _Target(host, url.port or _PORTS[url.scheme], name if url.scheme == "https" else "")
 
-    def __init__(self, context: ssl.SSLContext, backend: AsyncNetworkBackend, kept: int | None, seconds: float) -> None:
-        super().__init__(verify=context, trust_env=False)
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=None,  # httpcore keeps the place of a request that was cut: its callers limit theirs
-            max_keepalive_connections=kept,
-            keepalive_expiry=seconds,
-            network_backend=backend,
-        )
+
+async def _secured(tunnel: asyncio.Transport, context: ssl.SSLContext, name: str) -> Connection:
+    """Begin TLS in a tunnel."""
+    connection = Connection()
+    try:
+        transport = await asyncio.get_running_loop().start_tls(tunnel, connection, context, server_hostname=name)
+    except BaseException:
+        tunnel.abort()
+        raise
+    if transport is None:  # it was closed meanwhile
+        raise ConnectionResetError
+    connection.connection_made(transport)
+    return connection
+
+
+class _ProxyAnswer(asyncio.Protocol):
+    """Waits for the head of a proxy's answer; what there is of it when the proxy hangs up."""
+
+    def __init__(self) -> None:
+        self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._received = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if not self.head.done() and (b"\r\n\r\n" in self._received or len(self._received) > _MOST_HEADER):
+            self.head.set_result(self._received)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        if not self.head.done():
+            self.head.set_result(self._received)
+
+
+async def _tunnel(proxy: Proxy, host: str, port: int) -> asyncio.Transport:
+    """Have a proxy dial. Raises httpx.ProxyError, with the status if there was one.
+
+    Its own address is judged too, but it may be private, and by TLS it is verified by the system's authorities.
+    """
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    login = f"Proxy-Authorization: {proxy.login}\r\n" if proxy.login else ""
+    request = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {http.AGENT}\r\n{login}\r\n"
+    more: dict[str, Any] = {}
+    if proxy.scheme == "https":
+        more = {"ssl": http.system_context(), "server_hostname": proxy.host}
+    try:
+        connection = await dial(await egress.resolve(proxy.host, proxy.port), proxy.port)
+        loop = asyncio.get_running_loop()
+        transport, answer = await loop.create_connection(_ProxyAnswer, sock=connection, **more)
+    except (NameUnknown, AddressBlocked, OSError) as error:
+        raise httpx.ProxyError("") from error
+    with ExitStack() as unless_done:
+        unless_done.callback(transport.abort)
+        transport.write(request.encode())
+        status = _TUNNEL.match(await answer.head)
+        if status is None or not status[1].startswith(b"2"):
+            raise httpx.ProxyError(status[1].decode() if status else "")
+        unless_done.pop_all()
+    return transport

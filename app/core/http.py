@@ -11,8 +11,7 @@ import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from functools import lru_cache
-from http.cookiejar import CookieJar
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import httpx
 
@@ -21,7 +20,7 @@ from app.core.lookup import NameUnknown
 
 AGENT = "secrets-bridge-worker"
 #: Sent with every request: a compressed body could grow without bound when it is unpacked.
-HEADERS = {"User-Agent": AGENT, "Accept-Encoding": "identity"}
+HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": AGENT}
 _CERTIFICATE = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _NO_CERTIFICATE = "holds no certificate; accepted: PEM"
 
@@ -63,11 +62,52 @@ def system_context() -> ssl.SSLContext:
     return tls_context()
 
 
-class _NoCookies(CookieJar):
-    """Takes nothing: what one server sets would be sent to others below its domain, and grow until they refuse it."""
+class Client:
+    """Sends requests by a transport, and does nothing else.
 
-    def extract_cookies(self, response: Any, request: Any) -> None:
-        """Leave every cookie where it is."""
+    It has no memory and so no cookies, it follows no redirects, and what stands in the environment is not looked at. It
+    has no clock either: the deadline of an exchange is the caller's.
+    """
+
+    def __init__(
+        self,
+        transport: httpx.AsyncBaseTransport,
+        mounts: Mapping[str, httpx.AsyncBaseTransport],
+        headers: Mapping[str, str],
+    ) -> None:
+        self._transport, self._mounts = transport, mounts
+        self._headers = httpx.Headers({**HEADERS, **headers})
+
+    def build_request(  # noqa: PLR0913 - what httpx has
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | Mapping[bytes, bytes] | None = None,
+        extensions: Mapping[str, Any] | None = None,
+    ) -> httpx.Request:
+        """Return a request with the headers that all have, and a login if there is one in the URL."""
+        merged = self._headers.copy()
+        merged.update(headers)
+        request = httpx.Request(
+            method, url, params=params, content=content, headers=merged, extensions=dict(extensions or {})
+        )
+        if request.url.userinfo:
+            request = next(httpx.BasicAuth(request.url.username, request.url.password).auth_flow(request))
+        return request
+
+    async def send(self, request: httpx.Request, *, stream: Literal[True]) -> httpx.Response:
+        """Return the answer, its body still to be read (`stream`). Raises httpx.HTTPError."""
+        del stream
+        transport = self._mounts.get(f"{request.url.scheme}://", self._transport)
+        return await transport.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        for transport in {self._transport, *self._mounts.values()}:
+            await transport.aclose()
 
 
 def client(
@@ -75,20 +115,9 @@ def client(
     *,
     mounts: Mapping[str, httpx.AsyncBaseTransport] | None = None,
     headers: Mapping[str, str] | None = None,
-) -> httpx.AsyncClient:
-    """Return a client that keeps no cookies, follows no redirects and uses no proxies of the environment.
-
-    It has no clock: the deadline of the whole exchange is the caller's.
-    """
-    return httpx.AsyncClient(
-        transport=transport,
-        mounts=mounts,
-        headers={**HEADERS, **(headers or {})},
-        cookies=_NoCookies(),
-        timeout=None,  # noqa: S113 - see above
-        follow_redirects=False,
-        trust_env=False,
-    )
+) -> Client:
+    """Return a client over a transport, or over those in `mounts` for their schemes ("http://")."""
+    return Client(transport, mounts or {}, headers or {})
 
 
 async def read(response: httpx.Response, limit: int, *, patience: float | None = None) -> bytearray:
@@ -97,7 +126,7 @@ async def read(response: httpx.Response, limit: int, *, patience: float | None =
     With `patience`, in seconds, it is what came in that time, or until the answer broke off.
     """
     body = bytearray()
-    raw = cast("AsyncGenerator[bytes]", response.aiter_raw())
+    raw = cast("AsyncGenerator[bytes]", aiter(cast("httpx.AsyncByteStream", response.stream)))
     with suppress(*(() if patience is None else (TimeoutError, httpx.HTTPError))):
         # Left in the middle, a generator would end in some later turn of the loop.
         async with asyncio.timeout(patience), aclosing(raw) as chunks:

@@ -18,8 +18,8 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from app.core import egress, foreign_json, http
+from app.core.backoff import retry_after
 from app.core.dialling import DiallingTransport
-from app.core.retry_after import retry_after
 from app.gitops import documents
 from app.gitops.documents import Application, WrongShape
 from app.gitops.model import PollOutcome

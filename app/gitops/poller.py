@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     import ssl
 
 #: A wait looks up this often, seconds: for the lease; for more results once there are some; when more can be claimed.
-_LOOK, _GATHER, _SHORT = 0.1, 0.03, 0.002
+_LOOK, _GATHER, _SHORT = 0.1, 0.25, 0.002
+#: An endpoint has enough to do with so many times what it may be asked at once.
+_AHEAD = 4
 #: The longest wait, and how long polls under way are waited for when the process is to end, seconds.
 _LONGEST, _FAREWELL = 1.0, 2.0
 #: How many tokens are opened at once, and timeouts in a row that count as an endpoint that is down.
@@ -64,6 +66,11 @@ class _EndpointPolls:
     @property
     def outstanding(self) -> int:
         return len(self.waiting) + self.active
+
+    @property
+    def may_start(self) -> bool:
+        """Whether one more may be asked: after a timeout none beside others, which will tell whether it is down."""
+        return bool(self.waiting) and self.active < (1 if self.timeouts else self.limit)
 
 
 class _Poll(NamedTuple):
@@ -113,6 +120,8 @@ class Poller:
         self._results: list[Result] = []
         self._openings = asyncio.Semaphore(_OPENINGS)
         self._backlog = Backlog.NONE
+        #: The endpoints of which more may be due, since they had enough to do when the last claim was made.
+        self._left_out: set[str] = set()
         metrics.preset_polls(PollOutcome)
 
     # What a transaction asks and tells.
@@ -136,7 +145,7 @@ class Poller:
     def busy(self) -> list[str]:
         """The endpoints that have enough to do."""
         endpoints = self._endpoints.items()
-        return [key for key, polls in endpoints if not polls.closed and polls.outstanding >= 2 * polls.limit]
+        return [key for key, polls in endpoints if not polls.closed and polls.outstanding >= _AHEAD * polls.limit]
 
     def may_claim(self, *, over: bool) -> bool:
         """Return whether more may be claimed.
@@ -160,9 +169,10 @@ class Poller:
 
     def submit(self, observations: Sequence[Observation], limit: int) -> None:
         """Poll these, as soon as their endpoints allow; they are all that was due if there are fewer than `limit`."""
+        self._left_out = set(self.busy)
         for observation in observations:
             self._endpoints[observation.endpoint].waiting.append(observation)
-        more = Backlog.BUSY if self.busy else Backlog.NONE
+        more = Backlog.BUSY if self._left_out else Backlog.NONE
         self._backlog = Backlog.CLAIMABLE if len(observations) == limit else more
 
     def take_results(self) -> list[Result]:
@@ -225,7 +235,8 @@ class Poller:
             now = self._clock()
             if self._results and first is None:
                 first = now
-            if hurried or (first is not None and now - first >= _GATHER) or now - began >= _LONGEST:
+            idle = not all(self._endpoints[key].waiting for key in self._left_out)
+            if hurried or idle or (first is not None and now - first >= _GATHER) or now - began >= _LONGEST:
                 return
 
     async def _end_soon(self) -> None:
@@ -253,7 +264,7 @@ class Poller:
         for polls in self._endpoints.values():
             while polls.closed and polls.waiting:
                 self._fail_unasked(polls.waiting.popleft(), polls.closed)
-            while polls.waiting and polls.active < polls.limit:
+            while polls.may_start:
                 polls.active += 1
                 poll = _Poll(polls, polls.waiting.popleft(), self._clock())
                 self._tasks[asyncio.get_running_loop().create_task(self._poll(poll))] = poll

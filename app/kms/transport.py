@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import httpx
 
 from app.core import backoff, egress, foreign_json, http
+from app.core.backoff import retry_after
 from app.core.dialling import DiallingTransport
 from app.core.errors import Fault, UnwrapFailed
-from app.core.retry_after import retry_after
 from app.kms.buffers import wipe
 
 #: Seconds that one request may take, bytes of an answer that are read at most, and values in it.
@@ -142,7 +142,7 @@ class KeyServiceTransport:
         self.whole = deadline * MOST_DEADLINES
         self._context = context
         #: By whether it is for credentials, and by socket: one connection must never serve both.
-        self._clients: dict[tuple[bool, str], httpx.AsyncClient] = {}
+        self._clients: dict[tuple[bool, str], http.Client] = {}
         #: Held while a key manager logs in, so that the others that wait use its login.
         self.login = asyncio.Lock()
         #: Services that gave no answer: a hundred endpoints must not each wait for the same one.
@@ -218,15 +218,13 @@ class KeyServiceTransport:
         )
         return max(asked or 0.0, backoff.jittered(wait, random.random()) / timedelta(seconds=1))  # noqa: S311 - no secret
 
-    def _client(self, request: Request) -> httpx.AsyncClient:
+    def _client(self, request: Request) -> http.Client:
         key = (request.credentials, request.socket)
         if key not in self._clients:
             resolve = partial(egress.resolve, besides=CREDENTIALS if request.credentials else ())
             self._context = self._context or http.tls_context()
-            transport = (
-                httpx.AsyncHTTPTransport(verify=self._context, trust_env=False, uds=request.socket)
-                if request.socket
-                else DiallingTransport(self._context, resolve, proxied=not request.credentials)
+            transport = DiallingTransport(
+                self._context, resolve, proxied=not request.credentials, unix_socket=request.socket
             )
             self._clients[key] = http.client(transport)
         return self._clients[key]

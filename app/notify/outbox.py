@@ -1,14 +1,15 @@
-"""The outbox: events written in the transaction that they are about, and a message in Redis for each delivery.
+"""The outbox: events written in the transaction that they are about, and a message in Redis for each receiver.
 
-What is committed is never lost: the message is only a trigger, and the relay finds deliveries that have none.
+What is committed is never lost: the message is only a trigger, and the relay finds deliveries that have none. A sink
+that reaches nobody, which is the log, has its deliveries from the start and gets its line after the commit.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 import structlog
 from psycopg.types.json import Json
@@ -21,55 +22,84 @@ from app.storage.postgres import only_row
 if TYPE_CHECKING:
     from psycopg import Cursor
 
-    from app.notify.routing import Router
+    from app.notify.routing import Route, Router, Target
 
 log = structlog.get_logger("notification")
 
-WRITE_EVENT = """
+WRITE_EVENT: LiteralString = """
 INSERT INTO secrets_bridge_worker.notification_event (kind, component, severity, title, detail, metadata, tallies)
 VALUES (%(kind)s, %(component)s, %(severity)s, %(title)s, %(detail)s, %(metadata)s, %(tallies)s)
 RETURNING id, created_at
 """
 
-WRITE_DELIVERIES = """
-INSERT INTO secrets_bridge_worker.notification_delivery (event_id, target, state, reason, finished_at)
-SELECT %(event)s, target, CASE reason WHEN '' THEN 'pending' ELSE 'suppressed' END, reason,
-       CASE reason WHEN '' THEN NULL ELSE clock_timestamp() END
-  FROM unnest(%(targets)s::text[], %(reasons)s::text[]) AS routed (target, reason)
-RETURNING id, state
-"""
+WRITE: LiteralString = f"""
+WITH event AS ({WRITE_EVENT})
+INSERT INTO secrets_bridge_worker.notification_delivery (event_id, target, state, reason, attempts, finished_at)
+SELECT event.id, target, state, reason, (state = 'delivered')::integer,
+       CASE state WHEN 'pending' THEN NULL ELSE clock_timestamp() END
+  FROM event, unnest(%(targets)s::text[], %(states)s::text[], %(reasons)s::text[]) AS routed (target, state, reason)
+RETURNING id, target, state, event_id, (SELECT created_at FROM event)
+"""  # noqa: S608 - the statement above
 
 Trigger = Callable[[int], None]
 
 
+class Written(NamedTuple):
+    """A delivery in the open transaction, for `Outbox.trigger` once that is committed."""
+
+    delivery: int
+    target: Target
+    notification: Notification
+
+
 class Outbox:
-    """Writes events with one delivery for each receiver, and triggers those deliveries."""
+    """Writes events with one delivery for each receiver, and has the receivers sent what they are due."""
 
     def __init__(self, router: Router, trigger: Trigger) -> None:
         self._router = router
         self._trigger = trigger
 
-    def write(self, cursor: Cursor[dict[str, Any]], events: Iterable[Event], *, without: str = "") -> list[int]:
-        """Write events in the open transaction; return the deliveries to `trigger` once it is committed.
+    def write(self, cursor: Cursor[dict[str, Any]], events: Iterable[Event], *, without: str = "") -> list[Written]:
+        """Write events in the open transaction; return what to `trigger` once it is committed.
 
         `without` is the name of a receiver that gets no delivery.
         """
-        return [delivery for event in events for delivery in self._write(cursor, event, without)]
+        return [written for event in events for written in self._write(cursor, event, without)]
 
-    def _write(self, cursor: Cursor[dict[str, Any]], event: Event, without: str) -> list[int]:
+    def _write(self, cursor: Cursor[dict[str, Any]], event: Event, without: str) -> Iterator[Written]:
         routes = [route for route in self._router.route(event) if route.target.name != without]
-        for route in routes:
-            if route.filtered_by:
-                metrics.NOTIFIED.labels(route.target.sink.name, "suppressed").inc()
+        states = [_state(route) for route in routes]
+        for route, state in zip(routes, states, strict=True):
+            if state == "suppressed":
+                metrics.NOTIFIED.labels(route.target.sink.name, state).inc()
         query = {
-            "event": write_event(cursor, event).id,
+            **_columns(event),
             "targets": [route.target.name for route in routes],
+            "states": states,
             "reasons": [route.filtered_by for route in routes],
         }
-        return [row["id"] for row in cursor.execute(WRITE_DELIVERIES, query) if row["state"] == "pending"]
+        for row in cursor.execute(WRITE, query).fetchall():
+            if row["state"] != "suppressed":
+                notification = Notification(str(row["event_id"]), row["created_at"].astimezone(UTC), event)
+                yield Written(row["id"], self._router.targets[row["target"]], notification)
 
-    def trigger(self, deliveries: Iterable[int]) -> None:
-        """Send a message for each delivery. Never raises: the relay sends those that could not be sent."""
+    def trigger(self, committed: Iterable[Written]) -> None:
+        """Write the log's lines, and wake each receiver that is due something. Never raises: the relay wakes the rest.
+
+        A message names one delivery and stands for all that its receiver is due.
+        """
+        due: dict[str, int] = {}
+        for written in committed:
+            sink = written.target.sink
+            if sink.at_commit is None:
+                due.setdefault(written.target.name, written.delivery)
+                continue
+            sink.at_commit(written.notification)
+            metrics.NOTIFIED.labels(sink.name, "delivered").inc()
+        self.wake(due.values())
+
+    def wake(self, deliveries: Iterable[int]) -> None:
+        """Send a message for each of these deliveries and what else their receivers are due. Never raises."""
         try:
             for delivery in deliveries:
                 self._trigger(delivery)
@@ -77,22 +107,29 @@ class Outbox:
             log.warning("delivery not triggered; the relay will", error=describe(error).error)
 
 
+def _state(route: Route) -> str:
+    """Return the state that a delivery begins in."""
+    if route.filtered_by:
+        return "suppressed"
+    return "pending" if route.target.sink.at_commit is None else "delivered"
+
+
 def write_event(cursor: Cursor[dict[str, Any]], event: Event) -> Notification:
     """Write one event and return it with its id and time, the same as it is read back."""
-    written = cursor.execute(
-        WRITE_EVENT,
-        {
-            "kind": event.kind,
-            "component": event.component,
-            "severity": event.severity,
-            "title": event.title,
-            "detail": event.detail,
-            "metadata": Json(dict(event.metadata)),
-            "tallies": Json([_packed(tally) for tally in event.tallies]),
-        },
-    )
-    row = only_row(written)
+    row = only_row(cursor.execute(WRITE_EVENT, _columns(event)))
     return Notification(str(row["id"]), row["created_at"].astimezone(UTC), event)
+
+
+def _columns(event: Event) -> dict[str, Any]:
+    return {
+        "kind": event.kind,
+        "component": event.component,
+        "severity": event.severity,
+        "title": event.title,
+        "detail": event.detail,
+        "metadata": Json(dict(event.metadata)),
+        "tallies": Json([_packed(tally) for tally in event.tallies]),
+    }
 
 
 class Unreadable(Exception):

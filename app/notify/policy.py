@@ -1,11 +1,12 @@
-"""What a receiver is sent next: one delivery, many in one digest, or nothing yet. No SQL, no clock of its own.
+"""What a receiver is sent next: a batch of deliveries, many in one digest, or nothing yet. No SQL, no clock of its own.
 
 resting, probed by another, off       nothing
 probing                               one that was attempted before, else a digest of all
-attempted before                      that one, by itself: an attempt may have arrived although we think it failed, so
-                                      its id must not change
+attempted before                      each by itself, side by side: an attempt may have arrived although we think it
+                                      failed, so its id must not change
 equal to one that was just sent       postponed to the end of its dedup window, then sent in one digest
 out of pace                           postponed until the pace allows it
+never sent in digests                 each by itself, side by side
 few                                   the one that was triggered
 many, or after an outage              a digest of all; or of one component after the other, where they share none
 
@@ -24,6 +25,8 @@ from typing import NamedTuple
 from app.core.backoff import exponential, jittered
 from app.core.events import Event, Kind
 
+#: Deliveries that are claimed at once, and sent side by side.
+MOST_AT_ONCE = 100
 #: Failures in a row that open a receiver's breaker.
 BREAKER_FAILURES = 5
 #: The longest rest of a receiver, unless the operator's first one is longer.
@@ -120,7 +123,9 @@ def turn(component: str, kind: str) -> str:
 class Decision:
     """What to send, what to postpone and until when, and until when this uses up the receiver's pace."""
 
-    send: tuple[Waiting, ...] = ()
+    #: Deliveries that are sent each by itself, in order; and what is sent in one digest beside them.
+    alone: tuple[int, ...] = ()
+    together: tuple[Waiting, ...] = ()
     postpone: Mapping[datetime, list[int]] = field(default_factory=dict)
     paced_until: datetime | None = None
     #: Keys whose dedup windows begin now.
@@ -129,9 +134,14 @@ class Decision:
     ended: frozenset[str] = frozenset()
 
     @property
-    def ids(self) -> list[int]:
-        """The deliveries to send, in order."""
-        return sorted(number for heap in self.send for number in heap.ids)
+    def digest(self) -> list[int]:
+        """The deliveries of the digest, in order."""
+        return sorted(number for heap in self.together for number in heap.ids)
+
+    @property
+    def decided(self) -> set[int]:
+        """The deliveries that something is decided about."""
+        return {*self.alone, *self.digest, *(number for held in self.postpone.values() for number in held)}
 
 
 def decide(  # noqa: PLR0913, PLR0917 - all that a decision depends on
@@ -148,16 +158,32 @@ def decide(  # noqa: PLR0913, PLR0917 - all that a decision depends on
     `windows` the ends of its dedup windows by their keys.
     """
     due = [heap for heap in _in_order(waiting) if heap.due]
-    if not due:
-        return Decision()
-    tried, fresh = [heap for heap in due if heap.tried], [heap for heap in due if not heap.tried]
-    candidate = _only(triggered, due) or _oldest(tried or fresh)
+    tried = _each(heap for heap in due if heap.tried)
     if health.broken and tried:
-        return Decision((_oldest(tried),))
-    if candidate.tried:
-        return Decision((candidate,))
-    if not policy.digests:
-        return _paced(Decision((candidate,)), [candidate], health, policy, now)
+        return Decision(tried[:1])
+    # Of one group one is sent at a time.
+    groups = {heap.group for heap in due if heap.group and heap.tried}
+    fresh = [heap for heap in due if not heap.tried and heap.group not in groups]
+    if not fresh:
+        return Decision(tried)
+    if policy.digests:
+        decision = _together(triggered, fresh, waiting, health, policy, windows, now)
+    else:
+        most = 1 if health.broken else MOST_AT_ONCE - len(tried)
+        decision = _paced(Decision(_each(fresh)[:most]), fresh, health, policy, now)
+    return replace(decision, alone=(*tried, *decision.alone)[:MOST_AT_ONCE])
+
+
+def _together(  # noqa: PLR0913, PLR0917 - all that a decision depends on
+    triggered: int,
+    fresh: Sequence[Waiting],
+    waiting: Sequence[Waiting],
+    health: Health,
+    policy: Policy,
+    windows: Mapping[str, datetime],
+    now: datetime,
+) -> Decision:
+    """Decide about what is due and was never attempted, for a receiver that may be sent digests: on one message."""
     ready: list[Waiting] = []
     postpone: dict[datetime, list[int]] = {}
     for heap in fresh:
@@ -168,6 +194,7 @@ def decide(  # noqa: PLR0913, PLR0917 - all that a decision depends on
             ready.append(heap)
     if not ready:
         return Decision(postpone=postpone)
+    candidate = _only(triggered, fresh) or _oldest(fresh)
     first = next((heap for heap in ready if candidate.ids[0] in heap.ids), _oldest(ready))
     if not policy.mixed and _uses_up(health, policy, now):
         first = _oldest(ready)  # whose component has its turn now: it is always the loudest one that triggers
@@ -181,18 +208,32 @@ def decide(  # noqa: PLR0913, PLR0917 - all that a decision depends on
     keys = frozenset(heap.key for heap in chosen if not heap.group) if policy.repeat else frozenset()
     ended = frozenset(_ended(chosen))
     keys = frozenset(key for key in keys if not key.startswith(tuple(ended)))
-    return _paced(Decision(tuple(chosen), postpone, dedup_keys=keys, ended=ended), ready, health, policy, now)
+    decision = Decision((), tuple(chosen), postpone, dedup_keys=keys, ended=ended)
+    if len(decision.digest) == 1:
+        decision = replace(decision, alone=tuple(decision.digest), together=())
+    return _paced(decision, ready, health, policy, now)
+
+
+def _each(heaps: Iterable[Waiting]) -> tuple[int, ...]:
+    """Return the oldest deliveries of these, in order, as many as are sent at once; of one group only one."""
+    heaps = sorted(heaps, key=lambda heap: heap.ids[0])
+    oldest = {heap.group: heap.ids[0] for heap in reversed(heaps) if heap.group}
+    free = (number for heap in heaps if not heap.group for number in heap.ids)
+    return tuple(sorted((*oldest.values(), *free))[:MOST_AT_ONCE])
 
 
 def _paced(decision: Decision, ready: Iterable[Waiting], health: Health, policy: Policy, now: datetime) -> Decision:
     """Postpone what is out of pace: a burst goes at once, then one message each pace (a leaky bucket)."""
     if not policy.pace:
         return decision
-    next_at = health.paced_until - policy.pace * (policy.burst - 1)
-    if next_at > now:
+    used_until = max(health.paced_until, now)
+    slots = (now - used_until) // policy.pace + policy.burst
+    if slots < 1:
         held = [number for heap in ready for number in heap.ids]
+        next_at = used_until - policy.pace * (policy.burst - 1)
         return Decision(postpone={**decision.postpone, next_at: held})
-    return replace(decision, paced_until=max(health.paced_until, now) + policy.pace)
+    alone = decision.alone[:slots]
+    return replace(decision, alone=alone, paced_until=used_until + policy.pace * (len(alone) or 1))
 
 
 def _uses_up(health: Health, policy: Policy, now: datetime) -> bool:

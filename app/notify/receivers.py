@@ -75,17 +75,10 @@ UPDATE secrets_bridge_worker.notification_target
        catch_up = catch_up AND NOT %(caught_up)s
  WHERE name = %(name)s
 """
-RESET_BREAKER = """
+SAVE = """
 UPDATE secrets_bridge_worker.notification_target
-   SET failures = 0, trips = 0, rests_until = NULL, probe_until = NULL
- WHERE name = %(name)s
-"""
-COUNT_FAILURE = """
-UPDATE secrets_bridge_worker.notification_target
-   SET failures = failures + %(failures)s, trips = %(trips)s, probe_until = NULL,
-       rests_until = CASE WHEN %(rest)s::interval IS NULL THEN rests_until
-                          ELSE greatest(rests_until, now() + %(rest)s) END,
-       catch_up = catch_up OR %(broken)s
+   SET failures = %(failures)s, trips = %(trips)s, rests_until = %(rests_until)s, probe_until = %(probe_until)s,
+       catch_up = %(catch_up)s
  WHERE name = %(name)s
 """
 SWITCH_OFF = """
@@ -191,6 +184,11 @@ def reserve(  # noqa: PLR0913 - what one message uses up
     """Reserve the receiver for a message that is about to be sent: its pace, its probe."""
     query = {"name": name, "paced_until": paced_until, "probing": probing, "caught_up": caught_up, "lease": lease}
     cursor.execute(RESERVE_SLOT, {**query, "first": FIRST_OFF_PROBES, "later": LATER_OFF_PROBES})
+
+
+def save(cursor: Cursor[dict[str, Any]], name: str, health: Health) -> None:
+    """Write down what attempts have changed of the health of a receiver whose row is locked."""
+    cursor.execute(SAVE, {"name": name, **health._asdict()})
 
 
 def switch_off(cursor: Cursor[dict[str, Any]], name: str, fingerprint: str, reason: str) -> None:

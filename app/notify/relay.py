@@ -10,13 +10,15 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from app.notify.policy import MOST_AT_ONCE
 from app.storage.postgres import only_row
 from app.storage.transaction import bounded
 
 if TYPE_CHECKING:
     from psycopg import Connection
 
-#: Triggers for one receiver in one round, at most, and for one that another process is configured for, if any is.
+#: Deliveries of one receiver that are triggered in one round, at most, and of one that another process is configured
+#: for, if any is. There is a message for each batch of them.
 MOST_TRIGGERS, MOST_FOREIGN = 500, 10
 #: Events that one round looks at, at most, to delete those that are to be deleted.
 MOST_PRUNED = 2_000
@@ -58,7 +60,7 @@ SELECT due.id
  WHERE (target.rests_until IS NULL OR target.rests_until NOT BETWEEN now() AND now() + %(farthest)s)
    AND (target.off_fingerprint IS NULL OR target.off_fingerprint <> configured.fingerprint
         OR coalesce(target.off_until, now()) NOT BETWEEN now() AND now() + %(farthest)s))
-RETURNING id
+RETURNING id, target
 """
 
 # A replay may be due at any time, and is told by having no reason for its wait.
@@ -112,12 +114,18 @@ _START = (datetime(1970, 1, 1, tzinfo=UTC), UUID(int=0))
 
 
 def due(connection: Connection[Any], targets: Sequence[tuple[str, str]], farthest: timedelta) -> list[int]:
-    """Return the deliveries to trigger, oldest first; `targets` are the receivers here, by name and fingerprint."""
+    """Return the deliveries to send a message for, oldest first: the first of each batch of one receiver.
+
+    `targets` are the receivers here, by name and fingerprint.
+    """
     names, fingerprints = [name for name, _ in targets], [fingerprint for _, fingerprint in targets]
     query = {"targets": names, "fingerprints": fingerprints, "most": MOST_TRIGGERS, "foreign": MOST_FOREIGN}
     with bounded(connection) as cursor:
         cursor.execute(DUE, {**query, "redeliver_after": REDELIVER_AFTER, "farthest": farthest})
-        return sorted(row["id"] for row in cursor)
+        found: dict[str, list[int]] = {}
+        for row in cursor:
+            found.setdefault(row["target"], []).append(row["id"])
+    return sorted(number for ids in found.values() for number in sorted(ids)[::MOST_AT_ONCE])
 
 
 def put_right(connection: Connection[Any], farthest: timedelta) -> dict[str, timedelta]:

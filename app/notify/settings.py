@@ -93,6 +93,11 @@ class NotificationSettings(Settings):
     )
 
     @property
+    def begin_within(self) -> timedelta:
+        """How long after their claim attempts of a batch may begin. A receiver that is slow gets the rest later."""
+        return timedelta(seconds=5)
+
+    @property
     def lease(self) -> timedelta:
-        """How long a claimed delivery is reserved for one attempt: its deadline, and time to settle it."""
-        return self.timeout + timedelta(seconds=5)
+        """How long what is claimed is reserved: time to begin, the deadline of an attempt, and time to settle it."""
+        return self.begin_within + self.timeout + timedelta(seconds=5)

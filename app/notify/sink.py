@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
+from app.core.backoff import retry_after
 from app.core.config import Settings, name_of, variable
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
 from app.core.events import NOTIFICATIONS, Event, Notification, Severity
-from app.core.retry_after import retry_after
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -252,7 +252,8 @@ class Sink(Generic[S]):
 
     `group` returns the name of an event's group: events of one group stay in order, and share digests with each other
     only. `paced` is false for a receiver that takes every event as fast as it comes, `mixed` for one that goes by the
-    component: its digests are of one component each.
+    component: its digests are of one component each. `at_commit` is for one that reaches nobody: it is called with each
+    event by the process that has committed it, and nothing is sent. It neither waits nor raises.
     """
 
     name: str
@@ -261,6 +262,7 @@ class Sink(Generic[S]):
     group: Callable[[Event], str] = ungrouped
     paced: bool = True
     mixed: bool = True
+    at_commit: Callable[[Notification], None] | None = None
 
     @property
     def grouped(self) -> bool:
@@ -268,18 +270,19 @@ class Sink(Generic[S]):
         return self.group is not ungrouped
 
 
-def sink(
+def sink(  # noqa: PLR0913 - as much as is known of a sink
     name: str,
     *,
     settings: type[S],
     group: Callable[[Event], str] = ungrouped,
     paced: bool = True,
     mixed: bool = True,
+    at_commit: Callable[[Notification], None] | None = None,
 ) -> Callable[[Send[S]], Sink[S]]:
     """Make the decorated coroutine the sink `name`, which is a metric label: renaming it breaks dashboards."""
 
     def declare(send: Send[S]) -> Sink[S]:
-        return Sink(name, settings, send, group, paced, mixed)
+        return Sink(name, settings, send, group, paced, mixed, at_commit)
 
     return declare
 

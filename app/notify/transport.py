@@ -74,7 +74,7 @@ class _Mailer(aiosmtplib.SMTP):
 
 
 class NetworkTransport:
-    """The transport of one event loop, for one attempt at a time."""
+    """The transport of one event loop, for attempts side by side."""
 
     def __init__(self, settings: NotificationSettings, context: ssl.SSLContext | None = None) -> None:
         self._egress = EgressPolicy(settings.allowed_networks)
@@ -82,7 +82,7 @@ class NetworkTransport:
         #: By whether they may lead to private receivers: a connection that may must never serve one that may not.
         self._clients = {private: self._connect(private=private) for private in (False, True)}
 
-    def _connect(self, *, private: bool) -> httpx.AsyncClient:
+    def _connect(self, *, private: bool) -> http.Client:
         egress = OPEN if private else self._egress
         secure, clear = (
             DiallingTransport(
@@ -115,11 +115,6 @@ class NetworkTransport:
                 content = await http.read(response, MOST_BODY, patience=_BODY_PATIENCE)
             finally:
                 await response.aclose()
-        except asyncio.CancelledError:
-            # httpcore's pool never forgets a connection that was cancelled while it was made.
-            self._clients[private] = self._connect(private=private)
-            await client.aclose()
-            raise
         except httpx.HTTPError as error:
             raise _unavailable(error) from None
         except (httpx.InvalidURL, UnicodeError):
@@ -204,7 +199,7 @@ class NetworkTransport:
 
 
 class ThreadLoops:
-    """Runs each attempt on the calling thread's own event loop, with its own NetworkTransport.
+    """Runs the attempts of a batch on the calling thread's own event loop, with its own NetworkTransport.
 
     A loop shared by all threads would hand every step of every attempt from one thread to another.
     """
@@ -214,12 +209,12 @@ class ThreadLoops:
         self._context = tls_context(settings)
         self._local = threading.local()
 
-    def __call__(self, attempt: Callable[[NetworkTransport], Coroutine[Any, Any, None]]) -> None:
-        """Run one attempt to its end. It must have a deadline of its own."""
+    def __call__(self, attempts: Callable[[NetworkTransport], Coroutine[Any, Any, None]]) -> None:
+        """Run attempts to their end. Each must have a deadline of its own."""
         if not hasattr(self._local, "loop"):
             self._local.loop = asyncio.new_event_loop()
             self._local.transport = NetworkTransport(self._settings, self._context)
-        self._local.loop.run_until_complete(attempt(self._local.transport))
+        self._local.loop.run_until_complete(attempts(self._local.transport))
 
     def close(self) -> None:
         """Close the calling thread's transport and event loop, whatever is left behind on it."""

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from psycopg_pool import ConnectionPool
 
     from app.core.events import Event
-    from app.notify.outbox import Outbox
+    from app.notify.outbox import Outbox, Written
 
 log = structlog.get_logger("scheduler")
 
@@ -65,7 +65,7 @@ class RunState:
     #: How many runs a pass through the whole table takes.
     runs_a_pass: int = 1
     #: Deliveries of the events that it wrote, to be triggered when it is over.
-    deliveries: tuple[int, ...] = ()
+    deliveries: tuple[Written, ...] = ()
 
 
 class RunFailed(SweepFailed):

@@ -28,7 +28,6 @@ from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind, speaks_for_all, this_pr
 from app.gitops.settings import GitopsSettings
 from app.notify import routing
 from app.notify.collector import NotificationCollector
-from app.notify.deliveries import Deliveries
 from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
 from app.storage import migrations, postgres
@@ -156,10 +155,16 @@ class _Assembly:
         self.say("scheduler task registered", task=sweeper.name, interval=settings.tick)
 
     def register_notifier(self) -> None:
-        """Make the two actors of the queue `sinks`: one delivers, one finds what Redis has lost."""
+        """Make the two actors of the queue `sinks`: one delivers a batch, one finds what Redis has lost."""
         settings = self.loaded.notification
-        deliveries = Deliveries(self.router.targets, settings, self.outbox)
-        notifier = Notifier(self.pool, deliveries, self.outbox, self._attempt)
+        notifier = Notifier(
+            self.pool,
+            self.router.targets,
+            settings,
+            self.outbox,
+            self._attempt,
+            stopping=lambda: self.readiness.draining,
+        )
 
         def relay() -> RunOutcome:
             tick = lock.current.get()

@@ -17,7 +17,7 @@ from dramatiq import Message
 from app.core.errors import BootError, describe
 from app.core.events import Event, Notification, Severity
 from app.core.logging import configure_logging
-from app.notify.notifier import attempt
+from app.notify.delivery.send import attempt
 from app.notify.routing import Target
 from app.notify.sink import Answer
 from sinks.noop import Noop, noop

@@ -13,7 +13,7 @@ import pytest
 
 from app.core.errors import SinkUnavailable
 from app.core.lookup import NameUnknown, look_up
-from app.notify.notifier import attempt
+from app.notify.delivery.send import attempt
 from app.notify.settings import NotificationSettings
 from app.notify.transport import ThreadLoops
 from tests.support.http_server import Receiver

@@ -22,8 +22,9 @@ from app.gitops.model import PollOutcome
 from app.kms.transport import KeyServiceTransport, Request
 from app.notify.settings import NotificationSettings
 from app.notify.transport import NetworkTransport
+from tests.support import http_server
 from tests.support.forward_proxy import ForwardProxy, tinyproxy
-from tests.support.http_server import Receiver, Reply
+from tests.support.http_server import Receiver, Reply, Rude
 from tests.support.tls import Authority
 from tests.support.waiting import HUNG, eventually
 
@@ -171,6 +172,15 @@ def test_a_proxy_that_is_not_there_is_told_apart_too(monkeypatch: pytest.MonkeyP
         sink, service, poll = failures(authority.pem)
         assert (sink, service) == ("proxy", "vault cannot be reached (proxy)")
         assert poll.endswith("cannot be reached (proxy)")
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 20", b"SSH-2.0-nope\r\n\r\n", b"a" * 100_000])
+def test_a_proxy_that_makes_half_a_tunnel_makes_none(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority, said: bytes
+) -> None:
+    with Rude(http_server.body_that_breaks_off(said)) as proxy:
+        monkeypatch.setenv("SB_EGRESS_PROXY_URL", proxy.url)
+        assert failures(authority.pem)[0] == "proxy"
 
 
 def test_a_proxys_certificate_is_verified(monkeypatch: pytest.MonkeyPatch, authority: Authority) -> None:

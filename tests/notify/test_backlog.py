@@ -55,12 +55,12 @@ def test_a_digest_of_a_large_backlog_is_made_in_little_memory(
     (first,) = column(sql, f"SELECT min(id) FROM {DELIVERY}")
     tracemalloc.start()
     try:
-        with here.pool.connection() as connection:
-            claimed = here.notifier.deliveries.claim(connection, first)
+        batch = here.claim(first)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert claimed is not None
+    assert batch is not None
+    (claimed,) = batch.deliveries
     assert claimed.events == 20_000
     assert claimed.notification.event.metadata == {"flipped": 60_000, "events": 20_000}
     assert peak < 8 * 2**20

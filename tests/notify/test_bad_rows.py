@@ -54,8 +54,7 @@ def test_a_row_that_was_attempted_and_cannot_be_read_is_a_dead_letter(
 ) -> None:
     here = harness(**hook(receiver))
     here.tell(event(1))
-    with here.pool.connection() as connection:
-        assert here.notifier.deliveries.claim(connection, here.queue[0])
+    assert here.claim(here.queue[0])
     sql.execute(f"{EVENT} SET kind = 'kind-of-a-newer-release'".encode())
     here.later(20 * SECOND)
     assert here.states == {"dead unreadable": 1}

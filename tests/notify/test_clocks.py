@@ -36,7 +36,7 @@ def test_what_waits_for_a_time_too_far_ahead_goes_out(
     harness: Open, receiver: Receiver, sql: Connection[Any], wrong: str
 ) -> None:
     here = harness(**hook(receiver))
-    (target,) = [one for one in here.notifier.deliveries.targets.values() if one.name == "webhook"]
+    target = here.notifier.targets["webhook"]
     here.tell(event(1))
     here.work()
     here.tell(event(1))

@@ -156,12 +156,11 @@ def test_the_breaker_bounds_requests_and_one_probe_closes_it(harness: Open, rece
 def test_attempts_under_way_when_the_breaker_opens_do_not_open_it_further(harness: Open, receiver: Receiver) -> None:
     here = harness(**hook(receiver), **OPEN_GATES)
     here.tell(*(event(number) for number in range(8)))
-    deliveries = here.notifier.deliveries
+    batch = here.claim(here.queue[0])
+    assert batch is not None
+    for delivery in batch.deliveries:
+        here.settle(batch._replace(deliveries=(delivery,)), SinkUnavailable(Fault.SERVER_ERROR, "503"))
     with here.pool.connection() as connection:
-        claimed = [deliveries.claim(connection, number) for number in here.queue]
-        for delivery in claimed:
-            assert delivery is not None
-            deliveries.settle(connection, delivery, SinkUnavailable(Fault.SERVER_ERROR, "503"))
         trips = connection.execute("SELECT failures, trips FROM secrets_bridge_worker.notification_target").fetchone()
     assert trips == (8, 1)
 
@@ -181,8 +180,7 @@ def test_an_attempt_whose_sink_is_not_configured_any_more_dies_too(
 ) -> None:
     here = harness(**hook(receiver))
     here.tell(event())
-    with here.pool.connection() as connection:
-        here.notifier.deliveries.claim(connection, here.queue[0])
+    here.claim(here.queue[0])
     monkeypatch.delenv("SB_NOTIFICATION_WEBHOOK_URL")
     other = harness()
     other.later(timedelta(hours=25))
@@ -351,16 +349,14 @@ def test_many_turns_of_an_incident_end_as_the_last_one(harness: Open, receiver: 
 def test_an_attempt_that_nobody_settled_is_made_again_with_the_same_id(harness: Open, receiver: Receiver) -> None:
     here = harness(**hook(receiver))
     here.tell(event())
-    with here.pool.connection() as connection:
-        claimed = here.notifier.deliveries.claim(connection, here.queue[0])
-        assert claimed is not None
-        assert here.notifier.deliveries.claim(connection, here.queue[0]) is None  # its lease is held
+    batch = here.claim(here.queue[0])
+    assert batch is not None
+    assert here.claim(here.queue[0]) is None  # its lease is held
     here.queue.clear()
-    here.later(16 * SECOND)
+    here.later(here.notifier.settings.lease + SECOND)
     assert here.states == {"delivered": 1}
-    assert receiver.seen[0].headers["webhook-id"] == claimed.notification.id
-    with here.pool.connection() as connection:  # the first one comes back too late
-        assert here.notifier.deliveries.settle(connection, claimed, None) is None
+    assert receiver.seen[0].headers["webhook-id"] == batch.deliveries[0].notification.id
+    assert here.settle(batch, None).outcomes == ()  # the first one comes back too late
 
 
 def test_a_delivery_for_a_sink_that_is_not_configured_here_waits_and_then_dies(

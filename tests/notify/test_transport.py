@@ -17,7 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.core.errors import SinkRejected, SinkUnavailable
-from app.notify.notifier import attempt
+from app.notify.delivery.send import attempt
 from app.notify.routing import Target
 from app.notify.settings import NotificationSettings
 from app.notify.transport import MOST_BODY, NetworkTransport, ThreadLoops

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.notify.notifier import attempt
+from app.notify.delivery.send import attempt
 from app.notify.settings import NotificationSettings
 from app.notify.transport import NetworkTransport, ThreadLoops
 from tests.support import http_server

@@ -11,8 +11,11 @@ from psycopg import Connection
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
+from app.core.errors import SinkRejected, SinkUnavailable
 from app.core.events import Event
-from app.notify.deliveries import Deliveries
+from app.notify.delivery.batch import Attempted, Batch
+from app.notify.delivery.claim import claim
+from app.notify.delivery.settle import Settlement, settle
 from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
 from app.notify.routing import Router, Target
@@ -31,8 +34,7 @@ class NotifierHarness:
         settings = NotificationSettings.read()
         self.outbox = Outbox(router, self.queue.append)
         self._loops = ThreadLoops(settings)
-        deliveries = Deliveries(router.targets, settings, self.outbox)
-        self.notifier = Notifier(pool, deliveries, self.outbox, self._loops)
+        self.notifier = Notifier(pool, router.targets, settings, self.outbox, self._loops)
 
     def __enter__(self) -> Self:
         return self
@@ -46,13 +48,26 @@ class NotifierHarness:
             written = self.outbox.write(connection.cursor(row_factory=dict_row), events)
         self.outbox.trigger(written)
 
+    def claim(self, delivery: int) -> Batch | None:
+        """Claim as a message for this delivery does."""
+        with self.pool.connection() as connection:
+            return claim(connection, delivery, self.notifier.targets, self.notifier.settings)
+
+    def settle(self, batch: Batch, *errors: SinkRejected | SinkUnavailable | None) -> Settlement:
+        """Settle a batch whose attempts have ended in these ways, or all in the same one."""
+        ways = errors if len(errors) > 1 else errors * len(batch.deliveries)
+        ended = [Attempted(delivery, error, 0.1) for delivery, error in zip(batch.deliveries, ways, strict=True)]
+        settings = self.notifier.settings
+        with self.pool.connection() as connection:
+            return settle(connection, batch.target, ended, (), more=False, settings=settings, outbox=self.outbox)
+
     def work(self) -> Self:
         """Handle every message there is."""
         while self.queue:
             try:
                 self.notifier.deliver(self.queue.popleft())
             except RetryLater as again:
-                self.again[again.delivery] = again.wait
+                self.again |= again.waits
         return self
 
     def later(self, passed: timedelta) -> Self:

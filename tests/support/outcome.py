@@ -11,7 +11,7 @@ import pytest
 
 from app.core.errors import SinkRejected, SinkUnavailable
 from app.core.events import Event, Kind, Notification, Severity, Tally
-from app.notify.notifier import attempt
+from app.notify.delivery.send import attempt
 from app.notify.routing import Target, targets
 from app.notify.settings import NotificationSettings
 from app.notify.transport import NetworkTransport

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -67,9 +68,9 @@ def test_a_sweep_is_told_to_every_sink(env: dict[str, str], tmp_path: Path, sql:
             (hook,) = [seen for seen in receiver.seen if seen.path == "/hook"]
             assert hook.json["title"] == "agents flagged stale (no heartbeat past cutoff)"
             eventually(lambda: column(sql, STATES) == ["delivered"] * 3)
-            (logged,) = [record for record in told.records if record["msg"] == "notification"]
+            (logged,) = [record for record in worker.records if record["msg"] == "notification"]
             assert (logged["level"], logged["event_id"]) == ("WARN", hook.headers["webhook-id"])
-            assert not [record for record in worker.records if record["msg"] == "notification"]
+            assert not [record for record in told.records if record["msg"] == "notification"]
             assert worker.end() == told.end() == 0
 
 
@@ -127,6 +128,43 @@ def test_killed_notifiers_and_a_wiped_redis_lose_nothing(
         " WHERE tallies::text = '[]'"
     )
     assert column(sql, told_of) == [3]
+
+
+def test_a_notifier_killed_in_a_batch_has_what_it_had_not_settled_sent_again(
+    env: dict[str, str], tmp_path: Path, sql: Connection[Any]
+) -> None:
+    """Under the same ids, and nothing else of the batch."""
+    killed = threading.Event()
+
+    def answer(seen: Seen) -> Reply:
+        if flipped(seen) == 7:  # those hang until the notifier is dead
+            killed.wait(HUNG)
+        return Reply(200)
+
+    with Receiver(answer) as receiver:
+        env |= {"SB_NOTIFICATION_WEBHOOK_URL": receiver.url, "SB_NOTIFICATION_NOOP_MIN_SEVERITY": "error"}
+        env |= {"SB_NOTIFICATION_DIGEST_OVER": "0", "SB_NOTIFICATION_TIMEOUT": "1h"}
+        with outbox(env) as box, sql.transaction():
+            written = box.write(sql.cursor(row_factory=dict_row), map(event, range(20)))
+        ids = "SELECT event_id::text FROM secrets_bridge_worker.notification_delivery WHERE state = "
+        with Process(NOTIFIER, env, tmp_path / "n.log") as told:
+            told.ready()
+            with redis_py.Redis.from_url(env["REDIS_URL"]) as queue:
+                send(queue, written[0].delivery)
+            eventually(lambda: len(column(sql, f"{ids} 'delivered'")) == 18)
+            settled, unsettled = set(column(sql, f"{ids} 'delivered'")), set(column(sql, f"{ids} 'sending'"))
+            for child in psutil.Process(told.popen.pid).children(recursive=True):
+                os.kill(child.pid, signal.SIGKILL)
+            told.popen.wait(HUNG_PROCESS)
+        killed.set()
+        assert len(unsettled) == 2
+        ended = "UPDATE secrets_bridge_worker.notification_delivery SET lease_until = now() WHERE state = 'sending'"
+        sql.execute(ended)
+        with Process(NOTIFIER, env, tmp_path / "n2.log"), Process(SCHEDULER, env, tmp_path / "s.log"):
+            eventually(lambda: len(column(sql, f"{ids} 'delivered'")) == 20)
+    arrived = Counter(seen.headers["webhook-id"] for seen in receiver.seen)
+    assert {name for name, number in arrived.items() if number == 1} == settled
+    assert {name for name, number in arrived.items() if number == 2} == unsettled
 
 
 @pytest.mark.parametrize("treat", [http_server.header_drip, http_server.silence])
@@ -241,8 +279,8 @@ def test_two_notifiers_tell_every_event_once(
                 for number in range(300):
                     with sql.transaction():
                         written = box.write(sql.cursor(row_factory=dict_row), [event(number)])
-                    for delivery in written * 2:  # every message twice, for whoever is first
-                        send(queue, delivery)
+                    for one in written * 2:  # every message twice, for whoever is first
+                        send(queue, one.delivery)
             unfinished = "SELECT 1 FROM secrets_bridge_worker.notification_delivery WHERE finished_at IS NULL"
             eventually(lambda: not column(sql, unfinished), 5 * HUNG)
             assert first.end() == second.end() == 0

@@ -36,8 +36,9 @@ class SweepAndSinkRetries(Retries):
         if not isinstance(exception, RetryLater):
             super().after_process_message(broker, message, result=result, exception=exception)  # type: ignore[no-untyped-call]
             return
-        again = broker.get_actor(message.actor_name).message(exception.delivery)
+        actor = broker.get_actor(message.actor_name)
         try:
-            broker.enqueue(again, delay=int(exception.wait.total_seconds() * 1000))
+            for delivery, wait in exception.waits.items():
+                broker.enqueue(actor.message(delivery), delay=int(wait.total_seconds() * 1000))
         except redis.RedisError as error:
             log.warning("retry not sent; the relay will", error=describe(error).error)

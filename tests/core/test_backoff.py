@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from app.core.retry_after import retry_after
+from app.core.backoff import retry_after
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 
