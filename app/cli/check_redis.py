@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import redis
 from redis.exceptions import NoPermissionError
@@ -14,11 +14,11 @@ from redis.exceptions import NoPermissionError
 from app.cli.finding import Finding
 from app.core.errors import BootError
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE
-from app.storage.redis import Client, check_shards, connect
+from app.storage.redis import Client, WaitingClient, check_shards, connect
 from app.storage.redis_reasons import explain, reason
 from app.sweeping.lock import Locks, Tick
 from app.sweeping.target_locks import RedisTargetLocks
-from app.worker.broker import Broker
+from app.worker.broker import LEAST_WAIT_SECONDS, Broker
 
 if TYPE_CHECKING:
     from app.storage.settings import RedisSettings
@@ -28,7 +28,7 @@ LONG_QUEUE = 1_000
 #: Every command that a worker or scheduler sends, its scripts included.
 COMMANDS = (
     *("auth", "select", "cluster|info", "ping", "time", "evalsha", "script|load"),
-    *("get", "set", "del", "exists", "pexpire", "llen", "lpop", "rpush"),
+    *("get", "set", "del", "exists", "pexpire", "llen", "lpop", "rpush", "blmove"),
     *("hset", "hget", "hmget", "hdel", "hexists", "sadd", "srem", "smembers", "zadd", "zrem", "zrangebyscore"),
 )
 
@@ -52,11 +52,13 @@ def redis_findings(settings: RedisSettings, answer_within: timedelta) -> Iterato
             yield Finding("redis", False, str(error))
             return
         yield Finding("redis", True, "answers")
-        broker = Broker(client=client, namespace=settings.queue_namespace, middleware=[], maintenance_chance=1_000_000)
+        waiting = WaitingClient(settings, answer_within, connections=1)
+        broker = Broker(client=client, waiting=waiting, namespace=settings.queue_namespace, middleware=[])
         yield _attempted("redis locks", lambda: _use_locks(client, settings), settings, broker)
         queues = _attempted("redis queues", lambda: _use_queues(broker), settings, broker)
         yield queues
         if queues.fine:
+            yield from _waits(broker, settings)
             yield from _lengths(client, broker)
         yield from _eviction(client)
 
@@ -108,7 +110,7 @@ def _use_queues(broker: Broker) -> None:
         broker.client.llen(prefix)
         for number in ("1", "2", "3"):
             broker.do_enqueue(queue, number, "{}")
-        broker.do_fetch(queue, 3)
+        broker.do_look(queue, 3)
         broker.fetched(queue, b"{}")
         broker.do_ack(queue, "1")
         broker.do_nack(queue, "2")
@@ -117,6 +119,18 @@ def _use_queues(broker: Broker) -> None:
         broker.client.zrem(f"{broker.namespace}:__heartbeats__", broker.broker_id)
     finally:
         _forget(broker.client, prefix, f"{prefix}.msgs", f"{prefix}.XQ", f"{prefix}.XQ.msgs", acks)
+
+
+def _waits(broker: Broker, settings: RedisSettings) -> Iterator[Finding]:
+    """Yield a warning when workers would have to ask for messages again and again."""
+    queue = f"{broker.namespace}:check-{secrets.token_hex(4)}"
+    try:
+        broker.waiting.blmove(queue, queue, cast("int", LEAST_WAIT_SECONDS), "LEFT", "LEFT")
+    except redis.RedisError as error:
+        text = "BLMOVE is refused: workers ask for messages ten times a second, and sweeps start later"
+        if reason(error) == "NOPERM":
+            text += f"; these rights suffice: {acl_rules(settings.namespace, broker.namespace)}"
+        yield Finding("redis waits", False, text, warning=True)
 
 
 def _forget(client: redis.Redis, *keys: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,12 @@ from sinks import SINKS
 _GROUPS = groups(SWEEPERS, SINKS)
 #: Processes of one entry of a Procfile; each has a pipe to the runner, a probe port and its share of the machine.
 _MOST_REPLICAS = 64
+#: The programs that are forked from one process where that is safe, and the modules that they share then.
+_PROGRAMS = {"dramatiq": "dramatiq.__main__:main", "periodiq": "periodiq:entrypoint", "sb-worker": "app.cli.entry:main"}
+_SHARED = (
+    *("app.core.logging", "dramatiq.cli"),  # the first one before others load structlog, which it keeps small
+    *("app.worker.assembly", "app.notify.transport", "actors", "sinks"),
+)
 
 
 @click.group(cls=GuardedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -170,7 +177,7 @@ def run(path: str, release: bool, concurrency: Sequence[str]) -> None:
     _semaphore()
     loaded = _load()  # all of it, so that a problem is reported once and not by every process
     try:
-        commands = procfile.parse(_text(path))
+        commands = _for_role(loaded.worker.role, procfile.parse(_text(path)))
         replicas = _replicas(",".join(concurrency), set(commands))
     except OSError:
         raise click.BadParameter(f"{path} cannot be read; run this from the project's root") from None
@@ -182,11 +189,27 @@ def run(path: str, release: bool, concurrency: Sequence[str]) -> None:
     environs = dict(_addresses(loaded, workers, replicas.get("notifier", 1)))
     for number in range(1, workers + 1):  # the first one shows the processes of all
         environs[number].update(new_replica(os.getpid() if number == 1 else 0))
-    grace = loaded.worker.shutdown_grace.total_seconds()
+    linux = sys.platform == "linux"  # elsewhere a fork of a process with system libraries in it may hang
     try:
-        procfile.become(commands, replicas=replicas, grace=grace, release=release, environs=environs)
+        procfile.become(
+            commands,
+            environs=environs,
+            preload=_SHARED if linux else (),
+            programs=_PROGRAMS if linux else {},
+            replicas=replicas,
+            grace=loaded.worker.shutdown_grace.total_seconds(),
+            release=release,
+        )
     except OSError:
         raise click.BadParameter(f"{path} is too long, or Python cannot be started again") from None
+
+
+def _for_role(role: str, commands: dict[str, str]) -> dict[str, str]:
+    """Return the commands of a Procfile; for the role `all` its worker serves every queue, and there is no notifier."""
+    if role != "all" or "worker" not in commands:
+        return commands
+    worker = re.sub(r"\s(--queues|-Q)(\s+[^-\s]\S*)+", "", commands["worker"])
+    return {name: command for name, command in commands.items() if name != "notifier"} | {"worker": worker}
 
 
 def _semaphore() -> None:

@@ -11,16 +11,33 @@ from __future__ import annotations
 import logging
 import sys
 from datetime import datetime, timedelta
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
-import structlog
-from structlog.types import EventDict, Processor
+# structlog loads rich where it is installed, for tracebacks on a terminal. There are none here, and it is 4 MiB.
+_modules = cast("dict[str, object]", sys.modules)
+_without_rich = _modules.setdefault("rich", None) is None
+import structlog  # noqa: E402 - see above
+from structlog.types import EventDict, Processor  # noqa: E402
 
-from app.core.errors import WorkerError, describe
+if _without_rich:
+    del _modules["rich"]
+
+from app.core.errors import WorkerError, describe  # noqa: E402
 
 _LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARN", "error": "ERROR", "critical": "ERROR"}
 _STDLIB = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
-_LEAKING = ("psycopg", "httpx", "httpcore", "aiosmtplib", "mail.log", "asyncio", "urllib3", "requests", "apprise")
+_LEAKING = (
+    "psycopg",
+    "redis",
+    "httpx",
+    "httpcore",
+    "aiosmtplib",
+    "mail.log",
+    "asyncio",
+    "urllib3",
+    "requests",
+    "apprise",
+)
 
 
 class _ReduceExceptions(logging.Filter):

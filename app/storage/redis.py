@@ -29,8 +29,11 @@ class Client(redis.Redis):
     by then; any further retry is the caller's. Time-outs are redis.ConnectionErrors.
     """
 
-    def __init__(self, settings: RedisSettings, answer_within: timedelta) -> None:
+    _again = True
+
+    def __init__(self, settings: RedisSettings, answer_within: timedelta, connections: int) -> None:
         self._settings = settings
+        self._connections = connections
         self._within = answer_within.total_seconds()
         self._url = settings.url
         self._leaving = threading.Lock()
@@ -43,18 +46,20 @@ class Client(redis.Redis):
             try:
                 return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
             except redis.TimeoutError:
-                self._leave()
+                self.leave()
                 raise redis.ConnectionError("Redis did not answer in time") from None
             except redis.RedisError as error:
-                if not isinstance(error, redis.ConnectionError) and reason(error) not in LEAVE:
+                leaves = isinstance(error, redis.ConnectionError) or reason(error) in LEAVE
+                if leaves:
+                    self.leave()
+                if not leaves or not self._again:
                     raise
-                self._leave()
             try:
                 return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
             except redis.TimeoutError:
                 raise redis.ConnectionError("Redis did not answer in time") from None
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Have the next calls dial anew, and by the URL as it stands now."""
         with self._leaving:
             pool = cast("Pool", self.connection_pool)
@@ -67,7 +72,7 @@ class Client(redis.Redis):
         within = min(self._within, self._url.arguments.get("socket_timeout", self._within))
         dial = self._settings.dial_timeout or timedelta(seconds=self._url.dial_timeout or DIAL_SECONDS)
         return self._url.pool(
-            max_connections=self._settings.connections,
+            max_connections=self._connections,
             timeout=within / 2,
             socket_timeout=within,
             socket_connect_timeout=min(dial.total_seconds(), within),
@@ -77,9 +82,28 @@ class Client(redis.Redis):
         )
 
 
+class WaitingClient(Client):
+    """A client whose calls wait for something to happen, each on a connection of its own.
+
+    A call that fails is not made again: it would wait anew, beyond its time.
+    """
+
+    _again = False
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds that a command may have the server wait, so that its answer is still in time."""
+        timeout: float = self.connection_pool.connection_kwargs["socket_timeout"]
+        return timeout * 2 / 3
+
+    def end_waits(self) -> None:
+        """Have the calls that wait now fail at once, from any thread."""
+        cast("Pool", self.connection_pool).shut()
+
+
 def connect(settings: RedisSettings, *, answer_within: timedelta) -> Client:
     """Return a client; nothing is sent before its first use."""
-    return Client(settings, answer_within)
+    return Client(settings, answer_within, settings.connections)
 
 
 def shards(client: redis.Redis) -> int:

@@ -112,6 +112,13 @@ class Pool(BlockingConnectionPool):
             connection.disconnect()
             self.pool.put_nowait(connection)
 
+    def shut(self) -> None:
+        """End every connection, so that whoever waits for an answer on one waits no longer."""
+        for connection in list(self._connections):
+            with suppress(OSError, TypeError):  # it is not dialled, or gone already
+                # Not by a TLS socket's own method, which takes away what its reader is using.
+                socket.socket.shutdown(connection._sock, socket.SHUT_RDWR)  # noqa: SLF001 - redis-py has no other way
+
 
 def _resolve(host: str, port: int, family: int, seconds: float) -> list[Any]:
     """Look up a name; raises redis.TimeoutError after so many seconds, which the system's resolver does not bound."""

@@ -13,13 +13,16 @@ from redis.exceptions import InvalidResponse
 from app.core.errors import describe
 from app.storage.certificates import OTHER_NAME, OUT_OF_DATE
 
-# What a server says that has been demoted, is not up yet or has lost its own master, and one that has forgotten our
-# login. A connection to it may live on for hours, so dialling anew helps, where a name leads to another server by then.
-LEAVE = frozenset(["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "NOAUTH", "WRONGPASS"])
+# What a server says that has been demoted (to who waits there: UNBLOCKED), is not up yet or has lost its own master,
+# and one that has forgotten our login. A connection to it may live on for hours, so dialling anew helps, where a name
+# leads to another server by then.
+LEAVE = frozenset(["READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "NOAUTH", "WRONGPASS", "UNBLOCKED"])
 # What dialling does not help against.
 _STAY = frozenset(["OOM", "MISCONF", "NOREPLICAS", "NOPERM", "CROSSSLOT", "BUSY", "NOSCRIPT", "EXECABORT", "DENIED"])
+#: What a server says that takes no commands of this kind now, from anybody or from us.
+REFUSES = LEAVE | _STAY
 # Before Redis 7 an error inside of a script comes wrapped in a text of the script's own.
-_CODE = re.compile(rf"(?:\A|-)({'|'.join(sorted(LEAVE | _STAY))})\b")
+_CODE = re.compile(rf"(?:\A|-)({'|'.join(sorted(REFUSES))})\b")
 _BY_WORD = {
     "NOAUTH": "a password is needed; put it into the URL",
     "WRONGPASS": "the user or the password is wrong",
@@ -57,7 +60,7 @@ _BY_CLASS: tuple[tuple[type[BaseException] | tuple[type[BaseException], ...], st
 def reason(error: redis.RedisError) -> str:
     """Return the server's word for what is wrong, such as READONLY, or else the name of the error's class."""
     code = getattr(error, "status_code", None)
-    if code in LEAVE | _STAY:
+    if code in REFUSES:
         return str(code)
     text = str(error)
     if "user executing the script" in text or "ACL failure in script" in text:

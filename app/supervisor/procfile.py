@@ -23,7 +23,7 @@ from functools import partial
 from types import FrameType
 from typing import NamedTuple, NoReturn
 
-from app.supervisor import stops
+from app.supervisor import forked, stops
 from app.supervisor.console import Multiplexer
 from app.supervisor.parent_death import signal_at_parent_death
 
@@ -65,6 +65,7 @@ def run(  # noqa: PLR0913 - the options of a replica
     release: bool = False,
     on_line: OnLine | None = None,
     environ: Environ | None = None,
+    programs: Mapping[str, str] | None = None,
 ) -> int:
     """Run every entry but `release` until one ends or a stop is requested; return the exit status.
 
@@ -76,11 +77,13 @@ def run(  # noqa: PLR0913 - the options of a replica
     since the program is expected to end; only a third Ctrl-C at a terminal kills at once.
 
     `replicas` is how many of an entry to run, 1 by default. `on_line` gets each line that a process `name` (or
-    `name.number`, of several) wrote, and by default writes it to stderr. Call this from the main thread: signal
-    handlers and Linux's parent-death signal both belong to it.
+    `name.number`, of several) wrote, and by default writes it to stderr. What is in `programs`, by the name that
+    commands have for it, is run in a fork of this process (`app.supervisor.forked`). Call this from the main thread:
+    signal handlers, Linux's parent-death signal and forks all belong to it.
     """
     members = list(_members(commands, replicas or {}, environ))
-    runner = _Runner(grace + KILL_AFTER_SECONDS, on_line or Multiplexer([member.name for member in members]))
+    on_line = on_line or Multiplexer([member.name for member in members])
+    runner = _Runner(grace + KILL_AFTER_SECONDS, on_line, programs or {})
     with runner.listening():
         if release and RELEASE in commands:
             first = _Member(RELEASE, commands[RELEASE], _environment(environ, 1))
@@ -137,23 +140,32 @@ def _is_there(member: _Member) -> bool:
     return "/" in program or any(os.access(f"{folder}/{program}", os.F_OK) for folder in folders)
 
 
+def _started(
+    name: str, arguments: list[str], environ: Mapping[str, str], program: str | None
+) -> subprocess.Popen[bytes] | forked.Fork:
+    """Start a process. Raises OSError."""
+    if program is not None:
+        return forked.Fork(name, program, arguments, environ)
+    return subprocess.Popen(
+        arguments,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        bufsize=0,
+        start_new_session=True,
+        preexec_fn=partial(_end_with, os.getpid()),  # noqa: PLW1509 - two system calls, nothing that locks
+    )
+
+
 class _Process:
     """A running member and what it has written of its last line."""
 
-    def __init__(self, member: _Member) -> None:
+    def __init__(self, member: _Member, programs: Mapping[str, str]) -> None:
         variables, arguments = _split(member.command)
         self.name = member.name
         self._rest = b""
-        self.popen = subprocess.Popen(
-            arguments,
-            env={**member.environ, **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            start_new_session=True,
-            preexec_fn=partial(_end_with, os.getpid()),  # noqa: PLW1509 - two system calls, nothing that locks
-        )
+        self.popen = _started(self.name, arguments, {**member.environ, **variables}, programs.get(arguments[0]))
         assert self.popen.stdout is not None
         self.pipe = self.popen.stdout
         os.set_blocking(self.pipe.fileno(), False)
@@ -180,11 +192,11 @@ class _Process:
 
         That is not left to the pipe's end: what the process has started may hold it open for longer.
         """
-        try:
+        data = b""
+        with suppress(BlockingIOError):
             data = os.read(self.pipe.fileno(), _PIPE)
-            last = last or not data
-        except BlockingIOError:
-            data = b""
+            data += (rest := os.read(self.pipe.fileno(), _PIPE))  # the end may be right behind
+            last = last or not rest
         *lines, self._rest = (self._rest + data).split(b"\n")
         if self._rest and (last or len(self._rest) > _PIPE):
             lines.append(self._rest)
@@ -197,9 +209,10 @@ class _Process:
 class _Runner:
     """Starts processes, passes on what they write, notices ends and signals, stops them."""
 
-    def __init__(self, kill_after: float, on_line: OnLine) -> None:
+    def __init__(self, kill_after: float, on_line: OnLine, programs: Mapping[str, str]) -> None:
         self._kill_after = kill_after
         self._on_line = on_line
+        self._programs = programs
         self._processes: list[_Process] = []
         self._selector = selectors.DefaultSelector()
         self.stops: list[int] = []  # the signals that requested a stop
@@ -256,7 +269,7 @@ class _Runner:
     def _start(self, member: _Member) -> int:
         """Start a process and return 0; when it cannot be started, write a line that says why and return a status."""
         try:
-            process = _Process(member)
+            process = _Process(member, self._programs)
         except OSError as error:
             reason = error.errno if _is_there(member) else errno.ENOENT
             self._on_line(member.name, f"[ERROR] cannot be started: {os.strerror(reason or 0)}")
@@ -331,22 +344,28 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def become(commands: Mapping[str, str], *, environs: Mapping[int, Mapping[str, str]], **options: object) -> NoReturn:
-    """Replace this program by a runner with little in memory; signals and status stay those of this process.
+def become(
+    commands: Mapping[str, str],
+    *,
+    environs: Mapping[int, Mapping[str, str]],
+    preload: Sequence[str] = (),
+    **options: object,
+) -> NoReturn:
+    """Replace this program by a runner with nothing in memory but what its programs share; signals and status stay.
 
-    The caller has read the settings, with all the libraries that this takes; a runner that lives as long as the
-    replica should not carry them. `environs` is added to the environment of replicas number 1, 2, ...; the other
-    options are those of `run`. A stop that comes on the way is the runner's. Raises OSError when all of that is longer
-    than the system lets an argument be.
+    `environs` is added to the environment of replicas number 1, 2, ...; `preload` is the modules that are loaded before
+    anything is forked; the other options are those of `run`. A stop that comes on the way is the runner's. Raises
+    OSError when all of that is longer than the system lets an argument be.
     """
     stops.hold()
-    task = json.dumps({"commands": dict(commands), "environs": environs, "options": options})
+    task = json.dumps({"commands": dict(commands), "environs": environs, "preload": preload, "options": options})
     os.execv(sys.executable, [sys.executable, "-m", "app.supervisor.procfile", task])
 
 
 def _main() -> int:
     task = json.loads(sys.argv[1])
     environs = {int(number): environ for number, environ in task["environs"].items()}
+    forked.preload(task["preload"])
     return run(task["commands"], environ=lambda number: {**os.environ, **environs.get(number, {})}, **task["options"])
 
 

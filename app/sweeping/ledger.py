@@ -178,9 +178,9 @@ class Limits(NamedTuple):
 
     @classmethod
     def below(cls, lease: timedelta) -> Limits:
-        """Derive the limits from the lease: a third, a sixth and a tenth of it."""
+        """Derive the limits from the lease: a third, a sixth and a quarter of it."""
         ms = lease // timedelta(milliseconds=1)
-        return cls(str(ms // 3), str(ms // 6), str(max(500, ms // 10)))
+        return cls(str(ms // 3), str(ms // 6), str(max(500, ms // 4)))
 
 
 class Interrupted(NamedTuple):

@@ -31,8 +31,9 @@ from app.notify.collector import NotificationCollector
 from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
 from app.storage import migrations, postgres
-from app.storage.redis import Client, check_shards, connect
+from app.storage.redis import Client, WaitingClient, check_shards, connect
 from app.storage.redis_reasons import explain
+from app.supervisor.allocator import give_back_large_blocks
 from app.sweeping import lock
 from app.sweeping.actor import SweepActor
 from app.sweeping.lock import RunOutcome
@@ -63,13 +64,14 @@ log = structlog.get_logger("worker")
 DELIVER, RELAY = "notification-deliver", "notification-relay"
 #: How long Dramatiq waits for a sign of life before it gives a worker's messages to others.
 HEARTBEAT = timedelta(seconds=30)
-#: How many of a million broker commands look for such workers; about one in ten seconds at our rate of polling.
-MAINTENANCE_CHANCE = 5_000
+#: How long a call to Redis may take, those that wait for messages included; a lock's calls take less.
+ANSWER_WITHIN = timedelta(seconds=3)
 
 
 def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> Broker:
     """Return the broker with all actors registered, and make it Dramatiq's global one. Exits on bad settings."""
     configure_logging()
+    give_back_large_blocks()
     try:
         loaded = load(sweepers, sinks)
     except ConfigError as error:
@@ -96,7 +98,7 @@ class _Assembly:
         self.loaded = loaded
         self.role = this_process()
         self.pool = postgres.pool(loaded.database, worker.lease / 2)  # before its lock is lost, a run is ended
-        self.queue: Client = connect(store, answer_within=timedelta(seconds=3))
+        self.queue: Client = connect(store, answer_within=ANSWER_WITHIN)
         # The lock's calls must fail while there is still time to act on it.
         self.client: Client = connect(store, answer_within=min(timedelta(seconds=2), worker.lease / 5))
         self.locks = lock.Locks(self.client, namespace=store.namespace, lease=worker.lease)
@@ -126,9 +128,10 @@ class _Assembly:
         grace = worker.shutdown_grace.total_seconds()
         self.broker = Broker(
             client=self.queue,
+            waiting=WaitingClient(store, ANSWER_WITHIN, connections=2 * len(self.role.queues) or 1),
+            serves_sweeps=SWEEP_QUEUE in self.role.queues,
             namespace=store.queue_namespace,
             heartbeat_timeout=HEARTBEAT // timedelta(milliseconds=1),
-            maintenance_chance=MAINTENANCE_CHANCE,
             middleware=[
                 dramatiq_metrics(self.shared_values),
                 Lifecycle(boot=self._boot, locks=self.locks, readiness=self.readiness, grace=grace),

@@ -1,13 +1,16 @@
-"""Consumers that wait through an outage of Redis in place, with what they hold, and step around malformed messages.
+"""Consumers that wait for messages in Redis, through its outages in place, and step around malformed messages.
 
-Dramatiq's end at the first error, drop the delayed messages that they hold, and come back seconds later; at any other
-error than a lost connection an acknowledgement is given up. Here a consumer has no messages while Redis fails it in any
-way, and what is to be acknowledged is, once Redis takes it.
+Dramatiq's ask for messages again and again. Ours are woken by the server, and look by themselves every few seconds,
+which is their sign of life. Dramatiq's end at the first error, drop the delayed messages that they hold, and come back
+seconds later; at any other error than a lost connection an acknowledgement is given up. Here a consumer has no messages
+while Redis fails it in any way, and what is to be acknowledged is, once Redis takes it.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+import threading
 import time
 from collections import deque
 from contextlib import suppress
@@ -18,7 +21,7 @@ import redis
 import structlog
 from dramatiq.broker import MessageProxy
 from dramatiq.brokers.redis import _RedisConsumer
-from dramatiq.common import compute_backoff, current_millis, q_name
+from dramatiq.common import current_millis, q_name
 
 from app.core import metrics
 from app.storage.redis_reasons import reason
@@ -34,8 +37,10 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("broker")
 
-#: An idle consumer asks for messages this often, which bounds how late a tick starts. Dramatiq's default is 1 s.
-POLL_MS = 100
+#: A consumer looks for messages this often though nothing wakes it, seconds, by which others know that it is alive.
+LOOK_SECONDS = 5.0
+#: Longest wait that a stop has to wait for, where Redis does not see it: for room, or for a worker that drains.
+PAUSE_SECONDS = 0.1
 #: Longest pause between two attempts in an outage, in seconds.
 LONGEST_PAUSE = 1.0
 #: Longest wait of a delayed message, Dramatiq's own limit: one that is to wait longer is due at once.
@@ -52,6 +57,10 @@ class QueueConsumer(_RedisConsumer):
         #: What Redis has still to be told, as a command and a message's id in Redis; from any thread.
         self._untold: deque[tuple[str, str]] = deque()
         self._failures = 0
+        #: When to look again, monotonic seconds.
+        self._look_at = 0.0
+        #: Set when a message has ended, which makes room for another.
+        self._freed = threading.Event()
 
     def __next__(self) -> MessageProxy | None:
         try:
@@ -59,7 +68,8 @@ class QueueConsumer(_RedisConsumer):
             message = self._take()
         except redis.RedisError as error:
             self.broker.outage.failed(self.queue_name, error)
-            time.sleep(min(POLL_MS / 1000 * 2**self._failures, LONGEST_PAUSE))
+            self._look_at = 0.0
+            time.sleep(min(PAUSE_SECONDS * 2**self._failures, LONGEST_PAUSE))
             self._failures = min(self._failures + 1, 10)
             return None
         return message
@@ -92,12 +102,9 @@ class QueueConsumer(_RedisConsumer):
         return MessageProxy(message)
 
     def _read(self) -> Message[Any] | None:
-        """Return the next message, after a pause None when there is none, and None for a malformed one."""
+        """Return the next message, after a wait None when there is none, and None for a malformed one."""
         if not self.message_cache and not self._fetch():
-            self.misses, pause_ms = compute_backoff(self.misses, max_backoff=self.timeout)
-            time.sleep(pause_ms / 1000)
             return None
-        self.misses = 0
         body = self.message_cache[0]
         message: Message[Any] | None = None
         try:
@@ -109,12 +116,31 @@ class QueueConsumer(_RedisConsumer):
         return message
 
     def _fetch(self) -> bool:
-        room = self.prefetch - self.outstanding_message_count
-        if room > 0:
-            self.message_cache = self.broker.do_fetch(self.queue_name, room)
-            self._failures = 0
-            self.broker.outage.fine(self.queue_name)
+        """Fetch what there is room for, once there is something or it is time to look; return whether it was some."""
+        self._freed.clear()
+        room = 0 if self.broker.ending else max(self.prefetch - self.outstanding_message_count, 0)
+        looks = time.monotonic() >= self._look_at
+        if not looks and not self._woken(room):
+            return False
+        fetch = self.broker.do_look if looks else self.broker.do_fetch
+        self.message_cache = fetch(self.queue_name, room)
+        if looks:
+            self._look_at = time.monotonic() + LOOK_SECONDS
+        self._failures = 0
+        self.broker.outage.fine(self.queue_name)
         return bool(self.message_cache)
+
+    def _woken(self, room: int) -> bool:
+        """Wait for a message, no longer than until something else is to be done; return whether there is one."""
+        if room:
+            return self.broker.wait(self.queue_name, self._patience)
+        self._freed.wait(PAUSE_SECONDS)
+        return False
+
+    @property
+    def _patience(self) -> float:
+        """How long a wait for a message may last, seconds."""
+        return self.broker.waiting.longest_wait
 
     def _put_aside(self, body: bytes | None, fault: Fault) -> None:
         """Make a malformed message a dead letter. What it says of itself is not trusted: it is found by its body."""
@@ -127,6 +153,7 @@ class QueueConsumer(_RedisConsumer):
 
     def _end(self, command: str, message: MessageProxy) -> None:
         self.queued_message_ids.discard(message.message_id)
+        self._freed.set()
         number = message.options["redis_message_id"]
         try:
             self._call(command, number)
@@ -161,6 +188,12 @@ class DelayConsumer(QueueConsumer):
         self.requeue(message for _, _, message in self._held)
         self._held.clear()
         super().close()
+
+    @property
+    def _patience(self) -> float:
+        """No longer than until the first of those that it holds is due."""
+        due = self._held[0][0] - current_millis() if self._held else math.inf
+        return max(min(super()._patience, due / 1000), 0.0)
 
     def _take(self) -> None:
         message = self._read()

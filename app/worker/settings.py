@@ -25,11 +25,22 @@ def _environment(value: object) -> object:
     return value
 
 
+def _role(value: object) -> object:
+    if value not in ("separate", "all"):
+        raise ValueError("not a role; accepted: separate, all")
+    return value
+
+
 class WorkerSettings(Settings):
     """The process: where it listens, how it stops, how it holds its locks."""
 
     environment: Annotated[Literal["dev", "production"], BeforeValidator(_environment)] = variable(
         "SB_ENV", default="production", meaning="dev or production"
+    )
+    role: Annotated[Literal["separate", "all"], BeforeValidator(_role)] = variable(
+        "SB_WORKER_ROLE",
+        default="separate",
+        meaning="what `sb-worker run` runs: separate processes for sweeps and notifications, or one for all",
     )
     log_level: Level = variable("LOG_LEVEL", default="info", meaning="debug, info, warn or error")
     local_address: HostPort = variable(
@@ -42,7 +53,7 @@ class WorkerSettings(Settings):
     )
     lease: LongDuration = variable(
         "SB_WORKER_LOCK_LEASE",
-        default="15s",
+        default="4s",
         meaning="lifetime of a sweeper's Redis lock; renewed every third of it",
     )
     budget: PositiveDuration | None = variable(

@@ -106,13 +106,16 @@ class Runner:
 Start = Callable[..., Runner]
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+@pytest.fixture(params=["started", "forked"] if sys.platform == "linux" else ["started"])
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
+    """Return what starts a runner, whose processes are programs of their own or forks of it."""
     runners: list[Runner] = []
+    programs = {sys.executable: "tests.supervisor.interpreter:main"} if request.param == "forked" else {}
 
     def starter(
         commands: dict[str, str], options: str = "", stdin: int = subprocess.DEVNULL, wrap: list[str] | None = None
     ) -> Runner:
+        options = f"programs={programs!r}, {options}"
         runners.append(Runner(tmp_path, commands, options, stdin, wrap or []))
         return runners[-1]
 
@@ -448,3 +451,26 @@ sys.exit(3)
     runner = start({"worker": command(code)}, wrap=space)
     assert runner.ended() == 3
     assert ("worker", "parent 1") in runner.said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks are for Linux")
+def test_a_fork_shares_what_was_loaded_and_nothing_else(start: Start) -> None:
+    look = (
+        "import colorsys, stat\n"
+        "files = sorted(int(name) for name in os.listdir('/proc/self/fd'))\n"
+        "say('files', [file for file in files if file > 2 and os.path.exists(f'/proc/self/fd/{file}')])\n"
+        "say('session', os.getsid(0) == os.getpid(), os.read(0, 1), os.environ['OWN'], 'FOREIGN' in os.environ)\n"
+        "say('name', open('/proc/self/comm').read().strip(), sys.argv[1:] == [sys.argv[1]])\n"
+        "mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])\n"
+        "say('stops', signal.getsignal(signal.SIGHUP) == signal.SIG_DFL, mask)\n"
+        "say('ready', os.getpid()); until(lambda: told)"
+    )
+    environ = {name: value for name, value in ENVIRON.items() if name != "FOREIGN"}
+    runner = start({"worker": f"OWN=1 {command(look)}"}, f"environ={environ!r}")
+    runner.until_ready("worker")
+    runner.popen.terminate()
+    assert runner.ended() == 0
+    said = {line.partition(" ")[0]: line.partition(" ")[2] for _, line in runner.said}
+    assert said["files"] == "[]"
+    assert said["session"] == "True b'' 1 False"
+    assert said["stops"] == "True set()"

@@ -56,3 +56,25 @@ def test_one_address_shows_the_numbers_of_worker_and_notifier_and_what_the_proce
             assert notifier.status_code == 404  # scraped at both addresses, everything would count twice
             assert replica.metric("worker_metrics_incomplete") == 0
             assert replica.end() == 0
+
+
+def test_one_process_serves_all_queues_where_the_operator_says_so(
+    database: str, redis_server: Redis, redis: redis_py.Redis, tmp_path: Path, sql: Connection[Any]
+) -> None:
+    del redis  # emptied
+    insert_agent(sql, "silent", last_seen_at=FIXED)
+    with Receiver() as receiver:
+        env = environment(
+            database,
+            redis_server.url(),
+            **QUICK,
+            SB_WORKER_ROLE="all",
+            SB_NOTIFICATION_WEBHOOK_URL=f"{receiver.url}/hook",
+            SB_NOTIFICATION_ALLOWED_NETWORKS="127.0.0.0/8",
+        )
+        with Process(("sb-worker", "run"), env, tmp_path / "replica.log") as replica:
+            replica.ready()
+            eventually(lambda: replica.metric("worker_notification_attempts_total", outcome="delivered") >= 1)
+            assert replica.metric("worker_sweep_rows_changed_total", task="agents-stale") == 1
+            assert len(psutil.Process(replica.popen.pid).children()) == 2  # that and the scheduler
+            assert replica.end() == 0

@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE
 from app.demo.binaries import redis_programs
 from app.demo.servers import Redis
-from app.storage.redis import connect
+from app.storage.redis import WaitingClient, connect
 from app.storage.redis_dsn import parse_redis_url
 from app.storage.settings import RedisSettings
 from app.worker.broker import Broker
@@ -50,8 +50,14 @@ class Served:
     """A worker in this process with one actor, `note`, on the queue `sinks`."""
 
     def __init__(self, url: str, **options: Any) -> None:
-        client = connect(RedisSettings(url=parse_redis_url(url)), answer_within=timedelta(seconds=HUNG))
-        self.broker = Broker(client=client, namespace="dramatiq", middleware=[dramatiq.middleware.Retries()], **options)
+        settings, within = RedisSettings(url=parse_redis_url(url)), timedelta(seconds=HUNG)
+        self.broker = Broker(
+            client=connect(settings, answer_within=within),
+            waiting=WaitingClient(settings, timedelta(seconds=3), connections=4),
+            namespace="dramatiq",
+            middleware=[dramatiq.middleware.Retries()],
+            **options,
+        )
         self.noted: list[int] = []
         dramatiq.actor(actor_name="note", queue_name=SINK_QUEUE, broker=self.broker)(self.noted.append)
         dramatiq.actor(actor_name="sweep", queue_name=SWEEP_QUEUE, broker=self.broker)(lambda: None)
@@ -113,11 +119,11 @@ def test_an_end_that_redis_did_not_take_is_told_it_later(tmp_path: Path) -> None
         with served.running():
             served.broker.enqueue(served.broker.get_actor("hold").message(1))
             assert done.wait(HUNG)
-            admin.config_set("maxmemory", "1")
+            admin.execute_command("ACL", "SETUSER", "default", "-srem")
             go.set()
             eventually(lambda: served.broker.outage.error is not None)
             assert fetched(admin) == 1
-            admin.config_set("maxmemory", "0")
+            admin.execute_command("ACL", "SETUSER", "default", "+srem")
             eventually(lambda: fetched(admin) == 0)
             assert admin.hlen("dramatiq:sinks.msgs") == 0
 
@@ -208,7 +214,7 @@ def test_one_that_cannot_be_stored_is_dropped(tmp_path: Path) -> None:
     with server(tmp_path / "r") as running, redis_py.Redis(port=running.port) as admin:
         rules = ["on", ">pw", "+@all", "~dramatiq", "~dramatiq:__*", "~dramatiq:sinks", "~dramatiq:sinks.msgs"]
         admin.execute_command("ACL", "SETUSER", "no-dead-letters", *rules, "~dramatiq:sinks.DQ*", "~dramatiq:sweeps*")
-        # Maintenance is by chance, and would look at the dead letters.
+        # Maintenance would look at the dead letters.
         served = Served(f"redis://no-dead-letters:pw@127.0.0.1:{running.port}", maintenance_chance=0)
         with served.running():
             push(admin, SINK_QUEUE, b"{")
@@ -269,11 +275,90 @@ def test_messages_of_a_dead_worker_are_found_by_a_user_without_keys(tmp_path: Pa
         admin.execute_command("ACL", "SETUSER", "careful", "on", ">pw", "~dramatiq*", "+@all", "-@dangerous")
         dead = Served(running.url())
         dead.send(1)
-        dead.broker.do_fetch(SINK_QUEUE, 1)
+        dead.broker.do_look(SINK_QUEUE, 1)
         dead.broker.client.close()
         url = f"redis://careful:pw@127.0.0.1:{running.port}"
-        served = Served(url, heartbeat_timeout=1_000, maintenance_chance=1_000_000)
+        served = Served(url, heartbeat_timeout=1_000)
         with served.running():
             eventually(lambda: served.noted == [1] and fetched(admin) == 0)
             eventually(lambda: admin.zscore("dramatiq:__heartbeats__", dead.broker.broker_id) is None)
             assert served.broker.outage.error is None
+
+
+def test_a_message_wakes_who_waits_and_idle_consumers_ask_seldom(served: Served, redis: redis_py.Redis) -> None:
+    def waiting() -> int:
+        return sum(client["cmd"] == "blmove" and "b" in client["flags"] for client in redis.client_list())
+
+    eventually(lambda: waiting() == 4)  # two queues, and what is delayed of each
+    redis.config_resetstat()
+    for number in range(20):
+        served.send(number)
+        eventually(lambda: len(served.noted) == number + 1)  # noqa: B023 - called in this turn
+    eventually(lambda: waiting() == 4 and fetched(redis) == 0)
+    calls = {name: counted["calls"] for name, counted in redis.info("commandstats").items()}
+    assert calls["cmdstat_lpop"] <= 20 + calls.get("cmdstat_zadd", 0)  # one fetch each, and looks
+
+
+@pytest.mark.parametrize("program", sorted(redis_programs()))
+@pytest.mark.parametrize("without", ["-blmove", "+@all"])
+def test_where_waiting_is_refused_messages_are_asked_for(without: str, program: str, tmp_path: Path) -> None:
+    with server(tmp_path / "r", program=program) as running, redis_py.Redis(port=running.port) as admin:
+        admin.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@all", without)
+        served = Served(f"redis://plain:pw@127.0.0.1:{running.port}")
+        with capture_logs() as logs, served.running():
+            for number in range(10):
+                served.send(number, delay=1 if number % 2 else None)
+            eventually(lambda: sorted(served.noted) == list(range(10)) and fetched(admin) == 0)
+            assert served.broker.outage.error is None
+        told = [log["error"] for log in logs if "BLMOVE" in log["event"]]
+        assert told == (["NOPERM"] if without == "-blmove" else [])
+
+
+def test_a_worker_that_ends_waits_for_no_message_and_takes_none(redis: redis_py.Redis, redis_server: Redis) -> None:
+    held, go = threading.Event(), threading.Event()
+
+    def hold(_number: int) -> None:
+        held.set()
+        go.wait(HUNG)
+
+    served = Served(redis_server.url())
+    served.broker.waiting = WaitingClient(
+        RedisSettings(url=parse_redis_url(redis_server.url())), timedelta(seconds=HUNG), connections=4
+    )
+    dramatiq.actor(actor_name="hold", queue_name=SINK_QUEUE, broker=served.broker)(hold)
+    worker = dramatiq.Worker(served.broker, worker_threads=1, worker_timeout=100)
+    worker.start()
+    served.broker.enqueue(served.broker.get_actor("hold").message(1))
+    assert held.wait(HUNG)
+    stopping = threading.Thread(target=worker.stop)
+    stopping.start()
+    eventually(lambda: not any("b" in client["flags"] for client in redis.client_list()))  # all of 40 seconds each
+    served.send(2)
+    alive = redis.zscore("dramatiq:__heartbeats__", served.broker.broker_id)
+    eventually(lambda: redis.zscore("dramatiq:__heartbeats__", served.broker.broker_id) != alive)
+    assert redis.llen("dramatiq:sinks") == 1  # others may have it
+    go.set()
+    stopping.join(HUNG)
+    assert not stopping.is_alive()
+    assert served.noted == []
+    served.broker.client.close()
+
+
+def test_notifications_that_hang_leave_threads_to_sweeps(redis: redis_py.Redis, redis_server: Redis) -> None:
+    go, swept, hanging = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def hang(_number: int) -> None:
+        hanging.release()
+        go.wait(HUNG)
+
+    served = Served(redis_server.url(), serves_sweeps=True)
+    dramatiq.actor(actor_name="hang", queue_name=SINK_QUEUE, broker=served.broker)(hang)
+    dramatiq.actor(actor_name="tick", queue_name=SWEEP_QUEUE, broker=served.broker)(swept.set)
+    with served.running():
+        for number in range(10):
+            served.broker.enqueue(served.broker.get_actor("hang").message(number))
+        assert hanging.acquire(timeout=HUNG)
+        served.broker.enqueue(served.broker.get_actor("tick").message())
+        assert swept.wait(HUNG / 2)
+        go.set()
+        eventually(lambda: fetched(redis) == 0 and redis.llen("dramatiq:sinks") == 0)
