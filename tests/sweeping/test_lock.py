@@ -337,7 +337,7 @@ def test_a_redis_that_is_away_is_asked_once_for_all_locks_of_targets() -> None:
     """Each call may take as long as Redis is waited for, and there may be thousands."""
     with reserved_port() as port, redis.Redis(port=port) as nobody, capture_logs() as logs:
         RedisTargetLocks(nobody, "secrets-bridge").release(str(number) for number in range(100))
-    assert len(logs) == 1
+    assert len([line for line in logs if "targets" in line["event"]]) == 1  # others may be renewing locks meanwhile
 
 
 def test_a_targets_lock_whose_reply_was_lost_is_found_to_be_taken(
