@@ -142,8 +142,8 @@ def test_one_that_hangs_keeps_no_other_from_its_end(harness: Open, receiver: Rec
     working = threading.Thread(target=work)
     working.start()
     try:  # the first of all hangs; what is behind the batch is triggered as soon as the rest of the batch is settled
-        eventually(lambda: here.states == {"delivered": MOST_AT_ONCE - 1, "sending": 1, "pending": 20})
-        assert len(here.queue) == 1
+        settled = {"delivered": MOST_AT_ONCE - 1, "sending": 1, "pending": 20}
+        eventually(lambda: here.states == settled and len(here.queue) == 1)
     finally:
         release.set()
         working.join(HUNG)
