@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := PYTHONDONTWRITEBYTECODE=1 PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test check format docs lock clean
+.PHONY: help demo test check bench format docs lock clean
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -21,6 +21,9 @@ check: $(VENV)/.check ## format, lint, types, contracts, tests: the one command 
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory test
+
+bench: $(VENV)/.test ## measure everything beside the best this machine can do: bench/results/ (BENCH_ARGS=--quick: 5 minutes)
+	@$(RUN) $(BIN)/python -m bench $(BENCH_ARGS)
 
 format: $(VENV)/.check ## rewrite the sources in the house's format
 	$(BIN)/ruff format .

@@ -1,11 +1,10 @@
 """Notifications under load, through real processes, receivers on the loopback interface.
 
-    python -m bench.notify rate [events]        deliveries a second, and bare httpx loops, in turns; medians
     python -m bench.notify storm [seconds]      10,000 events in so many seconds: messages a sink, and the sums
     python -m bench.notify outage [seconds]     a sink down for so long, notifiers killed, Redis wiped: lost, twice
     python -m bench.notify hanging [seconds]    lateness and duration of sweeps without sinks and with hanging ones
 
-Each prints JSON objects and asserts nothing.
+Each prints JSON objects and asserts nothing. Deliveries a second are among what `python -m bench` measures.
 """
 
 from __future__ import annotations
@@ -13,44 +12,30 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 import psutil
-import psycopg
 import redis as redis_py
-from psycopg import Connection
 from psycopg.rows import dict_row
 
 from app.core.events import Event, Severity
-from app.demo.servers import Postgres, Redis
 from app.notify.outbox import Outbox
 from app.notify.routing import Router, targets
-from app.storage import migrations
+from bench.world import world
 from sinks import SINKS
 from tests.support import http_server
 from tests.support.http_server import Receiver, Reply, Rude, Seen
-from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
+from tests.support.processes import SCHEDULER, WORKER
 
 NOTIFIER = (*WORKER, "--queues", "sinks")
 SWEEPER = (*WORKER, "--queues", "sweeps")
-#: How often each way of `rate` is measured.
-ROUNDS = 3
-LOOPBACK = {"SB_NOTIFICATION_ALLOWED_NETWORKS": "127.0.0.0/8"}
 NAMES = ("wraps-expired", "secrets-stale", "agents-stale", "jobs-recovery")
-OPEN = "SELECT count(*) FROM secrets_bridge_worker.notification_delivery WHERE finished_at IS NULL"
 ENDS = """
 SELECT target, state, count(*) FROM secrets_bridge_worker.notification_delivery AS delivery
   JOIN secrets_bridge_worker.notification_event AS event ON event.id = event_id
@@ -64,47 +49,6 @@ SELECT count(*),
            (ORDER BY 1000 * extract(epoch FROM finished_at - started_at)::float8)
   FROM secrets_bridge_worker.sweep_run WHERE outcome = 'success' AND started_at > %(since)s
 """
-
-
-@dataclass
-class World:
-    """Servers of one measurement, and a connection to PostgreSQL."""
-
-    directory: Path
-    postgres: Postgres
-    redis: Redis
-    sql: Connection[Any]
-
-    def env(self, **more: str) -> dict[str, str]:
-        """Return a worker's environment with these servers and `more`."""
-        return {**environment(self.postgres.url(), self.redis.url(), **QUICK), **LOOPBACK, **more}
-
-    def process(self, command: tuple[str, ...], name: str, env: dict[str, str]) -> Process:
-        """Start a process; its context ends it."""
-        return Process(command, env, self.directory / f"{name}.log")
-
-    def drained(self, seconds: float) -> float:
-        """Wait, for so many seconds at most, until no delivery is open; return how many that took."""
-        started = time.monotonic()
-        while time.monotonic() - started < seconds:
-            if self.sql.execute(OPEN.encode()).fetchone() == (0,):
-                break
-            time.sleep(0.05)
-        return time.monotonic() - started
-
-
-@contextmanager
-def world(*, durable: bool = False) -> Iterator[World]:
-    """Start servers with both schemas."""
-    with (
-        tempfile.TemporaryDirectory(prefix="sb-notify-") as name,
-        Postgres(Path(name), durable=durable) as postgres,
-        Redis(Path(name)) as redis,
-        psycopg.connect(postgres.url(), autocommit=True) as connection,
-    ):
-        connection.execute(Path("app/demo/control_plane.sql").read_bytes())
-        migrations.migrate(connection)
-        yield World(Path(name), postgres, redis, connection)
 
 
 @contextmanager
@@ -122,66 +66,6 @@ def outbox(env: dict[str, str]) -> Iterator[Outbox]:
 def event(number: int) -> Event:
     """Return event `number` of a storm."""
     return Event(NAMES[number % len(NAMES)], Severity.WARN, "something was flipped", "", {"flipped": 1 + number % 7})
-
-
-def rate(events: int) -> Iterator[dict[str, Any]]:
-    """Yield the rate of deliveries, each event by itself, and that of bare loops, in turns; at last the medians."""
-    rates: dict[str, list[float]] = {}
-    with world() as here, Receiver() as receiver:
-        env = here.env(
-            SB_NOTIFICATION_WEBHOOK_URL=receiver.url,
-            SB_NOTIFICATION_NOOP_MIN_SEVERITY="error",
-            SB_NOTIFICATION_REPEAT_INTERVAL="0s",
-            SB_NOTIFICATION_PACE="0s",
-            SB_NOTIFICATION_DIGEST_OVER="0",
-            SB_NOTIFICATION_RELAY_INTERVAL="1s",
-        )
-
-        def deliver() -> None:
-            with here.sql.transaction():
-                box.write(here.sql.cursor(row_factory=dict_row), (event(number) for number in range(events)))
-            here.drained(120)
-
-        def bare(threads: int) -> None:
-            subprocess.run([sys.executable, "-c", BARE, receiver.url, str(events), str(threads)], check=True)
-
-        ways: dict[str, Callable[[], None]] = {
-            "notifier, 8 threads": deliver,
-            "bare httpx, 1 thread": partial(bare, 1),
-            "bare httpx, 8 threads": partial(bare, 8),
-        }
-        with outbox(env) as box, here.process(NOTIFIER, "n", env) as notifier, here.process(SCHEDULER, "s", env):
-            notifier.ready()
-            for _ in range(ROUNDS):
-                for way, run in ways.items():
-                    receiver.seen.clear()
-                    run()
-                    figures = per_second(way, receiver)
-                    rates.setdefault(way, []).append(figures["a_second"])
-                    yield figures
-        medians = {way: median(found) for way, found in rates.items()}
-        own, loop, _ = medians.values()
-        yield {"medians": medians, "of_the_synchronous_loop": round(own / loop, 2)}
-
-
-def per_second(way: str, receiver: Receiver) -> dict[str, Any]:
-    """Return how many messages have arrived, and how many a second."""
-    seconds = receiver.seen[-1].at - receiver.seen[0].at
-    return {"way": way, "events": len(receiver.seen), "a_second": round(len(receiver.seen) / seconds, 1)}
-
-
-BARE = """
-import sys, threading, httpx
-url, events, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-body = b'{"time":"2026-11-23T09:00:00Z","severity":"warn","component":"x","title":"t","metadata":{"flipped":1}}'
-def loop():
-    with httpx.Client() as client:
-        for _ in range(events // threads):
-            client.post(url, content=body, headers={"Content-Type": "application/json"})
-workers = [threading.Thread(target=loop) for _ in range(threads)]
-[worker.start() for worker in workers]
-[worker.join() for worker in workers]
-"""
 
 
 def storm(seconds: float, events: int = 10_000) -> Iterator[dict[str, Any]]:
@@ -337,7 +221,7 @@ def hanging(seconds: float) -> Iterator[dict[str, Any]]:
 
 AGENT = "INSERT INTO agents (name, secret_hash, last_seen_at) VALUES (gen_random_uuid()::text, '\\x01', '2026-01-01')"
 
-WAYS = {"rate": (rate, 2_000), "storm": (storm, 60), "outage": (outage, 30), "hanging": (hanging, 30)}
+WAYS = {"storm": (storm, 60), "outage": (outage, 30), "hanging": (hanging, 30)}
 
 
 def main() -> None:
@@ -347,7 +231,7 @@ def main() -> None:
     parser.add_argument("amount", nargs="?", type=int, help="of events, or of seconds")
     given = parser.parse_args()
     way, amount = WAYS[given.way]
-    for report in way(given.amount or amount):  # type: ignore[operator]
+    for report in way(given.amount or amount):
         print(json.dumps(report), flush=True)
 
 
