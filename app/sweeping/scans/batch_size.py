@@ -16,8 +16,9 @@ FIRST_PAGES, FEWEST_PAGES, MOST_PAGES = 2_500, 25, 10_000
 #: Where fewer rows than that lie on a page they are not changed by ranges of pages: a dense part may come next, and the
 #: transaction would be far too long.
 FEWEST_ROWS_PER_PAGE = 10.0
-#: What the work of a transaction is meant to take, seconds; and as many times its round trips, up to the most.
-AIM, TIMES, MOST_AIM = 0.020, 4, 0.040
+#: What the work of a transaction is meant to take, seconds, since who wants one of its rows waits for so long; and as
+#: many times its round trips, up to the most.
+AIM, TIMES, MOST_AIM = 0.012, 4, 0.040
 #: A transaction takes two round trips.
 ROUND_TRIPS = 2
 #: How much faster or slower than aimed at counts at once: one that was fast may have been lucky.
