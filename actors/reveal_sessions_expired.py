@@ -44,7 +44,7 @@ END = """
 WITH due AS MATERIALIZED (
     SELECT id, expires_at FROM reveal_sessions
      WHERE expired_at IS NULL AND expires_at >= %(after)s::timestamptz AND expires_at <= %(cutoff)s
-     ORDER BY expires_at, id
+     ORDER BY expires_at
     OFFSET %(skip)s
      LIMIT %(limit)s
 ), held AS MATERIALIZED (
@@ -83,7 +83,7 @@ SELECT id::text FROM secret_wraps
  WHERE consumed_at IS NULL AND expires_at > now() AND id = ANY ((
        SELECT wrap_ids FROM reveal_sessions
         WHERE expired_at IS NULL AND expires_at >= %(after)s::timestamptz AND expires_at <= %(cutoff)s
-        ORDER BY expires_at, id
+        ORDER BY expires_at
        OFFSET %(skip)s
         LIMIT 1)::uuid[])
 """

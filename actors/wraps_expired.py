@@ -71,6 +71,7 @@ SELECT DISTINCT wrap::text AS id FROM reveal_sessions, unnest(wrap_ids) AS wrap
 BUT_KEPT: LiteralString = "id NOT IN (SELECT unnest(%(kept)s::uuid[]))"
 PAGES_BUT = page_sql("secret_wraps", due=f"expires_at <= %(cutoff)s AND {BUT_KEPT}", change=DELETE)
 KEYS_BUT = keyset_sql("secret_wraps", column="expires_at", still=BUT_KEPT, change=DELETE)
+FIRST_BUT = keyset_sql("secret_wraps", column="expires_at", still=f"consumed_at IS NULL AND {BUT_KEPT}", change=DELETE)
 THERE = """
 SELECT count(*) > 0 AS there, bool_and(has_column_privilege(attrelid, attnum, 'SELECT')) AS readable
   FROM pg_attribute
@@ -117,6 +118,6 @@ def wraps_expired(settings: WrapsExpired) -> IndexedScan:
     if not settings.session_retention:
         keys, pages, first = KeysetScan(KEYS, age), PageScan(PAGES, age), KeysetScan(FIRST, age)
         return IndexedScan(INDEX, keys, pages, (UNCONSUMED, first))
-    keys, pages = _KeepingKeys(KEYS_BUT, age), _KeepingPages(PAGES_BUT, age)
-    keys.retention = pages.retention = settings.session_retention
-    return IndexedScan(INDEX, keys, pages)
+    keys, pages, first = _KeepingKeys(KEYS_BUT, age), _KeepingPages(PAGES_BUT, age), _KeepingKeys(FIRST_BUT, age)
+    keys.retention = pages.retention = first.retention = settings.session_retention
+    return IndexedScan(INDEX, keys, pages, (UNCONSUMED, first))

@@ -13,6 +13,7 @@ from app.core.errors import BootError, SchemaError, describe
 from app.storage import migrations, postgres
 from app.storage.postgres import only_row
 from app.sweeping.scans.indexed_scan import INDEXED, LARGE
+from app.sweeping.scans.page_scan import PAGES
 from app.sweeping.unserved import KNOWN_SCHEMA, Pair, unserved
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ _PRIVILEGE = "SELECT has_table_privilege(to_regclass(%s), %s)"
 _COLUMN_PRIVILEGE = "SELECT has_any_column_privilege(to_regclass(%s), %s)"
 _BY_COLUMN = ("SELECT", "INSERT", "UPDATE")
 _TAKES_WRITES = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
-_PAGES = "SELECT coalesce(pg_relation_size(to_regclass(%s)), 0) / current_setting('block_size')::int"
 _MIGRATIONS = "SELECT dirty FROM schema_migrations"
 _OWN_TABLES = (
     "sweep_state",
@@ -134,7 +134,7 @@ def _index(connection: Connection[Any], sweeper: Sweeper[Any], settings: Sweeper
         return
     with connection.cursor(row_factory=dict_row) as cursor:
         row = only_row(cursor.execute(INDEXED, index._asdict()))
-    pages = int(_query(connection, _PAGES, index.table))
+        pages = int(only_row(cursor.execute(PAGES, {"table": index.table}))["pages"])
     if pages >= LARGE and not row["indexed"]:
         text = (
             f"reads all {pages:,} pages of {index.table}, run by run; an index would spare it that: {index.statement}"

@@ -22,21 +22,32 @@ from app.sweeping.schedule import Slot, microseconds, moment
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
 
-# All limits are shorter than the lease: a statement, a wait or a pause that outlives the lock must end first. Between a
-# run's first commit and its last nothing waits for the disk: should the server crash, what it forgets is the end of the
-# run, rows and counts alike, and those rows are swept again. Of a partitioned table the largest partition counts.
+# All limits are shorter than the lease: a statement, a wait or a pause that outlives the lock must end first. They come
+# before all else: even to ask how large a table is waits for who has locked it. Tables are gone through by their pages
+# or an index, whatever the statistics say, and in their order. Between a run's first commit and its last nothing waits
+# for the disk: should the server crash, what it forgets is the end of the run, rows and counts alike, and those rows
+# are swept again.
+LIMIT = """
+SELECT set_config('statement_timeout', %(statement)s, true),
+       set_config('lock_timeout', %(lock)s, true),
+       set_config('idle_in_transaction_session_timeout', %(idle)s, true),
+       set_config('enable_seqscan', 'off', true),
+       set_config('synchronize_seqscans', 'off', true),
+       set_config('max_parallel_workers_per_gather', '0', true),
+       CASE WHEN NOT %(durable)s THEN set_config('synchronous_commit', 'off', true) END
+"""
+
+# Of a partitioned table the largest partition counts.
 BEGIN = """
 SELECT now() AS now,
        EXISTS (SELECT FROM pg_attribute
                 WHERE attrelid = to_regclass(split_part(%(relation)s, '.', 1)) AND NOT attisdropped
                   AND split_part(%(relation)s, '.', 2) IN ('', attname)) AS present,
-       swept.relkind = 'p' AS partitioned,
+       CASE swept.relkind WHEN 'p' THEN (SELECT count(*) FROM pg_partition_tree(swept.oid) WHERE isleaf)
+            ELSE 1 END AS partitions,
        CASE swept.relkind WHEN 'p' THEN (SELECT max(pg_relation_size(relid)) FROM pg_partition_tree(swept.oid))
             ELSE pg_relation_size(swept.oid) END / current_setting('block_size')::int AS pages,
-       set_config('statement_timeout', %(statement)s, true),
-       set_config('lock_timeout', %(lock)s, true),
-       set_config('idle_in_transaction_session_timeout', %(idle)s, true),
-       CASE WHEN NOT %(durable)s THEN set_config('synchronous_commit', 'off', true) END
+       CASE WHEN relpages > 0 THEN greatest(reltuples, 0) / relpages ELSE 0 END::float8 AS rows_per_page
   FROM (SELECT to_regclass(%(table)s) AS oid) AS named
   LEFT JOIN pg_class AS swept USING (oid)
 """
@@ -218,9 +229,11 @@ class Begun(NamedTuple):
     """The time of a transaction, and how large the swept table is."""
 
     now: datetime
+    #: How many pages it has, or the largest of its partitions, and how many of those there are.
     pages: int
-    #: Whether the pages are those of the largest of many partitions.
-    partitioned: bool
+    partitions: int
+    #: How many rows lie on a page, by the statistics; 0 when there are none.
+    rows_per_page: float
 
 
 class Claim(NamedTuple):
@@ -277,8 +290,8 @@ def begin(
     connection: Connection[Any], relation: str, table: str, limits: Limits, *, durable: bool = True
 ) -> Cursor[dict[str, Any]]:
     """Set a transaction's limits and look for the api's `relation`: a table, or `table.column`."""
-    words = {"relation": relation, "table": table, "durable": durable}
-    return _send(connection, BEGIN, **words, **limits._asdict())
+    connection.execute(LIMIT, {"durable": durable, **limits._asdict()})
+    return _send(connection, BEGIN, relation=relation, table=table)
 
 
 def begun(cursor: Cursor[dict[str, Any]]) -> Begun:
@@ -286,7 +299,7 @@ def begun(cursor: Cursor[dict[str, Any]]) -> Begun:
     row = only_row(cursor)
     if not row["present"]:
         raise NotDue(Reason.TABLE_MISSING)
-    return Begun(row["now"], row["pages"] or 0, bool(row["partitioned"]))
+    return Begun(row["now"], row["pages"] or 0, row["partitions"] or 1, row["rows_per_page"] or 0.0)
 
 
 def claim(connection: Connection[Any], name: str, tick: Slot | None, interval: timedelta) -> Cursor[dict[str, Any]]:

@@ -240,7 +240,7 @@ class _Attempt(Generic[S]):
         watch = Stopwatch(self._round_trip)
         with PipelinedTransaction(connection) as transaction:
             if before is None:
-                before, run = self._claim(transaction, connection, strategy, watch)
+                before, run = self._claim(transaction, connection, strategy, watch, ask=not hand_over)
             else:
                 run = self._go_on(transaction, connection, strategy, before.claimed, ask=not hand_over)
             step = Step({}, last=False, resume_at=strategy.resume_at)
@@ -259,7 +259,13 @@ class _Attempt(Generic[S]):
         return after
 
     def _claim(
-        self, transaction: PipelinedTransaction, connection: Connection[Any], strategy: Strategy, watch: Stopwatch
+        self,
+        transaction: PipelinedTransaction,
+        connection: Connection[Any],
+        strategy: Strategy,
+        watch: Stopwatch,
+        *,
+        ask: bool,
     ) -> tuple[RunState, Run]:
         """Claim the newest due slot, open its run, and report what unfinished runs before this one had done.
 
@@ -282,7 +288,7 @@ class _Attempt(Generic[S]):
         opening = self._ask(
             transaction.together(),
             lambda: ledger.open_run(connection, name, claim, worker=self._runner.worker, cutoff=cutoff),
-            lambda: strategy.ask(run),
+            (lambda: strategy.ask(run)) if ask else _nothing,
         )
         claimed = ledger.opened(opening, name, claim, began=begun.now, cutoff=cutoff)
         deliveries = self._runner.outbox.write(run.cursor, self._interrupted_events(claimed.interrupted))
@@ -299,23 +305,30 @@ class _Attempt(Generic[S]):
             transaction.begin(),
             lambda: Answers(self._begin(connection, durable=False), ledger.fence(connection, claimed)),
             (lambda: strategy.ask(run)) if ask else _nothing,
+            _check_fence,
         )
-        beginning, fencing = answers.cursors
-        begun = ledger.begun(beginning)
-        ledger.fenced(fencing)
-        return replace(run, pages=begun.pages, partitioned=begun.partitioned)
+        begun = _check_fence(answers)
+        return replace(run, pages=begun.pages, partitions=begun.partitions)
 
     def _ask(
-        self, block: AbstractContextManager[None], send: Callable[[], Answers], ask: Callable[[], None]
+        self,
+        block: AbstractContextManager[None],
+        send: Callable[[], Answers],
+        ask: Callable[[], None],
+        check: Callable[[Answers], object] = lambda _answers: None,
     ) -> Answers:
-        """Send what the ledger needs and what the step begins with. Raises _StepFailed if the latter is what fails."""
-        answers = Answers()
+        """Send what the ledger needs and what the step begins with. Raises _StepFailed if the latter is what fails.
+
+        What `check` raises of the former comes first.
+        """
+        answers = None
         try:
             with block:
                 answers = send()
                 ask()
         except psycopg.Error as error:
-            if answers.arrived:
+            if answers is not None and answers.arrived:
+                check(answers)
                 raise _StepFailed(error) from None
             raise
         return answers
@@ -337,7 +350,8 @@ class _Attempt(Generic[S]):
             claim.position,
             claim.batch_rows,
             begun.pages,
-            begun.partitioned,
+            begun.partitions,
+            begun.rows_per_page,
             self._runner.most_pages,
             self._limits.lock,
             self._tick.targets,
@@ -440,6 +454,14 @@ class _Attempt(Generic[S]):
 
 def _nothing() -> None:
     pass
+
+
+def _check_fence(answers: Answers) -> Begun:
+    """Read what begins a transaction. Raises Fenced, and NotDue when the table is gone."""
+    beginning, fencing = answers.cursors
+    begun = ledger.begun(beginning)
+    ledger.fenced(fencing)
+    return begun
 
 
 def _count_loss(name: str, error: BaseException) -> None:

@@ -1,7 +1,7 @@
 """How a sweep goes through its work: in steps, each in a transaction of its own, until a step is the last one.
 
-A sweeper's function makes a strategy for each run. Most sweepers need none of their own: `app.sweeping` has three
-that take their SQL: `page_scan`, `keyset_scan` and `items`.
+A sweeper's function makes a strategy for each run. Most sweepers need none of their own: `app.sweeping.scans` has
+three that take their SQL, and `app.sweeping.items` one that takes a list.
 """
 
 from __future__ import annotations
@@ -100,7 +100,9 @@ class Run:
     batch_rows: int | None = None
     #: How large the table was a moment ago; of a partitioned one, the largest partition.
     pages: int = 0
-    partitioned: bool = False
+    partitions: int = 1
+    #: How many rows lie on a page of it, by the statistics; 0 when there are none.
+    rows_per_page: float = 0.0
     #: How many pages it goes through at most; None for all.
     most_pages: int | None = None
     #: How long its statements wait for a lock where nothing else is said, as PostgreSQL has it.
@@ -111,6 +113,11 @@ class Run:
     def slot_start(self) -> datetime:
         """The start of the slot that is being run."""
         return moment(self.slot)
+
+    @property
+    def partitioned(self) -> bool:
+        """Whether one place, a page and an item, means many rows."""
+        return self.partitions > 1
 
     def row(self, query: LiteralString, **parameters: object) -> dict[str, Any]:
         """Execute a statement that always answers with one row, and return it."""

@@ -7,12 +7,17 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import psycopg
 import pytest
 
 from actors import SWEEPERS
+from actors.agents_stale import AgentsStale, agents_stale
 from actors.jobs_recovery import JobsRecovery, jobs_recovery
 from actors.secrets_stale import SecretsStale, secrets_stale
 from actors.wraps_expired import WrapsExpired, wraps_expired
+from app.sweeping import ledger
+from app.sweeping.lock import Tick
+from app.sweeping.runner import RunFailed
 from app.sweeping.scans import page_scan
 from app.sweeping.scans.indexed_scan import LARGE, IndexedScan
 from app.sweeping.scans.keyset_scan import BY_THE_INDEX, KeysetScan
@@ -68,9 +73,24 @@ class Case(NamedTuple):
 LARGE_ONES = pytest.mark.parametrize(
     "case",
     [
-        Case(wraps_expired, WrapsExpired(), WRAPS, "UPDATE secret_wraps SET expires_at = '2026-01-01'"),
-        Case(secrets_stale, SecretsStale(), SECRETS, "UPDATE secrets SET last_seen_at = '2026-01-01'"),
-        Case(jobs_recovery, JobsRecovery(), JOBS, "UPDATE sync_jobs SET claim_expires_at = '2026-01-01'"),
+        Case(
+            wraps_expired,
+            WrapsExpired(),
+            WRAPS,
+            "UPDATE secret_wraps SET expires_at = '2026-01-01'::timestamptz + random() * interval '1 h'",
+        ),
+        Case(
+            secrets_stale,
+            SecretsStale(),
+            SECRETS,
+            "UPDATE secrets SET last_seen_at = '2026-01-01'::timestamptz + random() * interval '1 h'",
+        ),
+        Case(
+            jobs_recovery,
+            JobsRecovery(),
+            JOBS,
+            "UPDATE sync_jobs SET claim_expires_at = '2026-01-01'::timestamptz + random() * interval '1 h'",
+        ),
     ],
     ids=lambda case: case.sweeper.name,
 )
@@ -100,6 +120,11 @@ def flushed(replica: Replica) -> None:
     """Have the session of a replica report its numbers."""
     with replica.runner.pool.connection() as connection:
         connection.execute("SELECT pg_stat_force_next_flush()")
+
+
+def limit(sql: Connection[Any]) -> None:
+    """Set what every transaction of a sweep begins with."""
+    sql.execute(ledger.LIMIT, {**ledger.Limits.below(timedelta(minutes=1))._asdict(), "durable": True})
 
 
 def way(sweeper: Sweeper[Any], used: list[Strategy]) -> Sweeper[Any]:
@@ -221,6 +246,7 @@ def test_a_scan_of_an_index_reads_that_whatever_the_statistics_say(
     words = {"after": "-infinity", "skip": 0, "cutoff": LONG_AGO, "limit": 500, "passing": False, "kept": []}
     for query in filter(None, (scan._listed, scan._gentle)):
         with sql.transaction():
+            limit(sql)
             sql.execute(BY_THE_INDEX)
             plan = "\n".join(line for (line,) in sql.execute(f"EXPLAIN {query}".encode(), words, prepare=True))
         due = plan[plan.index("CTE due") : plan.index("CTE", plan.index("CTE due") + 7)]
@@ -237,11 +263,83 @@ def test_a_range_of_pages_is_read_as_such(sql: Connection[Any], case: Case, quer
     sql.execute("ANALYZE")
     strategy = case.sweeper.strategy(case.settings)
     assert isinstance(strategy, IndexedScan)
-    words = {"start": "(10,1)", "stop": "(20,0)", "cutoff": LONG_AGO, "limit": 500}
+    pages = column(sql, f"SELECT pg_relation_size('{case.table}') / 8192")[0]
+    text = getattr(strategy._pages.sql, query)
     for mode in ("force_custom_plan", "force_generic_plan"):
         sql.execute(f"SET plan_cache_mode = {mode}".encode())
-        text = getattr(strategy._pages.sql, query)
-        plan = "\n".join(line for (line,) in sql.execute(f"EXPLAIN {text}".encode(), words, prepare=True))
-        assert "Tid Range Scan" in plan, plan
-        assert "Index" not in plan, plan
-        assert "Seq Scan" not in plan, plan
+        for start, stop in ((10, 20), (0, pages)):  # as a plan, the whole table is tempting
+            words = {"start": f"({start},1)", "stop": f"({stop},0)", "cutoff": LONG_AGO, "limit": 500}
+            with sql.transaction():
+                limit(sql)
+                plan = "\n".join(line for (line,) in sql.execute(f"EXPLAIN {text}".encode(), words, prepare=True))
+            assert "Tid Range Scan" in plan, plan
+            for other in ("Index", "Seq Scan", "Gather"):
+                assert other not in plan, plan
+
+
+def test_rows_that_share_one_key_are_swept_by_their_pages(replica: Replica, sql: Connection[Any]) -> None:
+    """To sort them, or to pass those of before in each step, would take longer with each that has the key."""
+    fill(sql, WRAPS)
+    make_indexes(sql)
+    sql.execute("UPDATE secret_wraps SET expires_at = '2026-01-01'")
+    used: list[Strategy] = []
+    assert replica.run(way(wraps_expired, used), WrapsExpired()).changed == ROWS
+    assert isinstance(chosen(used), PageScan)
+
+
+def test_what_comes_first_is_an_addition(replica: Replica, sql: Connection[Any]) -> None:
+    """Living wraps that cannot be deleted keep no run from the pages, nor from its place in them."""
+    fill(sql, WRAPS)
+    sql.execute("UPDATE secret_wraps SET expires_at = '2026-01-01' WHERE consumed_at IS NULL AND random() < 0.01")
+    sql.execute("UPDATE secret_wraps SET expires_at = '2026-01-01' WHERE consumed_at IS NOT NULL")
+    sql.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN IF OLD.consumed_at IS NULL THEN RAISE 'no'; END IF; RETURN OLD; END $$"
+    )
+    sql.execute("CREATE TRIGGER refuse BEFORE DELETE ON secret_wraps FOR EACH ROW EXECUTE FUNCTION refuse()")
+    replica.runner.most_pages = LARGE - 1
+    left = "SELECT count(*) FROM secret_wraps WHERE expires_at < now() AND consumed_at IS NOT NULL"
+    places = []
+    for _ in range(8):
+        replica.run(wraps_expired, WrapsExpired())
+        places += column(sql, "SELECT position FROM secrets_bridge_worker.sweep_state")
+        replica.next_slot()
+    assert column(sql, left) == [0]
+    assert max(places) < 100_000  # pages, not a time
+
+
+def test_a_locked_table_is_waited_for_no_longer_than_a_lock(
+    database: str, replica: Replica, sql: Connection[Any]
+) -> None:
+    """Even to ask how large a table is waits for who has locked it."""
+    replica.runner.lease = timedelta(seconds=6)
+    with psycopg.connect(database) as other:
+        other.execute("LOCK TABLE secret_wraps IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(RunFailed) as failed:
+            replica.runner.run(wraps_expired, WrapsExpired(), held(replica))
+    assert "55P03" in str(failed.value)
+    assert column(sql, "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") == [0]
+
+
+def held(replica: Replica) -> Tick:
+    """Take the lock of wraps-expired."""
+    tick = replica.acquire(wraps_expired, WrapsExpired())
+    assert isinstance(tick, Tick)
+    return tick
+
+
+@pytest.mark.parametrize("partitions", [1, 8])
+def test_a_partitioned_table_is_swept_whole(replica: Replica, sql: Connection[Any], partitions: int) -> None:
+    sql.execute("ALTER TABLE agents RENAME TO plain")
+    sql.execute("CREATE TABLE agents (LIKE plain INCLUDING DEFAULTS) PARTITION BY HASH (id)")
+    for number in range(partitions):
+        sql.execute(
+            f"CREATE TABLE agents_{number} PARTITION OF agents"
+            f" FOR VALUES WITH (MODULUS {partitions}, REMAINDER {number})".encode()
+        )
+    sql.execute(
+        "INSERT INTO agents (name, secret_hash, status, last_seen_at, scope)"
+        " SELECT 'a' || n, '\\x01', 'active', '2026-01-01', '{}' FROM generate_series(1, 30000) AS n"
+    )
+    assert replica.run(agents_stale, AgentsStale()).changed == 30_000
+    assert column(sql, "SELECT count(*) FROM agents WHERE status = 'stale'") == [30_000]

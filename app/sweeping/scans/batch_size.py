@@ -37,6 +37,8 @@ class BatchSizer:
         self.pages = FIRST_PAGES
         self._fewest = FEWEST_ROWS
         self._rows_per_page = 0.0
+        #: How many rows lie on a page, due or not, as far as that is known; 0 if not.
+        self.rows_per_page = 0.0
 
     @property
     def dense(self) -> bool:
@@ -45,8 +47,8 @@ class BatchSizer:
 
     @property
     def span(self) -> int:
-        """How many pages are expected to hold that many rows."""
-        return max(1, int(self.rows / max(self._rows_per_page, FEWEST_ROWS_PER_PAGE)))
+        """How many pages hold no more than that many rows, by all that is known of them."""
+        return max(1, int(self.rows / max(self._rows_per_page, self.rows_per_page, FEWEST_ROWS_PER_PAGE)))
 
     def begin_with(self, rows: int) -> None:
         """Begin with fewer rows than usual, and allow for as few."""

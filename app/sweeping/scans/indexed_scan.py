@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+from app.sweeping.scans.keyset_scan import KeysetScan
 from app.sweeping.strategy import Passing, Run, Step
 
 if TYPE_CHECKING:
     from typing import LiteralString
 
-    from app.sweeping.scans.keyset_scan import KeysetScan
     from app.sweeping.scans.page_scan import PageScan
 
 #: A table of fewer pages is read in one statement of some milliseconds: no index is looked for.
 LARGE = 2_500
+
+#: The first part is an addition: steps, and rows that fail, after which the pages have their turn.
+FIRST_STEPS, FIRST_FAILED = 20, 10
 
 INDEXED: LiteralString = """
 SELECT EXISTS (
@@ -55,25 +58,41 @@ class IndexedScan(Passing):
         super().__init__(pages)
         self._index, self._keys, self._pages = index, keys, pages
         self._first = first
+        self._firsts = (first[1],) if first else ()
         self._chosen = False
-        #: Whether what is passed to is only the first part, and the pages come next.
+        #: Whether what is passed to is only the first part, and the pages come next, from this place.
         self._part = False
+        self._position = 0
+        self._steps = 0
+
+    @property
+    def resume_at(self) -> int:
+        """Where the next run goes on: the first part has no place of its own."""
+        return self._position if self._part else super().resume_at
+
+    @property
+    def rows_failed(self) -> int:  # type: ignore[override]
+        """Those of both parts."""
+        return sum(scan.rows_failed for scan in (self._keys, self._pages, *self._firsts))
 
     def ask(self, run: Run) -> None:
         """Choose the way once, and pass it on."""
         if not self._chosen:
             self._chosen = True
+            self._position = run.position
             self._choose(run)
         super().ask(self._of_part(run))
 
     def step(self, run: Run, *, over: bool) -> Step:
-        """Pass it on; after the first part come the pages."""
+        """Pass it on; after the first part come the pages, and after keys that too many rows share."""
         step = super().step(self._of_part(run), over=over)
-        if not self._part:
+        self._steps += 1
+        scan = self.strategy
+        if not isinstance(scan, KeysetScan) or not (self._part or scan.crowded):
             return step
-        if step.last:
+        bounded = self._steps >= FIRST_STEPS or scan.rows_failed >= FIRST_FAILED or scan.crowded
+        if step.last or bounded:
             self._part = False
-            self._pages.rows_failed = self.strategy.rows_failed
             self.strategy = self._pages
         return step._replace(last=False, resume_at=run.position)
 

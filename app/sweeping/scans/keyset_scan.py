@@ -20,11 +20,13 @@ SELECT CASE WHEN isfinite(key) THEN greatest(extract(epoch FROM key) * 1000000 +
   FROM (SELECT %(key)s::timestamptz AS key) AS passed
 """
 
+#: Steps in a row that may find nothing but rows of one key.
+MOST_OF_ONE_KEY = 3
+
 # The index is used whatever the statistics say: what it costs is bounded by what is due, and a plan that reads the
 # table is not.
 BY_THE_INDEX = """
-SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),
-       set_config('enable_sort', 'off', true)
+SELECT set_config('enable_bitmapscan', 'off', true), set_config('enable_sort', 'off', true)
 """
 
 
@@ -46,6 +48,8 @@ class KeysetScan(Scan):
     #: Where the run ends, if that is not at its cutoff.
     _end: datetime | None = None
     _position = 0
+    #: How many steps in a row have found one key, and as many rows of it as they may change.
+    _of_one_key = 0
 
     def __init__(self, sql: KeysetSql, older_than: timedelta = timedelta(0)) -> None:
         super().__init__(sql.gentle, older_than)
@@ -55,6 +59,14 @@ class KeysetScan(Scan):
     def resume_at(self) -> int:
         """Behind the last row that was stepped around."""
         return self._position
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many rows have one key that their pages would be the shorter way.
+
+        What was changed of them is dead in the index, and passed again by each step.
+        """
+        return self._of_one_key >= MOST_OF_ONE_KEY
 
     def ask(self, run: Run) -> None:
         """Have the index used, and send a direct step's statement."""
@@ -86,11 +98,15 @@ class KeysetScan(Scan):
         self._after, self._skip = last, (self._skip if last == self._after else 0) + 1
 
     def _send(self, run: Run) -> Cursor[dict[str, Any]] | None:
-        return self._sent(run, self._listed, **self._next()) if self._listed else None
+        if self._listed is None or run.partitioned:
+            return None  # the direct statement goes by places, of which each partition has its own
+        return self._sent(run, self._listed, **self._next())
 
     def _advance(self, run: Run) -> Step:
         counts = self._find(run, self.limit) if self._asked is None else self._answer(run, self._asked)
         last = counts.pop("last")
+        full = self._found >= self.limit and last == self._after
+        self._of_one_key = self._of_one_key + 1 if full else 0
         if last is not None and last != self._after:
             self._after, self._skip = last, 0
         elif not counts["changed"]:

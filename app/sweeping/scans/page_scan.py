@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from app.storage.postgres import only_row
-from app.sweeping.scans.refusals import HELD, by_rows
 from app.sweeping.scans.scan import Scan
 from app.sweeping.scans.sql import PageSql
 from app.sweeping.strategy import Run, Step, Took
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from psycopg import Cursor
 
 # Of a partitioned table the largest partition counts, since a range is one of all of them.
-_PAGES = """
+PAGES = """
 SELECT coalesce(max(pg_relation_size(part.relid)), 0) / current_setting('block_size')::int AS pages
   FROM (SELECT to_regclass(%(table)s) AS oid) AS swept
  CROSS JOIN LATERAL (SELECT swept.oid UNION SELECT relid FROM pg_partition_tree(swept.oid)) AS part (relid)
@@ -113,21 +112,11 @@ class PageScan(Scan):
         #: How many pages the next look reads, and whether there is to be one.
         self._look_pages = FIRST_LOOK
         self._looking = False
-        #: Rows that were left to the next run and have yet to be counted.
-        self._left = 0
 
     @property
     def resume_at(self) -> int:
         """The page that the next run goes on with."""
         return self._ranges.position if self._begun else 0
-
-    def recover(self, error: psycopg.Error) -> bool:
-        """Leave a row whose companion is held to the next run; else as any scan does."""
-        if self._asked is None and isinstance(error, HELD) and self.limit == 1 and by_rows(error):
-            self._around = True
-            self._left += 1
-            return True
-        return super().recover(error)
 
     @property
     def looks(self) -> bool:
@@ -191,16 +180,17 @@ class PageScan(Scan):
         start, self._stop = self._ranges.next(self._share(self.sizer.span if self.sizer.dense else self.sizer.pages))
         query = self.sql.whole if self.sizer.dense else self.sql.listed
         answer = self._sent(run, query, start=start, stop=self._stop)
-        self._sized = run.send(_PAGES, table=run.table)
+        self._sized = run.send(PAGES, table=run.table)
         return answer
 
     def ask(self, run: Run) -> None:
         """Send a direct step's statement, unless a look is to go on."""
         self._run = run
+        self.sizer.rows_per_page = run.rows_per_page * run.partitions
         super().ask(run)
 
-    def _direct(self, run: Run) -> bool:
-        return super()._direct(run) and not self._looking
+    def _direct(self) -> bool:
+        return super()._direct() and not self._looking
 
     def _advance(self, run: Run) -> Step:
         ranges, self._span = self._ranges, 0
@@ -212,9 +202,6 @@ class PageScan(Scan):
             counts = self._change_pages(run, self._asked)
         else:
             counts = self._change_rows(run)
-        if self._left:
-            counts["skipped_locked"] = counts.get("skipped_locked", 0) + self._left
-            self._left = 0
         if ranges.done:
             ranges.grow(run.pages if looked else self._pages(run))
         self._looking = self._found == 0
@@ -224,18 +211,21 @@ class PageScan(Scan):
         """Return how large the table is, after the step."""
         if self._asked is not None and self._sized is not None:
             return int(only_row(self._sized)["pages"])
-        return int(run.row(_PAGES, table=run.table)["pages"])
+        return int(run.row(PAGES, table=run.table)["pages"])
 
     def _change_pages(self, run: Run, asked: Cursor[dict[str, Any]]) -> dict[str, int]:
         """Read how many rows a direct step has changed."""
         before = self._ranges.position
         counts = self._answer(run, asked)
         last = counts.pop("last", None)
-        if last is not None and self._found >= self.limit:
-            self._ranges.move_behind(last)
-        else:
+        full = last is not None and self._found >= self.limit
+        end = _parsed(last if full else self._stop)[0]
+        self._span = max(1, end - before)
+        if not full:
             self._ranges.move(self._stop)
-        self._span = max(1, self._ranges.position - before)
+        elif not run.partitioned:
+            self._ranges.move_behind(last)
+        # Else what is left may be anywhere in the range, which is swept again: what was found is gone from it.
         return counts
 
     def _change_rows(self, run: Run) -> dict[str, int]:

@@ -16,7 +16,7 @@ import structlog
 from app.core.errors import describe
 from app.storage.postgres import only_row
 from app.sweeping.scans.batch_size import FEWEST_ROWS, BatchSizer
-from app.sweeping.scans.refusals import SLOW, by_rows
+from app.sweeping.scans.refusals import HELD, SLOW, by_rows
 from app.sweeping.scans.sql import LOCK_WAIT
 from app.sweeping.strategy import Run, Step, Strategy, Took
 
@@ -56,6 +56,8 @@ class Scan(Strategy):
         self._around = False
         self._passed = False
         self._begun = False
+        #: Rows that were left to the next run and have yet to be counted.
+        self._left = 0
         #: Further parameters of the statements.
         self.words: dict[str, object] = {}
 
@@ -73,6 +75,10 @@ class Scan(Strategy):
         """Leave rows that others hold out for a while; else make the next step smaller, or step around the row."""
         if self._asked is not None and isinstance(error, _ROW_IS_HELD):
             self._gentle_steps = GENTLE_STEPS
+            return True
+        if self._asked is None and isinstance(error, HELD) and self.limit == 1 and by_rows(error):
+            self._around = True  # what else is to be written with the row is held
+            self._left += 1
             return True
         slow = isinstance(error, SLOW)
         if not slow and not by_rows(error):
@@ -103,19 +109,23 @@ class Scan(Strategy):
         if not self._begun:
             self._begin(run)
             self._begun = True
-        self._asked = self._send(run) if self._direct(run) else None
+        self._asked = self._send(run) if self._direct() else None
 
     def step(self, run: Run, *, over: bool) -> Step:
         """Sweep the next rows."""
         del over
         if self._around:
             self._go_around(run)
-        return self._advance(run)
+        step = self._advance(run)
+        left, self._left = self._left, 0
+        if not left:
+            return step
+        return step._replace(counts={**step.counts, "skipped_locked": step.counts.get("skipped_locked", 0) + left})
 
-    def _direct(self, run: Run) -> bool:
+    def _direct(self) -> bool:
         """Whether the next step need not look at single rows; few enough of them do not fill a page."""
         few = self._fewer or self._around or self.sizer.rows < FEWEST_ROWS
-        return not (self._gentle_steps or few or run.partitioned)
+        return not (self._gentle_steps or few)
 
     def _go_around(self, run: Run) -> None:
         """Go on behind the row that cannot be swept."""

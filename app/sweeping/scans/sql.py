@@ -83,13 +83,15 @@ def keyset_sql(  # noqa: PLR0913 - what a sweep by an index is
     """Return the statements of an index scan: the `change` to rows whose `column` is `before` the cutoff.
 
     The index is one on that column, of the rows for which `still` holds. Both are judged again by the statement that
-    changes. The answer's `last` is a text: Python has no time before the year 1, and none without an end.
+    changes. Rows of one key come in the order of their places, as the index has them: to sort them would take longer
+    with each row that has the key. The answer's `last` is a text: Python has no time before the year 1, and none
+    without an end.
     """
     due: LiteralString = f"{still} AND {column} {before} %(cutoff)s"
     found: LiteralString = f"""
     SELECT id, ctid, {column} AS key FROM {table}
      WHERE {still} AND {column} >= %(after)s::timestamptz AND {column} {before} %(cutoff)s
-     ORDER BY {column}, id
+     ORDER BY {column}
     OFFSET %(skip)s
      LIMIT %(limit)s"""  # noqa: S608
     held: LiteralString = f"""
