@@ -62,10 +62,10 @@ def test_an_empty_table_is_done() -> None:
 
 def test_quick_full_batches_grow_and_slow_ones_shrink() -> None:
     sizer = BatchSizer()
-    sizer.observe(AIM / 10, LOCAL, FIRST_ROWS)
-    assert (sizer.rows, sizer.pages) == (FIRST_ROWS * 4, FIRST_PAGES)
+    sizer.observe(AIM / 20, LOCAL, FIRST_ROWS)
+    assert (sizer.rows, sizer.pages) == (FIRST_ROWS * 8, FIRST_PAGES)
     sizer.observe(AIM * 10, LOCAL, sizer.rows)
-    assert sizer.rows == FIRST_ROWS
+    assert sizer.rows == FIRST_ROWS * 2
     for _ in range(20):
         sizer.observe(AIM / 100, LOCAL, sizer.rows)
     assert sizer.rows == MOST_ROWS
@@ -109,14 +109,14 @@ def test_rows_that_lie_apart_are_not_changed_by_ranges_of_pages() -> None:
     assert sizer.dense
 
 
-def test_a_span_grows_at_most_fourfold_at_once_and_stays_bounded_where_rows_are_few() -> None:
+def test_a_span_grows_at_most_eightfold_at_once_and_stays_bounded_where_rows_are_few() -> None:
     sizer = BatchSizer()
     sizer.observe(AIM, LOCAL, FIRST_ROWS, pages=FIRST_ROWS / 100)
     spans = [sizer.span]
     for _ in range(20):
         sizer.observe_span(AIM / 100, LOCAL, sizer.span, found=1)
         spans.append(sizer.span)
-    assert all(after <= 4 * before for before, after in pairwise(spans))
+    assert all(after <= 8 * before for before, after in pairwise(spans))
     assert spans[-1] <= MOST_ROWS / FEWEST_ROWS_PER_PAGE
     assert not sizer.dense
 

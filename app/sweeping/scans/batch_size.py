@@ -10,7 +10,7 @@ import math
 
 #: Rows a transaction may change: the first guess, which is safe everywhere, and the range between "not only overhead"
 #: and "100 ms on a slow disk".
-FIRST_ROWS, FEWEST_ROWS, MOST_ROWS = 500, 50, 20_000
+FIRST_ROWS, FEWEST_ROWS, MOST_ROWS = 500, 50, 50_000
 #: Pages it may read on the way to them.
 FIRST_PAGES, FEWEST_PAGES, MOST_PAGES = 2_500, 25, 10_000
 #: Where fewer rows than that lie on a page they are not changed by ranges of pages: a dense part may come next, and the
@@ -18,11 +18,11 @@ FIRST_PAGES, FEWEST_PAGES, MOST_PAGES = 2_500, 25, 10_000
 FEWEST_ROWS_PER_PAGE = 10.0
 #: What the work of a transaction is meant to take, seconds, since who wants one of its rows waits for so long; and as
 #: many times its round trips, up to the most.
-AIM, TIMES, MOST_AIM = 0.012, 4, 0.040
+AIM, TIMES, MOST_AIM = 0.020, 4, 0.030
 #: A transaction takes two round trips.
 ROUND_TRIPS = 2
 #: How much faster or slower than aimed at counts at once: one that was fast may have been lucky.
-FASTEST, SLOWEST = 4.0, 0.25
+FASTEST, SLOWEST = 8.0, 0.25
 
 
 class BatchSizer:
@@ -47,8 +47,8 @@ class BatchSizer:
 
     @property
     def span(self) -> int:
-        """How many pages hold no more than that many rows, by all that is known of them."""
-        return max(1, int(self.rows / max(self._rows_per_page, self.rows_per_page, FEWEST_ROWS_PER_PAGE)))
+        """How many pages are expected to hold that many rows, and hold no more than twice as many."""
+        return max(1, int(self.rows / max(self._rows_per_page, self.rows_per_page / 2, FEWEST_ROWS_PER_PAGE)))
 
     def begin_with(self, rows: int) -> None:
         """Begin with fewer rows than usual, and allow for as few."""

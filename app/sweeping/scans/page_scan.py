@@ -218,14 +218,13 @@ class PageScan(Scan):
         before = self._ranges.position
         counts = self._answer(run, asked)
         last = counts.pop("last", None)
-        full = last is not None and self._found >= self.limit
-        end = _parsed(last if full else self._stop)[0]
-        self._span = max(1, end - before)
-        if not full:
+        if last is None or self._found < self.limit:
             self._ranges.move(self._stop)
         elif not run.partitioned:
             self._ranges.move_behind(last)
         # Else what is left may be anywhere in the range, which is swept again: what was found is gone from it.
+        end = self._ranges.position if not run.partitioned or last is None else _parsed(last)[0]
+        self._span = max(1, end - before)
         return counts
 
     def _change_rows(self, run: Run) -> dict[str, int]:
