@@ -6,7 +6,6 @@ Where a proxy is set, https:// goes through it: tunnels are connections like all
 from __future__ import annotations
 
 import asyncio
-import re
 import socket
 import ssl
 import time
@@ -38,10 +37,8 @@ class Resolve(Protocol):
 #: Seconds until the next address of a host is tried, the last one has the time that the whole request has; and how long
 #: a name is looked up that a proxy will look up itself.
 _PATIENCE = 2.0
-#: Bytes of a proxy's answer that are read at most.
-_MOST_HEADER = 64 * 1024
 _PORTS = {"http": 80, "https": 443}
-_TUNNEL = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})\b.*?\r\n\r\n", re.DOTALL)
+_TUNNEL = range(200, 300)
 
 T = TypeVar("T")
 
@@ -229,21 +226,27 @@ async def _secured(tunnel: asyncio.Transport, context: ssl.SSLContext, name: str
 
 
 class _ProxyAnswer(asyncio.Protocol):
-    """Waits for the head of a proxy's answer; what there is of it when the proxy hangs up."""
+    """Waits for the status of a proxy's answer; 0 if it is no HTTP, or the proxy hangs up before."""
 
     def __init__(self) -> None:
-        self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._received = b""
+        self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._answer = Answer()
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
-        if not self.head.done() and (b"\r\n\r\n" in self._received or len(self._received) > _MOST_HEADER):
-            self.head.set_result(self._received)
+        if self.status.done():
+            return
+        try:
+            self._answer.feed(data)
+        except httpx.RemoteProtocolError:
+            self.status.set_result(0 if self._answer.status in _TUNNEL else self._answer.status)
+        else:
+            if self._answer.status:
+                self.status.set_result(self._answer.status)
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        if not self.head.done():
-            self.head.set_result(self._received)
+        if not self.status.done():
+            self.status.set_result(0)
 
 
 async def _tunnel(proxy: Proxy, host: str, port: int) -> asyncio.Transport:
@@ -266,8 +269,8 @@ async def _tunnel(proxy: Proxy, host: str, port: int) -> asyncio.Transport:
     with ExitStack() as unless_done:
         unless_done.callback(transport.abort)
         transport.write(request.encode())
-        status = _TUNNEL.match(await answer.head)
-        if status is None or not status[1].startswith(b"2"):
-            raise httpx.ProxyError(status[1].decode() if status else "")
+        status = await answer.status
+        if status not in _TUNNEL:
+            raise httpx.ProxyError(str(status or ""))
         unless_done.pop_all()
     return transport

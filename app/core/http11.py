@@ -19,13 +19,17 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 #: Bytes of a body that wait to be read; and of an answer that are no body: headers, chunks' sizes, trailers. There may
 #: be so many of these, and some for each byte of the body, since a chunk may be as small as that.
 _MOST_WAITING, _MOST_FRAMING, _FRAMING_A_BYTE = 64 * 1024, 64 * 1024, 16
-_FINAL = 200
+_INTERIM, _FINAL = 100, 200
 # Anything else in a request would make another one of it.
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
 _VALUE = re.compile(rb"[^\x00-\x08\x0a-\x1f\x7f]*")
 #: Whose answers are framed in ways of their own.
 _OTHER_FRAMING = frozenset({"HEAD", "CONNECT"})
+#: What tells where a body ends. The length of one may be said more than once, by several headers or in one.
+_FRAMING_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
+_LENGTH = re.compile(rb"content-length:(.*)\n", re.IGNORECASE)
+_BYTES = re.compile(rb"[0-9]{1,18}")
 
 
 def head(request: httpx.Request) -> bytes:
@@ -55,16 +59,17 @@ class Answer:
         #: Whether its connection may be used again, once it is complete.
         self.keep_alive = False
         self._waiting = self._body = self._framing = 0
-        self._parser = HttpResponseParser(self)
-        self._parser.set_dangerous_leniencies(
-            lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
-        )  # as Go's client
+        self._framed_by: frozenset[bytes] = frozenset()
+        #: What has come of the head; by lines it is parsed once the parser has refused a length.
+        self._head = b""
+        self._by_lines = False
+        self._lengths: set[bytes] = set()
+        self._parser = self._new_parser()
 
     @property
     def ends_with_connection(self) -> bool:
         """Whether nothing but the end of the connection tells where the body ends."""
-        names = {name.lower() for name, _ in self.headers}
-        return self.status >= _FINAL and names.isdisjoint((b"content-length", b"transfer-encoding"))
+        return self.status >= _FINAL and not self._framed_by
 
     @property
     def full(self) -> bool:
@@ -75,14 +80,67 @@ class Answer:
         """Parse what has come. Raises httpx.RemoteProtocolError; what came before the error is there."""
         before = self._body
         try:
-            self._parser.feed_data(data)
+            self._parse(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             if not self.complete:
                 raise httpx.RemoteProtocolError("not HTTP/1.1") from error
-            self.keep_alive = False
         self._framing += len(data) - (self._body - before)
         if self._framing > _MOST_FRAMING + _FRAMING_A_BYTE * self._body:
             raise httpx.RemoteProtocolError("too long a header")
+
+    def _new_parser(self) -> HttpResponseParser:
+        parser = HttpResponseParser(self)
+        parser.set_dangerous_leniencies(
+            lenient_chunked_length=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+        )  # as Go's client
+        return parser
+
+    def _parse(self, data: bytes) -> None:
+        """Parse what has come. A head with lengths that the parser refuses is read again, by lines."""
+        if self.status:
+            self._parser.feed_data(data)
+            return
+        self._head += data
+        if not self._by_lines:
+            if not b"HTTP/".startswith(self._head.lstrip(b"\r\n")[:5]):
+                raise HttpParserError("another protocol")  # RTSP would be taken for HTTP
+            try:
+                self._parser.feed_data(data)
+            except HttpParserError as error:
+                if self.status or "Content-Length" not in str(error):
+                    raise
+                self._by_lines, self._parser = True, self._new_parser()
+                self.headers.clear()
+        if self._by_lines:
+            self._parse_lines()
+        if self.status:
+            self._head = b""
+
+    def _parse_lines(self) -> None:
+        """Parse a head's whole lines, its lengths as one, and what is behind it.
+
+        Where they contradict each other, or are no number, there is a status and no body.
+        """
+        begin = 0
+        while not self.status and (end := self._head.find(b"\n", begin) + 1):
+            line, begin = self._head[begin:end], end
+            if length := _LENGTH.fullmatch(line):
+                self._lengths.update(value.strip(b" \t\r") for value in length[1].split(b","))
+            elif self._lengths and not line.strip(b"\r\n"):
+                self._end_head()
+            else:
+                self._parser.feed_data(line)
+        self._head = self._head[begin:]
+        if self.status:
+            self._parser.feed_data(self._head)
+
+    def _end_head(self) -> None:
+        length, *others = self._lengths
+        self._lengths.clear()
+        fine = not others and _BYTES.fullmatch(length)
+        self._parser.feed_data(b"Content-Length: %s\r\n\r\n" % length if fine else b"\r\n")
+        if self.status and not fine:
+            raise HttpParserError("lengths that contradict each other")
 
     def take(self) -> bytes:
         """Return what has come of the body since it was asked last."""
@@ -92,7 +150,7 @@ class Answer:
         return taken
 
     def on_message_begin(self) -> None:
-        """Take note of another answer, which nobody has asked for."""
+        """Take note of another answer, or of whatever else comes behind this one: nobody has asked for it."""
         self.keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -103,8 +161,11 @@ class Answer:
     def on_headers_complete(self) -> None:
         """Take the status, unless it says that another one will follow."""
         status = self._parser.get_status_code()
+        if status < _INTERIM:
+            raise ValueError("no status")
         if status >= _FINAL and not self.complete:
             self.status = status
+            self._framed_by = _FRAMING_HEADERS.intersection([name.lower() for name, _ in self.headers])
 
     def on_body(self, data: bytes) -> None:
         """Keep a piece of the body."""
@@ -118,7 +179,10 @@ class Answer:
         if not self.status:
             self.headers.clear()
         elif not self.complete:
-            self.complete, self.keep_alive = True, self._parser.should_keep_alive()
+            self.complete = True
+            # Whoever says twice where the body ends may be understood otherwise by what is between.
+            doubtful = self._by_lines or self._framed_by == _FRAMING_HEADERS
+            self.keep_alive = self._parser.should_keep_alive() and not doubtful
 
 
 class Connection(asyncio.Protocol):

@@ -158,6 +158,7 @@ class Poller:
         self._over = self._over or self._clock()
         if self._ending is None and any(poll.began < self._over for poll in self._tasks.values()):
             return True
+        self._left_out.clear()  # nobody waits for an endpoint that could take more
         if self._backlog is Backlog.CLAIMABLE:
             self._backlog = Backlog.BUSY
         return False

@@ -174,7 +174,50 @@ def test_a_proxy_that_is_not_there_is_told_apart_too(monkeypatch: pytest.MonkeyP
         assert poll.endswith("cannot be reached (proxy)")
 
 
-@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 20", b"SSH-2.0-nope\r\n\r\n", b"a" * 100_000])
+@pytest.mark.parametrize(
+    "established",
+    [
+        b"HTTP/1.1 200 OK\n\n",
+        b"HTTP/1.1 200 OK\r\nX-A: b\n\r\n",
+        b"HTTP/1.0 200\r\n\r\n",
+        b"HTTP/1.1 299 OK\r\nContent-Length: 4\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+    ],
+)
+def test_a_proxy_may_say_in_many_ways_that_there_is_a_tunnel(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority, receiver: Receiver, established: bytes
+) -> None:
+    with ForwardProxy({HOST: receiver.port}, established=established) as proxy:
+        monkeypatch.setenv("SB_EGRESS_PROXY_URL", proxy.url)
+        asyncio.run(sinks(f"https://{HOST}/hook", authority.pem))
+    assert receiver.seen
+
+
+@pytest.mark.parametrize(
+    "said",
+    [b"HTTP/1.1 407 No\n\n", b"HTTP/1.1 407 No\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"],
+)
+def test_the_status_of_a_proxy_that_refuses_is_never_lost(
+    monkeypatch: pytest.MonkeyPatch, authority: Authority, said: bytes
+) -> None:
+    with Rude(http_server.body_that_breaks_off(said)) as proxy:
+        monkeypatch.setenv("SB_EGRESS_PROXY_URL", proxy.url)
+        assert failures(authority.pem)[0] == "proxy 407"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 20",
+        b"SSH-2.0-nope\r\n\r\n",
+        b"a" * 100_000,
+        b"HTTP/1.1 103 Early Hints\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX-A: " + b"a" * 70_000 + b"\r\n\r\n",
+    ],
+    ids=range(7),
+)
 def test_a_proxy_that_makes_half_a_tunnel_makes_none(
     monkeypatch: pytest.MonkeyPatch, authority: Authority, said: bytes
 ) -> None:
@@ -431,7 +474,7 @@ def test_nothing_of_a_proxy_is_logged(
     monkeypatch: pytest.MonkeyPatch, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    for quiet in ("httpx", "httpcore", "asyncio"):
+    for quiet in ("httpx", "asyncio"):
         logging.getLogger(quiet).setLevel(logging.CRITICAL)  # as the worker does
     with ForwardProxy(refuse=407, login="canary:canary") as proxy:
         monkeypatch.setenv("SB_EGRESS_PROXY_URL", proxy.url)

@@ -43,6 +43,22 @@ def test_a_wait_ends_when_an_endpoint_could_take_more_that_had_enough_when_the_l
         poller.close()
 
 
+def test_a_wait_gathers_results_once_nothing_more_is_claimed() -> None:
+    """That an endpoint could take more is no reason to write each result by itself: there is no more."""
+    names = ["app-1", "app-2", "app-3", "app-4"]
+    argo = Argo({name: document(name) for name in names})
+    argo.pause = lambda name: 0.5 if name == "app-4" else 0.0
+    poller = Poller(settings().keys, None, deadline=HUNG, concurrency=1, fresh=True, clock=lambda: 0.0)
+    with Receiver(argo) as server:
+        poller.add_endpoints([endpoint(server.url)])
+        poller.submit(observations(*names), 20)
+        poller.submit([], 20)
+        assert not poller.may_claim(over=True)
+        poller.wait(lambda: False)
+        assert [result.observation.application for result in poller.take_results()] == names
+        poller.close()
+
+
 def test_nothing_more_is_claimed_when_all_that_was_due_is_there() -> None:
     argo = Argo({"app": document("app")})
     poller = Poller(settings().keys, None, deadline=HUNG, concurrency=1, fresh=True)

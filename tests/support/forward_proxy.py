@@ -21,7 +21,8 @@ from tests.support.waiting import HUNG, eventually
 class ForwardProxy:
     """A proxy on the loopback interface, with a resolver of its own: `hosts` are ports by names.
 
-    With a `login` (`user:password`) it wants it. `refuse` is a status that everybody gets, 0 for none, -1 for silence.
+    With a `login` (`user:password`) it wants it. `refuse` is a status that everybody gets, 0 for none, -1 for silence;
+    `established` is what is said of a tunnel.
     """
 
     def __init__(
@@ -31,9 +32,10 @@ class ForwardProxy:
         login: str = "",
         refuse: int = 0,
         tls: ssl.SSLContext | None = None,
+        established: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n",
     ) -> None:
         self.hosts = dict(hosts or {})
-        self.login, self.refuse, self._tls = login, refuse, tls
+        self.login, self.refuse, self._tls, self._established = login, refuse, tls, established
         #: What was asked for, `host:port`; and the whole of what was said in the clear.
         self.asked: list[str] = []
         self.heads: list[str] = []
@@ -97,7 +99,7 @@ class ForwardProxy:
             await writer.drain()
             return
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        writer.write(self._established)
         copies = [asyncio.ensure_future(_copy(*pair)) for pair in ((reader, inner_writer), (inner_reader, writer))]
         try:
             await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
