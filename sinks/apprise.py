@@ -61,7 +61,7 @@ class Apprise(SinkSettings):
         return {f"{url.partition('://')[0]}-{number}": str(number) for number, url in enumerate(urls, 1)}
 
 
-@sink("apprise", settings=Apprise)
+@sink("apprise", settings=Apprise, alone=True)
 async def apprise(notification: Notification, settings: Apprise, receiver: str, transport: Transport) -> None:
     """Send by the library to one service."""
     assert settings.apprise_urls is not None

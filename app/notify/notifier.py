@@ -42,7 +42,8 @@ log = structlog.get_logger("notification")
 #: Runs attempts on an event loop, hands them a transport, and returns at their end.
 Run = Callable[[Callable[["Transport"], Coroutine[Any, Any, None]]], None]
 
-#: After this long a message for a receiver that only other processes are configured for comes back to the queue.
+#: After this long a message that is for another process comes back to the queue: for a receiver that only others are
+#: configured for, or to one that is to end.
 ELSEWHERE = timedelta(seconds=1)
 
 
@@ -70,6 +71,8 @@ class Notifier:
 
         The message may be of an older release, which sent one for each delivery: then most find nothing due.
         """
+        if self.stopping():
+            raise RetryLater({delivery: ELSEWHERE})
         try:
             with self.pool.connection() as connection:
                 batch = claim(connection, delivery, self.targets, self.settings)
@@ -141,6 +144,10 @@ class _Delivering:
         self._notifier = notifier
         self._batch = batch
         self._more = batch.more
+        #: What has no result yet, by number; and the results that are not recorded yet.
+        self._open = {delivery.id: delivery for delivery in batch.deliveries}
+        self._ended: list[Attempted] = []
+        self._unsent: list[ClaimedDelivery] = []
         #: When the next attempt of each delivery that failed is due, by the monotonic clock.
         self.due: dict[int, float] = {}
 
@@ -160,7 +167,7 @@ class _Delivering:
             self._notifier.run(send)
         except Exception as problem:  # noqa: BLE001 - what failed is our own way to it
             log.error("attempts failed in a way of their own", sink=batch.target.name, error=describe(problem).error)
-            ended = [Attempted(delivery, SinkUnavailable(Fault.PROTOCOL), 0) for delivery in batch.deliveries]
+            ended = [Attempted(delivery, SinkUnavailable(Fault.PROTOCOL), 0) for delivery in self._open.values()]
         self._settle(ended, unsent, more=self._more)
 
     def _may_begin(self) -> bool:
@@ -171,13 +178,21 @@ class _Delivering:
     def _settle_some(self, ended: Sequence[Attempted], unsent: Sequence[ClaimedDelivery], all_begun: bool) -> None:
         """Settle while others are under way: those that hang must not keep the receiver's other deliveries waiting."""
         more, self._more = self._more and all_begun, self._more and not all_begun
-        self._settle(ended, unsent, more=more)
+        try:
+            self._settle(ended, unsent, more=more)
+        except Exception as problem:  # noqa: BLE001 - it must not cost the attempts that are under way
+            log.error("settlement failed in a way of its own", error=describe(problem).error)
 
     def _settle(self, ended: Sequence[Attempted], unsent: Sequence[ClaimedDelivery], *, more: bool) -> None:
-        """Record how attempts ended, and have what follows from it done."""
-        settlement = self._recorded(ended, unsent, more=more)
+        """Record how attempts ended, and have what follows from it done; what cannot be, with the next ones."""
+        self._ended += ended
+        self._unsent += unsent
+        for delivery in (*(attempted.delivery for attempted in ended), *unsent):
+            self._open.pop(delivery.id, None)
+        settlement = self._recorded(self._ended, self._unsent, more=more)
         if settlement is None:
             return
+        ended, self._ended, self._unsent = self._ended, [], []
         for attempted, outcome in settlement.outcomes:
             _report(self._batch.target, attempted, outcome)
             if outcome.state == "pending":
@@ -198,7 +213,7 @@ class _Delivering:
                 with here.pool.connection() as connection:
                     return settle(
                         connection,
-                        self._batch.target,
+                        self._batch,
                         ended,
                         unsent,
                         more=more,

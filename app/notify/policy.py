@@ -166,12 +166,13 @@ def decide(  # noqa: PLR0913, PLR0917 - all that a decision depends on
     fresh = [heap for heap in due if not heap.tried and heap.group not in groups]
     if not fresh:
         return Decision(tried)
+    tried = tried[: MOST_AT_ONCE - 1]  # what is fresh has a place: many that fail do not hold up a new one
     if policy.digests:
         decision = _together(triggered, fresh, waiting, health, policy, windows, now)
     else:
         most = 1 if health.broken else MOST_AT_ONCE - len(tried)
         decision = _paced(Decision(_each(fresh)[:most]), fresh, health, policy, now)
-    return replace(decision, alone=(*tried, *decision.alone)[:MOST_AT_ONCE])
+    return replace(decision, alone=(*tried, *decision.alone))
 
 
 def _together(  # noqa: PLR0913, PLR0917 - all that a decision depends on

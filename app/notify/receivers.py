@@ -74,6 +74,25 @@ UPDATE secrets_bridge_worker.notification_target
                         WHEN now() - off_at < %(later)s THEN now() + %(first)s ELSE now() + %(later)s END,
        catch_up = catch_up AND NOT %(caught_up)s
  WHERE name = %(name)s
+RETURNING probe_until, off_until
+"""
+# Only what is still as it was reserved: another process may have gone on from there.
+RESTORE_SLOT = """
+UPDATE secrets_bridge_worker.notification_target
+   SET probe_until = CASE WHEN probe_until = %(probe_until)s THEN NULL ELSE probe_until END,
+       off_until = CASE WHEN off_until = %(off_until)s THEN %(off_before)s ELSE off_until END,
+       paced_until = paced_until - %(pace)s,
+       catch_up = catch_up OR %(catch_up)s
+ WHERE name = %(name)s
+"""
+CLOSE_WINDOWS = """
+DELETE FROM secrets_bridge_worker.notification_hold
+ WHERE target = %(name)s AND key = ANY (%(opened)s) AND until = %(until)s
+"""
+RESTORE_WINDOWS = """
+INSERT INTO secrets_bridge_worker.notification_hold (target, key, until)
+SELECT %(name)s, key, until FROM unnest(%(keys)s::text[], %(untils)s::timestamptz[]) AS before (key, until)
+    ON CONFLICT (target, key) DO NOTHING
 """
 SAVE = """
 UPDATE secrets_bridge_worker.notification_target
@@ -94,6 +113,23 @@ UPDATE secrets_bridge_worker.notification_target
  WHERE name = ANY (%(names)s) AND off_fingerprint IS NOT NULL
 RETURNING name
 """
+
+
+class Reserved(NamedTuple):
+    """What a claim has used up of a receiver before anything is sent, so that a process that is killed sends no more.
+
+    Given back with what it was used up for: `pace` for each message, the probe, and the dedup windows.
+    """
+
+    pace: timedelta = timedelta(0)
+    probe_until: datetime | None = None
+    off_until: datetime | None = None
+    off_before: datetime | None = None
+    catch_up: bool = False
+    #: Keys of the windows that were opened, until when; and the windows that it ended or opened anew, as they were.
+    opened: tuple[str, ...] = ()
+    until: datetime | None = None
+    before: Mapping[str, datetime] = {}
 
 
 class Receiver(NamedTuple):
@@ -180,10 +216,22 @@ def reserve(  # noqa: PLR0913 - what one message uses up
     probing: bool,
     caught_up: bool,
     lease: timedelta,
-) -> None:
-    """Reserve the receiver for a message that is about to be sent: its pace, its probe."""
+) -> tuple[datetime | None, datetime | None]:
+    """Reserve the receiver for a message that is about to be sent: its pace, its probe. Return the probe's times."""
     query = {"name": name, "paced_until": paced_until, "probing": probing, "caught_up": caught_up, "lease": lease}
-    cursor.execute(RESERVE_SLOT, {**query, "first": FIRST_OFF_PROBES, "later": LATER_OFF_PROBES})
+    row = only_row(cursor.execute(RESERVE_SLOT, {**query, "first": FIRST_OFF_PROBES, "later": LATER_OFF_PROBES}))
+    return row["probe_until"], row["off_until"]
+
+
+def give_back(cursor: Cursor[dict[str, Any]], name: str, reserved: Reserved, fresh: int) -> None:
+    """Give back what was reserved for messages that were not sent, so many of them `fresh`."""
+    slot = {key: value for key, value in reserved._asdict().items() if key.endswith(("_until", "_before"))}
+    used = {"pace": reserved.pace * fresh, "catch_up": reserved.catch_up and fresh > 0}
+    cursor.execute(RESTORE_SLOT, {"name": name, **slot, **used})
+    if fresh and (reserved.opened or reserved.before):
+        windows = {"keys": list(reserved.before), "untils": list(reserved.before.values())}
+        cursor.execute(CLOSE_WINDOWS, {"name": name, "opened": list(reserved.opened), "until": reserved.until})
+        cursor.execute(RESTORE_WINDOWS, {"name": name, **windows})
 
 
 def save(cursor: Cursor[dict[str, Any]], name: str, health: Health) -> None:

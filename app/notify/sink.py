@@ -252,8 +252,9 @@ class Sink(Generic[S]):
 
     `group` returns the name of an event's group: events of one group stay in order, and share digests with each other
     only. `paced` is false for a receiver that takes every event as fast as it comes, `mixed` for one that goes by the
-    component: its digests are of one component each. `at_commit` is for one that reaches nobody: it is called with each
-    event by the process that has committed it, and nothing is sent. It neither waits nor raises.
+    component: its digests are of one component each. `alone` is for one whose attempts cost a process each: those of a
+    batch go one after the other. `at_commit` is for one that reaches nobody: it is called with each event by the
+    process that has committed it, and nothing is sent. It neither waits nor raises.
     """
 
     name: str
@@ -263,6 +264,7 @@ class Sink(Generic[S]):
     paced: bool = True
     mixed: bool = True
     at_commit: Callable[[Notification], None] | None = None
+    alone: bool = False
 
     @property
     def grouped(self) -> bool:
@@ -278,11 +280,12 @@ def sink(  # noqa: PLR0913 - as much as is known of a sink
     paced: bool = True,
     mixed: bool = True,
     at_commit: Callable[[Notification], None] | None = None,
+    alone: bool = False,
 ) -> Callable[[Send[S]], Sink[S]]:
     """Make the decorated coroutine the sink `name`, which is a metric label: renaming it breaks dashboards."""
 
     def declare(send: Send[S]) -> Sink[S]:
-        return Sink(name, settings, send, group, paced, mixed, at_commit)
+        return Sink(name, settings, send, group, paced, mixed, at_commit, alone)
 
     return declare
 

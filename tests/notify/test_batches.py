@@ -10,14 +10,14 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from psycopg import Connection
+from psycopg import Connection, OperationalError
 from psycopg.rows import dict_row
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
 from app.core.events import Event, Kind, Severity
-from app.notify import dead_letters
+from app.notify import dead_letters, notifier
 from app.notify.delivery import send
 from app.notify.delivery.batch import ClaimedDelivery
 from app.notify.delivery.send import send_side_by_side
@@ -260,7 +260,7 @@ def test_nothing_is_begun_so_late_that_the_lease_could_end_first(harness: Open, 
     assert receiver.seen == []
     with here.pool.connection() as connection:
         settlement = settle(
-            connection, batch.target, (), unsent, more=False, settings=here.notifier.settings, outbox=here.outbox
+            connection, batch, (), unsent, more=False, settings=here.notifier.settings, outbox=here.outbox
         )
     assert here.states == {"pending": 3}
     assert {row["attempts"] for row in here.rows} == {0}
@@ -390,3 +390,82 @@ def test_one_that_is_cut_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch,
         return answered.status
 
     assert asyncio.run(both()) == 200
+
+
+def test_a_success_ends_no_rest_that_began_after_it(harness: Open, receiver: Receiver) -> None:
+    limited = SinkUnavailable(Fault.RATE_LIMITED, "429", retry_after=400)
+    for order in ((None, limited, None), (limited, None, None), (None, None, limited)):
+        here = harness(**hook(receiver), **OPEN_GATES)
+        with here.pool.connection() as connection:
+            connection.execute(f"TRUNCATE {DELIVERY}; TRUNCATE secrets_bridge_worker.notification_target".encode())
+        here.tell(*(event(number) for number in range(4)))
+        batch = here.claim(here.queue.popleft())
+        assert batch is not None
+        settlement = here.settle(batch._replace(deliveries=batch.deliveries[:3]), *order)
+        assert not any(outcome.recovered for _, outcome in settlement.outcomes)
+        here.settle(batch._replace(deliveries=batch.deliveries[3:]), None)  # it was under way
+        with here.pool.connection() as connection:
+            rests = "SELECT rests_until > now() + interval '390 s' FROM secrets_bridge_worker.notification_target"
+            assert column(connection, rests) == [True]
+            due = f"SELECT due_at > now() + interval '390 s' FROM {DELIVERY} WHERE state = 'pending'"
+            assert column(connection, due) == [True]
+
+
+def test_one_that_was_refused_beside_one_that_was_not_is_not_told_as_switched_off(
+    harness: Open, receiver: Receiver
+) -> None:
+    here = harness(**hook(receiver), **OPEN_GATES)
+    here.tell(*(event(number) for number in range(3)))
+    batch = here.claim(here.queue[0])
+    assert batch is not None
+    settlement = here.settle(batch, SinkRejected(Fault.AUTH, "401", off=True), None, None)
+    assert [outcome.switched_off for _, outcome in settlement.outcomes] == [False] * 3
+
+
+@pytest.mark.parametrize("problem", [RuntimeError, OperationalError])
+def test_results_that_could_not_be_recorded_come_with_the_next_settlement(
+    harness: Open, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, problem: type[Exception]
+) -> None:
+    failures: list[int] = []
+    release = threading.Event()
+
+    def failing(*args: Any, **settings: Any) -> Any:
+        if not release.is_set():
+            failures.append(len(args[2]))
+            if len(failures) == (5 if problem is OperationalError else 1):
+                release.set()
+            raise problem
+        return settle(*args, **settings)
+
+    def answer(seen: Seen) -> Reply:
+        if number_of(seen) == 0:
+            release.wait(HUNG)
+        return Reply(200)
+
+    monkeypatch.setattr(notifier, "settle", failing)
+    receiver.answer = answer
+    here = harness(**hook(receiver), **OPEN_GATES)
+    here.tell(*(event(number) for number in range(12)))
+    here.work()
+    assert failures
+    assert here.states == {"delivered": 12}
+    assert len(receiver.seen) == 12
+
+
+def test_what_costs_a_process_each_goes_one_after_the_other(harness: Open, receiver: Receiver) -> None:
+    under_way, most = [0], [0]
+    moment = threading.Event()
+
+    def answer(_seen: Seen) -> Reply:
+        under_way[0] += 1
+        most[0] = max(most[0], under_way[0])
+        moment.wait(1.5)
+        under_way[0] -= 1
+        return Reply(200)
+
+    receiver.answer = answer
+    here = harness(SB_NOTIFICATION_APPRISE_URLS=receiver.url.replace("http://", "json://"), **OPEN_GATES)
+    here.tell(*(event(number) for number in range(3)))
+    here.work()
+    assert here.states == {"delivered": 3}
+    assert most == [1]

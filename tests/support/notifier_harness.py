@@ -59,7 +59,13 @@ class NotifierHarness:
         ended = [Attempted(delivery, error, 0.1) for delivery, error in zip(batch.deliveries, ways, strict=True)]
         settings = self.notifier.settings
         with self.pool.connection() as connection:
-            return settle(connection, batch.target, ended, (), more=False, settings=settings, outbox=self.outbox)
+            return settle(connection, batch, ended, (), more=False, settings=settings, outbox=self.outbox)
+
+    def give_back(self, batch: Batch) -> Settlement:
+        """Settle a batch of which nothing was begun."""
+        settings = self.notifier.settings
+        with self.pool.connection() as connection:
+            return settle(connection, batch, (), batch.deliveries, more=False, settings=settings, outbox=self.outbox)
 
     def work(self) -> Self:
         """Handle every message there is."""

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from app.core.errors import SinkRejected, SinkUnavailable
+from app.notify.receivers import Reserved
 
 if TYPE_CHECKING:
     from app.core.events import Notification
@@ -25,6 +26,11 @@ class ClaimedDelivery(NamedTuple):
         """How many events it carries: one, or those of a digest."""
         return sum(tally.events for tally in self.notification.event.tallies) or 1
 
+    @property
+    def fresh(self) -> bool:
+        """Whether it is a first attempt that a dedup window or the pace may hold; a digest goes out all the same."""
+        return self.attempt == 1 and not self.notification.event.tallies
+
 
 class Batch(NamedTuple):
     """Deliveries of one receiver, claimed together under one lease, oldest first."""
@@ -37,6 +43,8 @@ class Batch(NamedTuple):
     failures: int = 0
     #: Whether the receiver has more that is due.
     more: bool = False
+    #: What of the receiver is used up for it, in advance.
+    reserved: Reserved = Reserved()
 
 
 class Attempted(NamedTuple):

@@ -23,10 +23,13 @@ from app.notify.delivery.batch import Batch, ClaimedDelivery
 from app.notify.digest import digest
 from app.notify.outbox import Unreadable, read_notification, read_tally, write_event
 from app.notify.policy import MOST_AT_ONCE, Decision, Policy, Waiting, decide
+from app.notify.receivers import Reserved
 from app.storage.postgres import only_row
 from app.storage.transaction import bounded
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from psycopg import Connection, Cursor
 
     from app.notify.routing import Target
@@ -171,18 +174,49 @@ def _claim(
     claimed = [*_claim_alone(cursor, target, decision.alone, settings.lease)]
     if decision.together:
         claimed.append(_claim_digest(cursor, target, decision, settings.lease))
-    if claimed and (decision.paced_until or health.broken or health.catch_up):
-        receivers.reserve(
+    reserved = Reserved()
+    if claimed:
+        caught_up = all(decided.issuperset(heap.ids) for heap in waiting if heap.due and not heap.tried)
+        reserved = _reserve(cursor, target, receiver, decision, windows, settings, caught_up=caught_up)
+    return Batch(target, tuple(claimed), claimed_at, health.failures, more, reserved)
+
+
+def _reserve(  # noqa: PLR0913, PLR0917 - what a batch uses up
+    cursor: Cursor[dict[str, Any]],
+    target: Target,
+    receiver: receivers.Receiver,
+    decision: Decision,
+    windows: Mapping[str, datetime],
+    settings: NotificationSettings,
+    *,
+    caught_up: bool,
+) -> Reserved:
+    """Use up of the receiver what the batch will; return what is given back should it not be sent."""
+    name, policy, health = target.name, policy_of(target, settings), receiver.health
+    opened, ended = tuple(decision.dedup_keys), tuple(decision.ended)
+    reserved = Reserved(
+        opened=opened,
+        until=receiver.now + policy.repeat,
+        before={key: until for key, until in windows.items() if key in opened or key.startswith(ended)},
+    )
+    if decision.paced_until or health.broken or health.catch_up:
+        probe_until, off_until = receivers.reserve(
             cursor,
             name,
             paced_until=decision.paced_until,
             probing=health.broken,
-            caught_up=all(decided.issuperset(heap.ids) for heap in waiting if heap.due and not heap.tried),
+            caught_up=caught_up,
             lease=settings.lease,
         )
-    if claimed:
-        receivers.turn_windows(cursor, name, decision.dedup_keys, decision.ended, policy.repeat)
-    return Batch(target, tuple(claimed), claimed_at, health.failures, more)
+        reserved = reserved._replace(
+            pace=policy.pace if decision.paced_until else timedelta(0),
+            probe_until=probe_until if health.broken else None,
+            off_until=off_until,
+            off_before=health.off_until,
+            catch_up=health.catch_up and caught_up,
+        )
+    receivers.turn_windows(cursor, name, opened, ended, policy.repeat)
+    return reserved
 
 
 def policy_of(target: Target, settings: NotificationSettings) -> Policy:

@@ -47,34 +47,41 @@ async def send_side_by_side(
     given while others were under way.
     """
     waiting, ended, unsent = deque(batch.deliveries), list[Attempted](), list[ClaimedDelivery]()
-    window = _Window(batch.failures)
+    window = _Window(batch.failures, 1 if batch.target.sink.alone else SIDE_BY_SIDE)
     running: set[asyncio.Task[Attempted]] = set()
     settled_at = time.monotonic()
-    while True:
-        while waiting and window.allows(len(running)) and may_begin():
-            running.add(asyncio.ensure_future(_attempted(batch.target, waiting.popleft(), transport, seconds)))
-        if window.closed or not may_begin():
-            unsent += waiting
-            waiting.clear()
-        if not running:
-            return ended, unsent
-        done, running = await asyncio.wait(running, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            ended.append(task.result())
-            window.observe(task.result().error)
-        if not done:
-            window.size += 1
-        if running and (ended or unsent) and time.monotonic() - settled_at >= PATIENCE:
-            await asyncio.to_thread(settle, ended, unsent, not waiting)
-            ended, unsent, settled_at = [], [], time.monotonic()
+    try:
+        while True:
+            while waiting and window.allows(len(running)) and may_begin():
+                running.add(asyncio.ensure_future(_attempted(batch.target, waiting.popleft(), transport, seconds)))
+            if window.closed or not may_begin():
+                unsent += waiting
+                waiting.clear()
+            if not running:
+                return ended, unsent
+            done, running = await asyncio.wait(running, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                ended.append(task.result())
+                window.observe(task.result().error)
+            if not done:
+                window.size += 1
+            if running and (ended or unsent) and time.monotonic() - settled_at >= PATIENCE:
+                await asyncio.to_thread(settle, ended, unsent, not waiting)
+                ended, unsent, settled_at = [], [], time.monotonic()
+    finally:
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.wait(running, timeout=2 * TIDY_UP)
 
 
 class _Window:
     """How many attempts may be under way at once."""
 
-    def __init__(self, failures: int) -> None:
+    def __init__(self, failures: int, most: int) -> None:
         """`failures` are those in a row before; a batch that is begun although the breaker is open is its probe."""
         self.size = 1
+        self._most = most
         self._failures = min(failures, BREAKER_FAILURES - 1)
         self._refused = False
 
@@ -85,7 +92,7 @@ class _Window:
 
     def allows(self, running: int) -> bool:
         """Return whether another one may be begun while so many are under way."""
-        return not self.closed and running < min(self.size, SIDE_BY_SIDE)
+        return not self.closed and running < min(self.size, self._most)
 
     def observe(self, error: SinkRejected | SinkUnavailable | None) -> None:
         """Take note of how one ended."""

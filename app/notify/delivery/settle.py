@@ -1,7 +1,8 @@
 """The settlement: how the attempts of a batch ended is written into its deliveries, and into its receiver's health.
 
 Both are one transaction under the receiver's row, as the claim was. What was claimed and not attempted is given back as
-it was before. A delivery whose lease has ended meanwhile is another process's, and stays as it is.
+it was before, with what the claim has used up for it. A delivery whose lease has ended meanwhile is another process's,
+and stays as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
 from app.core.events import NOTIFICATIONS, Event, Kind, Severity
 from app.notify import receivers
-from app.notify.delivery.batch import Attempted, ClaimedDelivery, DeliveryOutcome
+from app.notify.delivery.batch import Attempted, Batch, ClaimedDelivery, DeliveryOutcome
 from app.notify.delivery.claim import policy_of
 from app.notify.policy import BREAKER_FAILURES, FIRST_OFF_PROBES, Health, backoff, cooldown
 from app.storage.transaction import bounded
@@ -75,7 +76,7 @@ class Settlement(NamedTuple):
 
 def settle(  # noqa: PLR0913 - a batch's end
     connection: Connection[Any],
-    target: Target,
+    batch: Batch,
     attempted: Sequence[Attempted],
     unsent: Sequence[ClaimedDelivery],
     *,
@@ -87,6 +88,7 @@ def settle(  # noqa: PLR0913 - a batch's end
 
     With `more` the receiver is known to have more that is due; else that is looked for where this may have made it so.
     """
+    target = batch.target
     with bounded(connection) as cursor:
         receiver = receivers.lock(cursor, target.name, policy_of(target, settings), settings)
         health, now = receiver.health, receiver.now
@@ -101,13 +103,28 @@ def settle(  # noqa: PLR0913 - a batch's end
             for sent, outcome in ours:
                 health, _ = _observe(health, sent, outcome, now, settings)
         written = _update_receiver(cursor, target, receiver.health, health, ours, outbox)
-        recovered = any(outcome.recovered for _, outcome in ours)
+        if given_back := [delivery for delivery in unsent if delivery.id in settled]:
+            fresh = sum(delivery.fresh for delivery in given_back)
+            receivers.give_back(cursor, target.name, batch.reserved, fresh)
+        # In one settlement a success and a refusal may come in any order; what is told is how it stands after all.
+        recovered = any(outcome.recovered for _, outcome in ours) and not health.resting(now)
+        off = health.off_until is not None
         if recovered:
             cursor.execute(EXPEDITE_RETRIES, {"target": target.name})
         looks = more or recovered or unsent or target.sink.grouped
         row = cursor.execute(NEXT_DUE, {"target": target.name}).fetchone() if looks else None
         follow = row["id"] if row and not health.closed_to_all(now) else None
-        told = ((sent, outcome._replace(final_states=settled[sent.delivery.id])) for sent, outcome in ours)
+        told = (
+            (
+                sent,
+                outcome._replace(
+                    final_states=settled[sent.delivery.id],
+                    recovered=outcome.recovered and recovered,
+                    switched_off=outcome.switched_off and off,
+                ),
+            )
+            for sent, outcome in ours
+        )
         return Settlement(tuple(told), follow, tuple(written))
 
 
@@ -166,12 +183,14 @@ def _observe(
     """Return a receiver's health after an attempt, and what the attempt has changed about it."""
     error = sent.error
     if not isinstance(error, SinkUnavailable):
-        well = health._replace(failures=0, trips=0, rests_until=None, probe_until=None)
+        # Nothing is begun while it rests: what gets through then was begun before, and does not end the rest.
+        rests_until = health.rests_until if health.resting(now) else None
+        well = health._replace(failures=0, trips=0, rests_until=rests_until, probe_until=None)
         if error is not None and _still_off(error, health):
             return well, outcome
         if outcome.switched_off:
             return well._replace(off_until=now + FIRST_OFF_PROBES), outcome
-        recovered = health.broken or health.rests_until is not None
+        recovered = health.broken or health.rests_until is not rests_until
         return well._replace(off_until=None), outcome._replace(recovered=recovered)
     if error.fault is Fault.RATE_LIMITED:
         rests_until = max(health.rests_until or now, now + outcome.wait)
