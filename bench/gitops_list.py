@@ -100,12 +100,12 @@ async def _serve(size: int, seconds: float) -> None:
 
 async def _ask(url: str, paths: list[str]) -> int:
     """Ask for these, so many at once; return how many bytes came. An answer that is too long is not parsed."""
-    client = http.client(DiallingTransport(http.system_context(), egress.resolve))
+    client = http.Client(DiallingTransport(http.system_context(), egress.resolve))
     left, taken = iter(paths), [0]
 
     async def work() -> None:
         for path in left:
-            response = await client.send(client.build_request("GET", url + path), stream=True)
+            response = await client.send(client.build_request("GET", url + path))
             body = await http.read(response, MOST_BODY)
             await response.aclose()
             taken[0] += len(body)

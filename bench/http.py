@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -50,11 +51,12 @@ async def _serve() -> None:
 
 async def _ask(client: Any, url: str, requests: int, at_once: int) -> None:
     left = iter(range(requests))
+    send = client.send if isinstance(client, http.Client) else partial(client.send, stream=True)
 
     async def work() -> None:
         for _ in left:
             async with asyncio.timeout(DEADLINE):
-                response = await client.send(client.build_request("GET", url), stream=True)
+                response = await send(client.build_request("GET", url))
                 assert len(await http.read(response, LIMIT)) == len(BODY)
                 await response.aclose()
 
@@ -64,7 +66,7 @@ async def _ask(client: Any, url: str, requests: int, at_once: int) -> None:
 
 WAYS: dict[str, Callable[[], Any]] = {
     "httpx as it comes": lambda: httpx.AsyncClient(trust_env=False, verify=http.system_context()),
-    "ours": lambda: http.client(DiallingTransport(http.system_context(), egress.resolve)),
+    "ours": lambda: http.Client(DiallingTransport(http.system_context(), egress.resolve)),
 }
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import httpx
 
@@ -40,33 +40,26 @@ _PATIENCE = 2.0
 _PORTS = {"http": 80, "https": 443}
 _TUNNEL = range(200, 300)
 
-T = TypeVar("T")
 
-
-async def first_to_answer(addresses: Sequence[str], connect: Callable[[str], Awaitable[T]]) -> T:
-    """Connect to the first of a host's addresses that answers. Raises what `connect` does at the last one."""
+async def dial(addresses: Sequence[str], port: int) -> socket.socket:
+    """Return a socket that is connected to the first address that answers. Raises what the last one does, OSError."""
     *others, last = addresses
     for address in others:
         with suppress(OSError):
             async with asyncio.timeout(_PATIENCE):
-                return await connect(address)
-    return await connect(last)
+                return await _dialled(address, port)
+    return await _dialled(last, port)
 
 
-async def dial(addresses: Sequence[str], port: int) -> socket.socket:
-    """Return a socket that is connected to the first address that answers. Raises OSError."""
-
-    async def connect(address: str) -> socket.socket:
-        connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
-        connection.setblocking(False)
-        try:
-            await asyncio.get_running_loop().sock_connect(connection, (address, port))
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    return await first_to_answer(addresses, connect)
+async def _dialled(address: str, port: int) -> socket.socket:
+    connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    connection.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(connection, (address, port))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 class DiallingTransport(httpx.AsyncBaseTransport):
@@ -142,18 +135,25 @@ class DiallingTransport(httpx.AsyncBaseTransport):
         """Connect. Raises httpx.ConnectError, or ProxyError when the proxy makes no tunnel, with what it was."""
         loop, host, port = asyncio.get_running_loop(), target.host, target.port
         tls: dict[str, Any] = {"ssl": self._context, "server_hostname": target.name} if target.name else {}
-        if target.name:  # one that no certificate can have is an error of any class: before there is a socket to close
-            self._context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=target.name)
         try:
             if self._unix_socket:
+                self._check(target.name)
                 return (await loop.create_unix_connection(Connection, self._unix_socket, **tls))[1]
             if self._proxy and target.name and not self._proxy.spares(host):
                 await self._judge(host, port)
+                self._check(target.name)
                 return await _secured(await _tunnel(self._proxy, host, port), self._context, target.name)
-            connected = await dial(await self._resolve(host, port), port)
+            addresses = await self._resolve(host, port)
+            self._check(target.name)
+            connected = await dial(addresses, port)
             return (await loop.create_connection(Connection, sock=connected, **tls))[1]
         except (NameUnknown, AddressBlocked, OSError) as error:
             raise httpx.ConnectError("not connected") from error
+
+    def _check(self, name: str) -> None:
+        """Raise, an error of any class, for a name that no certificate can have: before there is a socket to close."""
+        if name:
+            self._context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
 
     async def _judge(self, host: str, port: int) -> None:
         """Raise AddressBlocked for a host that stands for a closed address, here or maybe for the proxy."""

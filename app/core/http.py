@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import httpx
 
@@ -72,11 +72,13 @@ class Client:
     def __init__(
         self,
         transport: httpx.AsyncBaseTransport,
-        mounts: Mapping[str, httpx.AsyncBaseTransport],
-        headers: Mapping[str, str],
+        *,
+        mounts: Mapping[str, httpx.AsyncBaseTransport] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        self._transport, self._mounts = transport, mounts
-        self._headers = httpx.Headers({**HEADERS, **headers})
+        """`mounts` are transports for schemes ("http://") that `transport` is not for."""
+        self._transport, self._mounts = transport, mounts or {}
+        self._headers = httpx.Headers({**HEADERS, **(headers or {})})
 
     def build_request(  # noqa: PLR0913 - what httpx has
         self,
@@ -98,9 +100,8 @@ class Client:
             request = next(httpx.BasicAuth(request.url.username, request.url.password).auth_flow(request))
         return request
 
-    async def send(self, request: httpx.Request, *, stream: Literal[True]) -> httpx.Response:
-        """Return the answer, its body still to be read (`stream`). Raises httpx.HTTPError."""
-        del stream
+    async def send(self, request: httpx.Request) -> httpx.Response:
+        """Return the answer, its body still to be read. Raises httpx.HTTPError."""
         transport = self._mounts.get(f"{request.url.scheme}://", self._transport)
         return await transport.handle_async_request(request)
 
@@ -108,16 +109,6 @@ class Client:
         """Close all connections."""
         for transport in {self._transport, *self._mounts.values()}:
             await transport.aclose()
-
-
-def client(
-    transport: httpx.AsyncBaseTransport,
-    *,
-    mounts: Mapping[str, httpx.AsyncBaseTransport] | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> Client:
-    """Return a client over a transport, or over those in `mounts` for their schemes ("http://")."""
-    return Client(transport, mounts or {}, headers or {})
 
 
 async def read(response: httpx.Response, limit: int, *, patience: float | None = None) -> bytearray:

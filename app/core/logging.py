@@ -30,7 +30,6 @@ _LEAKING = (
     "psycopg",
     "redis",
     "httpx",
-    "httpcore",
     "aiosmtplib",
     "mail.log",
     "asyncio",

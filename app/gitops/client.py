@@ -96,7 +96,7 @@ class Client:
         if server_name and not http.is_server_name(server_name):
             raise WrongEndpoint("tls_server_name is not a server's name")
         inner = DiallingTransport(context, egress.resolve, kept=connections)
-        self._http = http.client(ReadOnly(prefix, inner), headers={"Accept": "application/json"})
+        self._http = http.Client(ReadOnly(prefix, inner), headers={"Accept": "application/json"})
         self._extensions = {"sni_hostname": server_name} if server_name else {}
 
     async def application(self, name: str, known: Mapping[str, str]) -> tuple[Application, Mapping[str, str]]:
@@ -137,7 +137,7 @@ class Client:
         )
         try:
             async with asyncio.timeout(self._deadline):
-                response = await self._http.send(request, stream=True)
+                response = await self._http.send(request)
                 try:
                     body = await http.read(response, MOST_BODY)
                 finally:

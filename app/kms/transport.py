@@ -202,8 +202,7 @@ class KeyServiceTransport:
         response = await client.send(
             client.build_request(
                 request.method, request.url, content=request.body, headers=dict(request.headers), extensions=extensions
-            ),
-            stream=True,
+            )
         )
         try:
             return Reply(response.status_code, response.headers, await http.read(response, MOST_BODY))
@@ -226,7 +225,7 @@ class KeyServiceTransport:
             transport = DiallingTransport(
                 self._context, resolve, proxied=not request.credentials, unix_socket=request.socket
             )
-            self._clients[key] = http.client(transport)
+            self._clients[key] = http.Client(transport)
         return self._clients[key]
 
 

@@ -22,7 +22,7 @@ import aiosmtplib
 import httpx
 
 from app.core import http
-from app.core.dialling import DiallingTransport, first_to_answer
+from app.core.dialling import DiallingTransport, dial
 from app.core.errors import AddressBlocked, Fault, SinkRejected, SinkUnavailable
 from app.core.lookup import NameUnknown
 from app.notify.egress import OPEN, EgressPolicy
@@ -93,7 +93,7 @@ class NetworkTransport:
             )
             for cleartext in (False, True)
         )
-        return http.client(secure, mounts={"http://": clear})
+        return http.Client(secure, mounts={"http://": clear})
 
     @property
     def now(self) -> datetime:
@@ -110,7 +110,7 @@ class NetworkTransport:
         client = self._clients[private]
         try:
             request = client.build_request("POST", url.get_secret_value(), content=body, headers=dict(headers))
-            response = await client.send(request, stream=True)
+            response = await client.send(request)
             try:
                 content = await http.read(response, MOST_BODY, patience=_BODY_PATIENCE)
             finally:
@@ -176,20 +176,9 @@ class NetworkTransport:
         return process.returncode or 0
 
     async def _dial(self, server: MailServer) -> socket.socket:
-        async def connect(address: str) -> socket.socket:
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            connection = socket.socket(family, socket.SOCK_STREAM)
-            connection.setblocking(False)
-            try:
-                await asyncio.get_running_loop().sock_connect(connection, (address, server.port))
-            except BaseException:
-                connection.close()
-                raise
-            return connection
-
         try:
             addresses = await self._egress.resolve(server.host, server.port, cleartext=server.tls == "none")
-            return await first_to_answer(addresses, connect)
+            return await dial(addresses, server.port)
         except NameUnknown:
             raise SinkUnavailable(Fault.DNS) from None
         except AddressBlocked:

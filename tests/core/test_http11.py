@@ -32,7 +32,7 @@ def transport(pem: str | None = None, kept: int | None = None) -> DiallingTransp
 
 async def ask(client: http.Client, url: str, method: str = "POST", **more: Any) -> tuple[int, bytes]:
     async with asyncio.timeout(HUNG):
-        response = await client.send(client.build_request(method, url, **more), stream=True)
+        response = await client.send(client.build_request(method, url, **more))
         try:
             return response.status_code, bytes(await http.read(response, LIMIT))
         finally:
@@ -41,7 +41,7 @@ async def ask(client: http.Client, url: str, method: str = "POST", **more: Any) 
 
 def run(work: Callable[[http.Client], Coroutine[Any, Any, Any]], **more: Any) -> Any:
     async def whole() -> Any:
-        client = http.client(transport(**more))
+        client = http.Client(transport(**more))
         try:
             return await work(client)
         finally:
@@ -164,7 +164,7 @@ def test_it_does_not_matter_in_which_pieces_an_answer_comes(raw: bytes) -> None:
 )
 def test_a_status_is_there_although_its_body_is_nonsense_in_the_same_packet(raw: bytes) -> None:
     async def status(client: http.Client, url: str) -> int:
-        response = await client.send(client.build_request("POST", url), stream=True)
+        response = await client.send(client.build_request("POST", url))
         await response.aclose()
         return response.status_code
 
@@ -188,7 +188,7 @@ def test_an_answer_that_nobody_reads_is_not_taken_from_the_network() -> None:
             sent[0] += 65536
 
     async def wait(client: http.Client, url: str) -> None:
-        response = await client.send(client.build_request("GET", url), stream=True)
+        response = await client.send(client.build_request("GET", url))
         before = -1
         while sent[0] != before:  # until the server is stopped by what nobody takes
             before = sent[0]
@@ -314,7 +314,7 @@ def test_a_connection_that_has_ended_while_nobody_used_it_is_not_used(
                 over.wait(HUNG)
 
     loop = asyncio.new_event_loop()
-    client = http.client(transport(authority.pem))
+    client = http.Client(transport(authority.pem))
     with Rude(treat) as server:
         url = server.url.replace("http:", "https:") if tls else server.url
         for _ in range(2):
@@ -385,7 +385,7 @@ def test_a_name_that_no_certificate_can_have_opens_nothing(tmp_path: Path, name:
     async def asked(client: http.Client, url: str) -> None:
         request = client.build_request("GET", url, extensions={"sni_hostname": name})
         with pytest.raises((ValueError, TypeError)):
-            await client.send(request, stream=True)
+            await client.send(request)
 
     with Rude(http_server.silence) as server:
         run(lambda client: asked(client, server.url.replace("http:", "https:")), pem=authority.pem)
