@@ -148,6 +148,13 @@ CREATE INDEX notification_delivery_age ON secrets_bridge_worker.notification_del
 CREATE INDEX notification_event_order ON secrets_bridge_worker.notification_event (created_at, id);
 DROP INDEX secrets_bridge_worker.notification_event_age;
 """,
+    """
+ALTER TABLE secrets_bridge_worker.sweep_state ADD COLUMN pass_rows_failed bigint NOT NULL DEFAULT 0;
+COMMENT ON COLUMN secrets_bridge_worker.sweep_state.rows_failed IS
+    'rows that could not be swept in the last pass through the table';
+COMMENT ON COLUMN secrets_bridge_worker.sweep_state.pass_rows_failed IS
+    'the same of the pass that several runs share, so far';
+""",
 )
 VERSION = len(_VERSIONS)
 

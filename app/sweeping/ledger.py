@@ -75,7 +75,7 @@ WITH clock AS (
      WHERE (state.last_slot <= excluded.last_slot OR state.last_slot > now() + %(interval)s)
        AND NOT EXISTS (SELECT FROM secrets_bridge_worker.sweep_run
                         WHERE name = %(name)s AND slot = excluded.last_slot AND outcome = 'success')
- RETURNING token, previous_slot, position, failures, rows_failed, batch_rows
+ RETURNING token, previous_slot, position, failures, rows_failed, pass_rows_failed, batch_rows
 )
 SELECT due.slot, before.last_slot, claimed.*
   FROM due LEFT JOIN before ON true LEFT JOIN claimed ON true
@@ -127,10 +127,12 @@ WITH finished AS (
      WHERE id = %(run)s
 )
 UPDATE secrets_bridge_worker.sweep_state
-   SET position = %(position)s, failures = 0, rows_failed = %(rows_failed)s, batch_rows = %(batch_rows)s
+   SET position = %(position)s, failures = 0, rows_failed = %(rows_failed)s,
+       pass_rows_failed = %(pass_rows_failed)s, batch_rows = %(batch_rows)s
  WHERE name = %(name)s AND token = %(token)s
-   AND (position, failures, rows_failed, batch_rows)
-       IS DISTINCT FROM (%(position)s::bigint, 0::bigint, %(rows_failed)s::bigint, %(batch_rows)s::integer)
+   AND (position, failures, rows_failed, pass_rows_failed, batch_rows)
+       IS DISTINCT FROM (%(position)s::bigint, 0::bigint, %(rows_failed)s::bigint, %(pass_rows_failed)s::bigint,
+                         %(batch_rows)s::integer)
 """
 
 MOVE_ON = """
@@ -219,8 +221,9 @@ class Rest(NamedTuple):
 
     #: Where the next run goes on; None when nothing is left.
     position: int | None
-    #: Rows that could not be swept.
+    #: Rows that could not be swept in the last pass through the table, and so far in the one under way.
     rows_failed: int = 0
+    pass_rows_failed: int = 0
     #: Rows a batch, where the usual number is too slow.
     batch_rows: int | None = None
 
@@ -245,9 +248,11 @@ class Claim(NamedTuple):
     covered: int
     #: Where the run before it stopped for lack of time.
     position: int
-    #: Failed attempts since the last success, and rows that the run before could not sweep.
+    #: Failed attempts since the last success.
     failures: int
+    #: Rows that could not be swept in the last pass through the table, and so far in the one under way.
     rows_failed: int
+    pass_rows_failed: int
     #: Rows a batch, where a run before found the usual number too slow.
     batch_rows: int | None
 
@@ -366,7 +371,7 @@ def finish(cursor: Cursor[dict[str, Any]], claimed: Claimed, progress: Progress,
     if progress.batches > 1:  # the first has been durable from its beginning
         cursor.execute(DURABLE)
     row = {"run": claimed.run, "name": claimed.name, "token": claimed.claim.token, **progress.columns()}
-    left = {"position": rest.position or 0, "rows_failed": rest.rows_failed, "batch_rows": rest.batch_rows}
+    left = {**rest._asdict(), "position": rest.position or 0}
     cursor.execute(FINISH, {**row, **left, "handed_over": rest.position is not None})
 
 

@@ -389,10 +389,7 @@ class _Attempt(Generic[S]):
             ledger.count(cursor, claimed, progress)
             ledger.move_on(cursor, claimed, (step.resume_at or 0) if handed_over else 0)
             return after
-        # What some run of a pass through the table has found counts for the whole pass.
-        whole = not handed_over and not claim.position
-        rows_failed = strategy.rows_failed if whole else max(strategy.rows_failed, claim.rows_failed)
-        rest = Rest(step.resume_at if handed_over else None, rows_failed, strategy.batch_rows)
+        rest = _rest(claim, strategy, step.resume_at if handed_over else None)
         ledger.finish(cursor, claimed, progress, rest)
         ledger.prune(cursor, claimed.name, self._runner.retention)
         written = self._runner.outbox.write(cursor, self._done_events(claim, sweep, strategy.rows_failed))
@@ -443,7 +440,7 @@ class _Attempt(Generic[S]):
         events = [self._sweeper.recovered(claim.failures)] if claim.failures else []
         if sweep.changed:
             events.append(self._sweeper.done(sweep))
-        if rows_failed and not claim.rows_failed:
+        if rows_failed and not (claim.rows_failed or claim.pass_rows_failed):
             events.append(self._sweeper.rows_failed(rows_failed))
         return events
 
@@ -454,6 +451,15 @@ class _Attempt(Generic[S]):
 
 def _nothing() -> None:
     pass
+
+
+def _rest(claim: Claim, strategy: Strategy, resume_at: int | None) -> Rest:
+    """Return what a run leaves to the next one; a pass through the table may have been shared by several."""
+    failed = strategy.rows_failed + (claim.pass_rows_failed if claim.position else 0)
+    ended = resume_at is None or resume_at < claim.position
+    if ended:
+        return Rest(resume_at, failed, 0, strategy.batch_rows)
+    return Rest(resume_at, claim.rows_failed, failed, strategy.batch_rows)
 
 
 def _check_fence(answers: Answers) -> Begun:

@@ -343,3 +343,32 @@ def test_a_partitioned_table_is_swept_whole(replica: Replica, sql: Connection[An
     )
     assert replica.run(agents_stale, AgentsStale()).changed == 30_000
     assert column(sql, "SELECT count(*) FROM agents WHERE status = 'stale'") == [30_000]
+
+
+def test_bad_rows_of_a_pass_in_shares_are_told_once_and_again_when_they_are_new(
+    replica: Replica, sql: Connection[Any]
+) -> None:
+    fill(sql, WRAPS)
+    sql.execute(
+        "UPDATE secret_wraps SET expires_at = '2026-01-01', consumed_at = now(), consumed_by_user = 'bad'"
+        " WHERE ctid = (SELECT max(ctid) FROM secret_wraps)"
+    )
+    sql.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN IF OLD.consumed_by_user = 'bad' THEN RAISE 'no' USING ERRCODE = '23503'; END IF; RETURN OLD; END $$"
+    )
+    sql.execute("CREATE TRIGGER refuse BEFORE DELETE ON secret_wraps FOR EACH ROW EXECUTE FUNCTION refuse()")
+    replica.runner.most_pages = column(sql, "SELECT pg_relation_size('secret_wraps') / 8192")[0] // 3 + 1
+
+    def told() -> int:
+        """Do two passes, and return how often bad rows have been told so far."""
+        for _ in range(6):
+            replica.run(wraps_expired, WrapsExpired())
+            replica.next_slot()
+        return sum("stepped around" in event.title for event in replica.events)
+
+    assert told() == 1
+    sql.execute("UPDATE secret_wraps SET expires_at = now() + interval '1 d' WHERE consumed_by_user = 'bad'")
+    assert told() == 1
+    sql.execute("UPDATE secret_wraps SET expires_at = '2026-01-01' WHERE consumed_by_user = 'bad'")
+    assert told() == 2
