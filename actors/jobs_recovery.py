@@ -25,7 +25,7 @@ from app.sweeping.scans.keyset_scan import KeysetScan
 from app.sweeping.scans.page_scan import PageScan
 from app.sweeping.scans.refusals import HELD, SLOW, step_aside
 from app.sweeping.scans.scan import WAIT, Scan
-from app.sweeping.scans.sql import LOCK_WAIT, keyset_sql, page_sql
+from app.sweeping.scans.sql import LOCK_WAIT, sweep_sql
 from app.sweeping.strategy import Run
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -50,9 +50,14 @@ class JobsRecovery(SweeperSettings):
 
 INDEX = Index("sync_jobs", "claim_expires_at", "(status = 'claimed'::text)")
 
-EXPIRE = "UPDATE sync_jobs SET status = 'expired'"
-RETURNING = "job_type, request_id, payload ->> 'connection_id' AS connection"
-COUNTED = """
+PAGES, KEYS = sweep_sql(
+    "sync_jobs",
+    column="claim_expires_at",
+    still="status = 'claimed'",
+    before="<",
+    change="UPDATE sync_jobs SET status = 'expired'",
+    returning="job_type, request_id, payload ->> 'connection_id' AS connection",
+    counted="""
          , count(*) FILTER (WHERE job_type = 'sync') AS sync
          , count(*) FILTER (WHERE job_type = 'discover') AS discover
          , count(*) FILTER (WHERE job_type = 'verify') AS verify
@@ -60,22 +65,7 @@ COUNTED = """
          , count(*) FILTER (WHERE job_type = 'patch') AS patch
          , count(*) FILTER (WHERE job_type = 'read') AS read
          , count(request_id) AS with_request
-         , array_agg(DISTINCT connection) FILTER (WHERE connection IS NOT NULL) AS connections"""
-PAGES = page_sql(
-    "sync_jobs",
-    due="status = 'claimed' AND claim_expires_at < %(cutoff)s",
-    change=EXPIRE,
-    returning=RETURNING,
-    counted=COUNTED,
-)
-KEYS = keyset_sql(
-    "sync_jobs",
-    column="claim_expires_at",
-    still="status = 'claimed'",
-    before="<",
-    change=EXPIRE,
-    returning=RETURNING,
-    counted=COUNTED,
+         , array_agg(DISTINCT connection) FILTER (WHERE connection IS NOT NULL) AS connections""",
 )
 
 WRITABLE = """

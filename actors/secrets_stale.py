@@ -6,7 +6,7 @@ from app.core.values import Cadence, PositiveDuration
 from app.sweeping.scans.indexed_scan import Index, IndexedScan
 from app.sweeping.scans.keyset_scan import KeysetScan
 from app.sweeping.scans.page_scan import PageScan
-from app.sweeping.scans.sql import keyset_sql, page_sql
+from app.sweeping.scans.sql import sweep_sql
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 
@@ -30,9 +30,13 @@ class SecretsStale(SweeperSettings):
 # The api's index on last_seen_at has those that are missing as well, the longest missing first.
 INDEX = Index("secrets", "last_seen_at", "(status = 'present'::text)")
 
-FLIP = "UPDATE secrets SET status = 'missing'"
-PAGES = page_sql("secrets", due="status = 'present' AND last_seen_at < %(cutoff)s", change=FLIP)
-KEYS = keyset_sql("secrets", column="last_seen_at", still="status = 'present'", before="<", change=FLIP)
+PAGES, KEYS = sweep_sql(
+    "secrets",
+    column="last_seen_at",
+    still="status = 'present'",
+    before="<",
+    change="UPDATE secrets SET status = 'missing'",
+)
 
 
 @sweeper(

@@ -17,7 +17,7 @@ from app.sweeping.scans.indexed_scan import Index, IndexedScan
 from app.sweeping.scans.keyset_scan import KeysetScan
 from app.sweeping.scans.page_scan import PageScan
 from app.sweeping.scans.scan import Scan
-from app.sweeping.scans.sql import keyset_sql, page_sql
+from app.sweeping.scans.sql import keyset_sql, sweep_sql
 from app.sweeping.strategy import Run
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -59,8 +59,7 @@ INDEX = Index("secret_wraps", "expires_at")
 UNCONSUMED = Index("secret_wraps", "expires_at", "(consumed_at IS NULL)")
 
 DELETE = "DELETE FROM secret_wraps"
-PAGES = page_sql("secret_wraps", due="expires_at <= %(cutoff)s", change=DELETE)
-KEYS = keyset_sql("secret_wraps", column="expires_at", change=DELETE)
+PAGES, KEYS = sweep_sql("secret_wraps", column="expires_at", change=DELETE)
 FIRST = keyset_sql("secret_wraps", column="expires_at", still="consumed_at IS NULL", change=DELETE)
 
 # A session that has not ended yet counts as well: it will have by the time that its wraps are asked for.
@@ -69,8 +68,7 @@ SELECT DISTINCT wrap::text AS id FROM reveal_sessions, unnest(wrap_ids) AS wrap
  WHERE coalesce(expired_at, expires_at) > %(since)s AND wrap IS NOT NULL
 """
 BUT_KEPT: LiteralString = "id NOT IN (SELECT unnest(%(kept)s::uuid[]))"
-PAGES_BUT = page_sql("secret_wraps", due=f"expires_at <= %(cutoff)s AND {BUT_KEPT}", change=DELETE)
-KEYS_BUT = keyset_sql("secret_wraps", column="expires_at", still=BUT_KEPT, change=DELETE)
+PAGES_BUT, KEYS_BUT = sweep_sql("secret_wraps", column="expires_at", still=BUT_KEPT, change=DELETE)
 FIRST_BUT = keyset_sql("secret_wraps", column="expires_at", still=f"consumed_at IS NULL AND {BUT_KEPT}", change=DELETE)
 THERE = """
 SELECT count(*) > 0 AS there, bool_and(has_column_privilege(attrelid, attnum, 'SELECT')) AS readable

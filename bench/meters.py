@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +27,14 @@ def cpu_seconds(pid: int) -> float:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
     except OSError:
         return float(sum(psutil.Process(pid).cpu_times()[:2]))
+
+
+def rates(now: Callable[[], Sequence[float]], seconds: float) -> list[float]:
+    """Look on for so many seconds; return by how much each of some counters grew in one."""
+    before, started = now(), time.monotonic()
+    time.sleep(seconds)
+    passed = time.monotonic() - started
+    return [(end - begin) / passed for begin, end in zip(before, now(), strict=True)]
 
 
 class Meter:

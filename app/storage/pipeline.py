@@ -43,6 +43,13 @@ class PipelinedTransaction:
             yield
 
     @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Begin, send what the block executes, and commit."""
+        with self.begin():
+            yield
+            self._connection.execute("COMMIT", prepare=False)
+
+    @contextmanager
     def together(self) -> Iterator[None]:
         """Send what the block executes."""
         with self._connection.pipeline():

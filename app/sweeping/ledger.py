@@ -17,6 +17,7 @@ from psycopg.types.json import Jsonb
 from app.core.errors import Failure, Fenced, NotDue, Reason
 from app.storage.postgres import only_row
 from app.sweeping import clocks
+from app.sweeping.scans.sql import PAGES_OF_SWEPT
 from app.sweeping.schedule import Slot, microseconds, moment
 
 if TYPE_CHECKING:
@@ -37,20 +38,18 @@ SELECT set_config('statement_timeout', %(statement)s, true),
        CASE WHEN NOT %(durable)s THEN set_config('synchronous_commit', 'off', true) END
 """
 
-# Of a partitioned table the largest partition counts.
-BEGIN = """
+BEGIN = f"""
 SELECT now() AS now,
        EXISTS (SELECT FROM pg_attribute
                 WHERE attrelid = to_regclass(split_part(%(relation)s, '.', 1)) AND NOT attisdropped
                   AND split_part(%(relation)s, '.', 2) IN ('', attname)) AS present,
        CASE swept.relkind WHEN 'p' THEN (SELECT count(*) FROM pg_partition_tree(swept.oid) WHERE isleaf)
             ELSE 1 END AS partitions,
-       CASE swept.relkind WHEN 'p' THEN (SELECT max(pg_relation_size(relid)) FROM pg_partition_tree(swept.oid))
-            ELSE pg_relation_size(swept.oid) END / current_setting('block_size')::int AS pages,
+{PAGES_OF_SWEPT} AS pages,
        CASE WHEN relpages > 0 THEN greatest(reltuples, 0) / relpages ELSE 0 END::float8 AS rows_per_page
   FROM (SELECT to_regclass(%(table)s) AS oid) AS named
   LEFT JOIN pg_class AS swept USING (oid)
-"""
+"""  # noqa: S608 - all its parts are literals
 DURABLE = "SET LOCAL synchronous_commit TO DEFAULT"
 
 # The newest slot that is due, or the tick's own, which may be ahead of this clock by half an interval: one that is

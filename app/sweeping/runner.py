@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("scheduler")
 
 S = TypeVar("S", bound=SweeperSettings)
+T = TypeVar("T")
 
 #: Share of its interval that a run may take, and the most it may take, unless the operator says otherwise.
 BUDGET_SHARE, BUDGET_MOST = 0.5, timedelta(seconds=30)
@@ -215,10 +216,9 @@ class _Attempt(Generic[S]):
 
     def _read(self, connection: Connection[Any], query: LiteralString, **parameters: object) -> dict[str, Any]:
         self._tick.lease.check()
-        with PipelinedTransaction(connection) as transaction, transaction.begin():
+        with PipelinedTransaction(connection) as transaction, transaction.whole():
             self._begin(connection)
             reading = connection.cursor(row_factory=dict_row).execute(query, parameters)
-            connection.execute("COMMIT", prepare=False)
         return only_row(reading)
 
     def _stopping(self) -> bool:
@@ -238,11 +238,12 @@ class _Attempt(Generic[S]):
         """Do one step, or none to hand over; in the transaction that claims the slot if there is none `before`."""
         self._tick.lease.check()
         watch = Stopwatch(self._round_trip)
+        ask = _ask_nothing if hand_over else strategy.ask
         with PipelinedTransaction(connection) as transaction:
             if before is None:
-                before, run = self._claim(transaction, connection, strategy, watch, ask=not hand_over)
+                before, run = self._claim(transaction, connection, strategy.older_than, ask, watch)
             else:
-                run = self._go_on(transaction, connection, strategy, before.claimed, ask=not hand_over)
+                run = self._go_on(transaction, connection, before.claimed, ask)
             step = Step({}, last=False, resume_at=strategy.resume_at)
             if not hand_over:
                 step = self._strategy_step(strategy, run, begun=before.transactions > 0)
@@ -262,10 +263,9 @@ class _Attempt(Generic[S]):
         self,
         transaction: PipelinedTransaction,
         connection: Connection[Any],
-        strategy: Strategy,
+        older_than: timedelta,
+        ask: Callable[[Run], None],
         watch: Stopwatch,
-        *,
-        ask: bool,
     ) -> tuple[RunState, Run]:
         """Claim the newest due slot, open its run, and report what unfinished runs before this one had done.
 
@@ -283,55 +283,33 @@ class _Attempt(Generic[S]):
             with transaction.commit():
                 pass  # what was put right of a clock that was ahead
             raise NotDue(Reason.SUPERSEDED)
-        cutoff = begun.now - strategy.older_than
+        cutoff = begun.now - older_than
         run = self._run(connection, begun, claim, began=begun.now, cutoff=cutoff)
-        opening = self._ask(
+        claimed = _answered(
             transaction.together(),
             lambda: ledger.open_run(connection, name, claim, worker=self._runner.worker, cutoff=cutoff),
-            (lambda: strategy.ask(run)) if ask else _nothing,
+            partial(ask, run),
+            lambda answers: ledger.opened(answers, name, claim, began=begun.now, cutoff=cutoff),
         )
-        claimed = ledger.opened(opening, name, claim, began=begun.now, cutoff=cutoff)
         deliveries = self._runner.outbox.write(run.cursor, self._interrupted_events(claimed.interrupted))
         return RunState(claimed, Sweep(cutoff=cutoff), deliveries=tuple(deliveries)), run
 
     def _go_on(
-        self, transaction: PipelinedTransaction, connection: Connection[Any], strategy: Strategy, claimed: Claimed,
-        *, ask: bool,
-    ) -> Run:  # fmt: skip
+        self,
+        transaction: PipelinedTransaction,
+        connection: Connection[Any],
+        claimed: Claimed,
+        ask: Callable[[Run], None],
+    ) -> Run:
         """Begin the transaction after another. Raises Fenced."""
-        began, cutoff = claimed.began, claimed.cutoff
-        run = self._run(connection, self._begun, claimed.claim, began=began, cutoff=cutoff)
-        answers = self._ask(
+        run = self._run(connection, self._begun, claimed.claim, began=claimed.began, cutoff=claimed.cutoff)
+        begun = _answered(
             transaction.begin(),
             lambda: Answers(self._begin(connection, durable=False), ledger.fence(connection, claimed)),
-            (lambda: strategy.ask(run)) if ask else _nothing,
-            _check_fence,
+            partial(ask, run),
+            _fenced,
         )
-        begun = _check_fence(answers)
         return replace(run, pages=begun.pages, partitions=begun.partitions)
-
-    def _ask(
-        self,
-        block: AbstractContextManager[None],
-        send: Callable[[], Answers],
-        ask: Callable[[], None],
-        check: Callable[[Answers], object] = lambda _answers: None,
-    ) -> Answers:
-        """Send what the ledger needs and what the step begins with. Raises _StepFailed if the latter is what fails.
-
-        What `check` raises of the former comes first.
-        """
-        answers = None
-        try:
-            with block:
-                answers = send()
-                ask()
-        except psycopg.Error as error:
-            if answers is not None and answers.arrived:
-                check(answers)
-                raise _StepFailed(error) from None
-            raise
-        return answers
 
     def _begin(self, connection: Connection[Any], *, durable: bool = True) -> Cursor[dict[str, Any]]:
         relation = self._sweeper.rests_without(self._settings)
@@ -345,16 +323,16 @@ class _Attempt(Generic[S]):
             connection.cursor(row_factory=dict_row),
             self._sweeper.table,
             claim.slot,
-            began,
-            cutoff,
-            claim.position,
-            claim.batch_rows,
-            begun.pages,
-            begun.partitions,
-            begun.rows_per_page,
-            self._runner.most_pages,
-            self._limits.lock,
-            self._tick.targets,
+            now=began,
+            cutoff=cutoff,
+            position=claim.position,
+            batch_rows=claim.batch_rows,
+            pages=begun.pages,
+            partitions=begun.partitions,
+            rows_per_page=begun.rows_per_page,
+            most_pages=self._runner.most_pages,
+            lock_timeout=self._limits.lock,
+            targets=self._tick.targets,
         )
 
     def _observe_clocks(self, now: datetime) -> None:
@@ -449,8 +427,31 @@ class _Attempt(Generic[S]):
         return [self._sweeper.done(sweep, interrupted=1) for sweep in sweeps]
 
 
-def _nothing() -> None:
+def _ask_nothing(_run: Run) -> None:
     pass
+
+
+def _answered(
+    block: AbstractContextManager[None],
+    send: Callable[[], Answers],
+    ask: Callable[[], None],
+    read: Callable[[Answers], T],
+) -> T:
+    """Send what the ledger needs and what the step begins with; return what the ledger's answers are read as.
+
+    What `read` raises comes first. Raises _StepFailed if only the step's is what fails.
+    """
+    answers = None
+    try:
+        with block:
+            answers = send()
+            ask()
+    except psycopg.Error as error:
+        if answers is None or not answers.arrived:
+            raise
+        read(answers)
+        raise _StepFailed(error) from None
+    return read(answers)
 
 
 def _rest(claim: Claim, strategy: Strategy, resume_at: int | None) -> Rest:
@@ -462,7 +463,7 @@ def _rest(claim: Claim, strategy: Strategy, resume_at: int | None) -> Rest:
     return Rest(resume_at, claim.rows_failed, failed, strategy.batch_rows)
 
 
-def _check_fence(answers: Answers) -> Begun:
+def _fenced(answers: Answers) -> Begun:
     """Read what begins a transaction. Raises Fenced, and NotDue when the table is gone."""
     beginning, fencing = answers.cursors
     begun = ledger.begun(beginning)

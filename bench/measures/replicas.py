@@ -14,7 +14,7 @@ import psycopg
 import redis as redis_py
 
 from bench.measurement import Arms, Figure, Measurement, NotHere, Size, measurement
-from bench.meters import family, family_cpu, one, proportional_mebibytes
+from bench.meters import family, family_cpu, one, proportional_mebibytes, rates
 from bench.receiver import receiver
 from bench.results import ROOT
 from bench.world import World, world
@@ -135,10 +135,7 @@ def _rest(here: World, pids: list[int], seconds: float) -> dict[str, float]:
     def now() -> tuple[float, float, float]:
         return commands(here), sum(family_cpu(pid) for pid in pids), family_cpu(redis_pid)
 
-    before, started = now(), time.monotonic()
-    time.sleep(seconds)
-    passed = time.monotonic() - started
-    sent, cpu, redis_cpu = ((end - begin) / passed for begin, end in zip(before, now(), strict=True))
+    sent, cpu, redis_cpu = rates(now, seconds)
     return {"commands": sent, "cpu_percent": cpu * 100, "redis_cpu_percent": redis_cpu * 100}
 
 

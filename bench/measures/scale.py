@@ -10,7 +10,7 @@ from bench.measurement import Arms, Figure, Measurement, Size, measurement
 from bench.measures.deliveries import Notifiers
 from bench.measures.replicas import commands
 from bench.measures.sweeps import AGENTS, JOBS, SECRETS, WRAPS, empty, insert
-from bench.meters import family_cpu, one
+from bench.meters import family_cpu, one, rates
 from bench.world import QUIET, world
 from tests.support.processes import SCHEDULER, WORKER
 from tests.support.waiting import eventually
@@ -70,10 +70,7 @@ class _Workers:
 
     def observe(self, seconds: float) -> dict[str, float]:
         """Look on for so many seconds; return what happened in one."""
-        before, started = self._now(), time.monotonic()
-        time.sleep(seconds)
-        passed = time.monotonic() - started
-        cpu, redis_cpu, sent, lost = ((end - begin) / passed for begin, end in zip(before, self._now(), strict=True))
+        cpu, redis_cpu, sent, lost = rates(self._now, seconds)
         return {"cpu_percent": cpu * 100, "redis_cpu_percent": redis_cpu * 100, "commands": sent, "lost": lost}
 
     def _now(self) -> tuple[float, float, float, float]:

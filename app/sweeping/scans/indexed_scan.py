@@ -58,7 +58,7 @@ class IndexedScan(Passing):
         super().__init__(pages)
         self._index, self._keys, self._pages = index, keys, pages
         self._first = first
-        self._firsts = (first[1],) if first else ()
+        self._scans = (keys, pages, *(first[1:] if first else ()))
         self._chosen = False
         #: Whether what is passed to is only the first part, and the pages come next, from this place.
         self._part = False
@@ -72,8 +72,8 @@ class IndexedScan(Passing):
 
     @property
     def rows_failed(self) -> int:  # type: ignore[override]
-        """Those of both parts."""
-        return sum(scan.rows_failed for scan in (self._keys, self._pages, *self._firsts))
+        """Those of all its ways."""
+        return sum(scan.rows_failed for scan in self._scans)
 
     def ask(self, run: Run) -> None:
         """Choose the way once, and pass it on."""

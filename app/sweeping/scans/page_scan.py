@@ -16,18 +16,11 @@ import psycopg
 
 from app.storage.postgres import only_row
 from app.sweeping.scans.scan import Scan
-from app.sweeping.scans.sql import PageSql
+from app.sweeping.scans.sql import PAGES, PageSql
 from app.sweeping.strategy import Run, Step, Took
 
 if TYPE_CHECKING:
     from psycopg import Cursor
-
-# Of a partitioned table the largest partition counts, since a range is one of all of them.
-PAGES = """
-SELECT coalesce(max(pg_relation_size(part.relid)), 0) / current_setting('block_size')::int AS pages
-  FROM (SELECT to_regclass(%(table)s) AS oid) AS swept
- CROSS JOIN LATERAL (SELECT swept.oid UNION SELECT relid FROM pg_partition_tree(swept.oid)) AS part (relid)
-"""
 
 #: What a statement that only looks is meant to take, seconds, and the pages that it may read: nobody waits for it.
 LOOK_AIM = 0.1

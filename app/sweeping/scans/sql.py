@@ -8,6 +8,16 @@ from typing import LiteralString, NamedTuple
 #: milliseconds: longer than most writes of one row, too short for anybody to notice that we hold others meanwhile.
 LOCK_WAIT: LiteralString = "5"
 
+# How large a table `swept` of pg_class is. Of a partitioned one the largest partition counts, since a range is one of
+# all of them.
+PAGES_OF_SWEPT: LiteralString = """
+       CASE swept.relkind WHEN 'p' THEN (SELECT max(pg_relation_size(relid)) FROM pg_partition_tree(swept.oid))
+            ELSE pg_relation_size(swept.oid) END / current_setting('block_size')::int"""
+PAGES: LiteralString = f"""
+SELECT coalesce(max({PAGES_OF_SWEPT}), 0) AS pages
+  FROM pg_class AS swept WHERE swept.oid = to_regclass(%(table)s)
+"""  # noqa: S608 - all its parts are literals
+
 
 class PageSql(NamedTuple):
     """One sweep's ways through a range of pages, from `%(start)s` to before `%(stop)s`."""
@@ -102,6 +112,26 @@ def keyset_sql(  # noqa: PLR0913 - what a sweep by an index is
     return KeysetSql(
         listed=_bounded(found, "max(key)", "", change, "ctid", due, returning, counted),
         gentle=_bounded(found, "max(key)", held, change, "id", due, returning, counted),
+    )
+
+
+def sweep_sql(  # noqa: PLR0913 - what a sweep is that an index may serve
+    table: LiteralString,
+    *,
+    column: LiteralString,
+    change: LiteralString,
+    still: LiteralString = "true",
+    before: LiteralString = "<=",
+    returning: LiteralString = "1",
+    counted: LiteralString = "",
+) -> tuple[PageSql, KeysetSql]:
+    """Return the statements of one sweep by pages and by an index, where an operator may add that; as above."""
+    due: LiteralString = f"{still} AND {column} {before} %(cutoff)s"
+    return (
+        page_sql(table, due=due, change=change, returning=returning, counted=counted),
+        keyset_sql(
+            table, column=column, change=change, still=still, before=before, returning=returning, counted=counted
+        ),
     )
 
 
