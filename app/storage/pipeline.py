@@ -1,9 +1,14 @@
-"""A transaction in few round trips: what need not wait for an answer is sent together, in pipeline mode."""
+"""A transaction in few round trips: what need not wait for an answer is sent together, in pipeline mode.
+
+While a pipeline is under way the server does not count as idle, so that `idle_in_transaction_session_timeout` ends no
+transaction whose client falls silent in the middle of one. `transaction_timeout` does, which PostgreSQL has from 17 on:
+a server that is older is asked one thing after the other.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
@@ -13,6 +18,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from psycopg import Connection
+
+
+#: The first server that ends a transaction whatever its client does.
+BOUNDS_TRANSACTIONS = 170_000
 
 
 class PipelinedTransaction:
@@ -35,10 +44,14 @@ class PipelinedTransaction:
             with suppress(psycopg.Error):  # the pool gives up a connection that is still in a transaction
                 self._connection.rollback()
 
+    def _pipeline(self) -> AbstractContextManager[object]:
+        bounded = self._connection.info.server_version >= BOUNDS_TRANSACTIONS
+        return self._connection.pipeline() if bounded else nullcontext()
+
     @contextmanager
     def begin(self) -> Iterator[None]:
         """Begin, and send what the block executes."""
-        with self._connection.pipeline():
+        with self._pipeline():
             self._connection.execute("BEGIN", prepare=False)
             yield
 
@@ -52,12 +65,12 @@ class PipelinedTransaction:
     @contextmanager
     def together(self) -> Iterator[None]:
         """Send what the block executes."""
-        with self._connection.pipeline():
+        with self._pipeline():
             yield
 
     @contextmanager
     def commit(self) -> Iterator[None]:
         """Send what the block executes, and commit. An error anywhere commits nothing."""
-        with self._connection.pipeline():
+        with self._pipeline():
             yield
             self._connection.execute("COMMIT", prepare=False)

@@ -32,6 +32,8 @@ LIMIT = """
 SELECT set_config('statement_timeout', %(statement)s, true),
        set_config('lock_timeout', %(lock)s, true),
        set_config('idle_in_transaction_session_timeout', %(idle)s, true),
+       CASE WHEN current_setting('server_version_num')::int >= 170000
+            THEN set_config('transaction_timeout', %(transaction)s, true) END,
        set_config('enable_seqscan', 'off', true),
        set_config('synchronize_seqscans', 'off', true),
        set_config('max_parallel_workers_per_gather', '0', true),
@@ -187,12 +189,14 @@ class Limits(NamedTuple):
     statement: str
     lock: str
     idle: str
+    #: The whole of it, which counts where the others do not: while a client that has fallen silent had more to send.
+    transaction: str
 
     @classmethod
     def below(cls, lease: timedelta) -> Limits:
-        """Derive the limits from the lease: a third, a sixth and a quarter of it."""
+        """Derive the limits from the lease: a third, a sixth and a quarter of it, and all of it."""
         ms = lease // timedelta(milliseconds=1)
-        return cls(str(ms // 3), str(ms // 6), str(max(500, ms // 4)))
+        return cls(str(ms // 3), str(ms // 6), str(max(500, ms // 4)), str(ms))
 
 
 class Interrupted(NamedTuple):

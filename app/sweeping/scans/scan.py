@@ -48,6 +48,8 @@ class Scan(Strategy):
         self._found = 0
         #: The statement of a direct step, which was sent with what began the transaction.
         self._asked: Cursor[dict[str, Any]] | None = None
+        #: Whether the step is direct, also where its statement has failed as it was sent.
+        self._directly = False
         #: How many of the next steps are gentle.
         self._gentle_steps = 0
         #: How many rows a step takes after one that failed; None while all is well.
@@ -73,10 +75,10 @@ class Scan(Strategy):
 
     def recover(self, error: psycopg.Error) -> bool:
         """Leave rows that others hold out for a while; else make the next step smaller, or step around the row."""
-        if self._asked is not None and isinstance(error, _ROW_IS_HELD):
+        if self._directly and isinstance(error, _ROW_IS_HELD):
             self._gentle_steps = GENTLE_STEPS
             return True
-        if self._asked is None and isinstance(error, HELD) and self.limit == 1 and by_rows(error):
+        if not self._directly and isinstance(error, HELD) and self.limit == 1 and by_rows(error):
             self._around = True  # what else is to be written with the row is held
             self._left += 1
             return True
@@ -109,7 +111,10 @@ class Scan(Strategy):
         if not self._begun:
             self._begin(run)
             self._begun = True
-        self._asked = self._send(run) if self._direct() else None
+        self._asked, self._directly = None, self._direct()
+        if self._directly:
+            self._asked = self._send(run)
+            self._directly = self._asked is not None
 
     def step(self, run: Run, *, over: bool) -> Step:
         """Sweep the next rows."""
