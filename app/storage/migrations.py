@@ -155,6 +155,85 @@ COMMENT ON COLUMN secrets_bridge_worker.sweep_state.rows_failed IS
 COMMENT ON COLUMN secrets_bridge_worker.sweep_state.pass_rows_failed IS
     'the same of the pass that several runs share, so far';
 """,
+    """
+CREATE TABLE secrets_bridge_worker.process (
+    id          text PRIMARY KEY,
+    kind        text NOT NULL CHECK (kind IN ('worker', 'notifier', 'scheduler')),
+    deployment  text NOT NULL,
+    host        text NOT NULL,
+    pid         integer NOT NULL,
+    version     text NOT NULL,
+    started_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    seen_at     timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at    timestamptz,
+    draining    boolean NOT NULL DEFAULT false,
+    clock_ahead interval NOT NULL,
+    cadences    jsonb NOT NULL,
+    off         jsonb NOT NULL,
+    ticked_at   timestamptz
+);
+COMMENT ON TABLE secrets_bridge_worker.process IS
+    'one row a process: signs of life, and what it is set to; names of sweepers and variables, no values of settings';
+CREATE INDEX process_age ON secrets_bridge_worker.process (seen_at);
+
+CREATE TABLE secrets_bridge_worker.sweeper_pause (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name       text NOT NULL,
+    began_at   timestamptz NOT NULL DEFAULT now(),
+    until      timestamptz NOT NULL,
+    paused_by  text NOT NULL,
+    reason     text NOT NULL,
+    resumed_at timestamptz,
+    resumed_by text
+);
+COMMENT ON TABLE secrets_bridge_worker.sweeper_pause IS
+    'when sweepers were not to run, by whose order and why; a pause ends by itself';
+CREATE INDEX sweeper_pause_open ON secrets_bridge_worker.sweeper_pause (name, until) WHERE resumed_at IS NULL;
+
+CREATE TABLE secrets_bridge_worker.sweep_obstacle (
+    id       bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name     text NOT NULL,
+    kind     text NOT NULL,
+    began_at timestamptz NOT NULL,
+    seen_at  timestamptz NOT NULL
+);
+COMMENT ON TABLE secrets_bridge_worker.sweep_obstacle IS
+    'what was seen to keep an overdue sweeper from its runs, as a word of a closed set, and how long it lasted';
+CREATE INDEX sweep_obstacle_recent ON secrets_bridge_worker.sweep_obstacle (name, seen_at);
+
+ALTER TABLE secrets_bridge_worker.sweep_run ADD COLUMN requested_by text;
+COMMENT ON COLUMN secrets_bridge_worker.sweep_run.requested_by IS
+    'who asked for a run by hand, which has no slot of the cadence but the moment it began; NULL for a tick';
+
+ALTER TABLE secrets_bridge_worker.sweep_state
+    ADD COLUMN failing_since  timestamptz,
+    ADD COLUMN reported_at    timestamptz,
+    ADD COLUMN braked_at      timestamptz,
+    ADD COLUMN braked_for     text,
+    ADD COLUMN braked_rows    bigint,
+    ADD COLUMN approved_at    timestamptz,
+    ADD COLUMN approved_by    text;
+COMMENT ON COLUMN secrets_bridge_worker.sweep_state.reported_at IS
+    'when people were last told that it fails; NULL while it has not been told in this streak';
+COMMENT ON COLUMN secrets_bridge_worker.sweep_state.braked_for IS
+    'why a run stopped before it changed anything, as a word of a closed set; NULL while nothing holds it';
+
+CREATE TABLE secrets_bridge_worker.server_identity (
+    only_row          boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    system_identifier text NOT NULL,
+    timeline          bigint NOT NULL,
+    seen_at           timestamptz NOT NULL
+);
+COMMENT ON TABLE secrets_bridge_worker.server_identity IS
+    'which PostgreSQL the sweeps last ran on: a restored backup has another timeline, or another identifier';
+
+ALTER TABLE secrets_bridge_worker.notification_target
+    ADD COLUMN muted_until  timestamptz,
+    ADD COLUMN muted_by     text,
+    ADD COLUMN muted_reason text;
+ALTER TABLE secrets_bridge_worker.notification_delivery ADD COLUMN replays integer NOT NULL DEFAULT 0;
+COMMENT ON COLUMN secrets_bridge_worker.notification_delivery.replays IS 'how often it was replayed by hand';
+""",
 )
 VERSION = len(_VERSIONS)
 
