@@ -212,20 +212,14 @@ ALTER TABLE secrets_bridge_worker.sweep_state
     ADD COLUMN braked_for     text,
     ADD COLUMN braked_rows    bigint,
     ADD COLUMN approved_at    timestamptz,
-    ADD COLUMN approved_by    text;
+    ADD COLUMN approved_by    text,
+    ADD COLUMN server         text;
 COMMENT ON COLUMN secrets_bridge_worker.sweep_state.reported_at IS
     'when people were last told that it fails; NULL while it has not been told in this streak';
 COMMENT ON COLUMN secrets_bridge_worker.sweep_state.braked_for IS
     'why a run stopped before it changed anything, as a word of a closed set; NULL while nothing holds it';
-
-CREATE TABLE secrets_bridge_worker.server_identity (
-    only_row          boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    system_identifier text NOT NULL,
-    timeline          bigint NOT NULL,
-    seen_at           timestamptz NOT NULL
-);
-COMMENT ON TABLE secrets_bridge_worker.server_identity IS
-    'which PostgreSQL the sweeps last ran on: a restored backup has another timeline, or another identifier';
+COMMENT ON COLUMN secrets_bridge_worker.sweep_state.server IS
+    'system identifier and timeline of the PostgreSQL that it last ran on; a restored backup has others';
 
 ALTER TABLE secrets_bridge_worker.notification_target
     ADD COLUMN muted_until  timestamptz,
