@@ -31,6 +31,7 @@ class AgentsStale(SweeperSettings):
 FLIP = page_sql(
     "agents",
     due="status = 'active' AND last_seen_at < %(cutoff)s",
+    since="last_seen_at",
     change="UPDATE agents SET status = 'stale'",
 )
 
@@ -39,6 +40,7 @@ FLIP = page_sql(
     "agents-stale",
     needs={"agents": ("SELECT", "UPDATE")},
     settings=AgentsStale,
+    due=lambda own: FLIP.due.older(own.stale_after),
     text=EventText(
         Severity.WARN,
         "agents flagged stale (no heartbeat past cutoff)",

@@ -35,6 +35,7 @@ EXPIRE = keyset_sql(
     "cross-team-fill-window-expired",
     needs={"access_requests.fill_expires_at": ("SELECT", "UPDATE")},
     settings=CrossTeamFillWindowExpired,
+    due=lambda _own: EXPIRE.due,
     text=EventText(
         Severity.INFO, "cross_team fill windows expired", "sweep cross_team fill expired failed", "requests_swept"
     ),

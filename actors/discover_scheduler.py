@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, LiteralString
 
 import structlog
 from pydantic import BeforeValidator, PrivateAttr
@@ -27,6 +27,7 @@ from app.core.values import Cadence
 from app.discovery.connections import OPEN, connection_key
 from app.discovery.targets import Target, Targets, parse
 from app.sweeping.items import MOST_ITEMS, Items
+from app.sweeping.scans.due import Due
 from app.sweeping.scans.refusals import step_aside
 from app.sweeping.schedule import Slot, moment, slot_at
 from app.sweeping.strategy import Passing, Run, Step, Took
@@ -112,23 +113,25 @@ SELECT EXISTS (SELECT FROM provider_connections
                 WHERE discover_enabled = true AND status = 'active' AND cluster_name IS NOT NULL) AS enabled
 """
 
+IS_DUE: LiteralString = """
+       discover_enabled = true AND status = 'active' AND cluster_name IS NOT NULL
+       AND last_discover_status IS DISTINCT FROM 'running'
+       AND (last_discover_at IS NULL OR last_discover_at <= now() - discover_interval_seconds * interval '1 s')"""
 # Who was never discovered comes first.
-DUE = """
+DUE = f"""
 SELECT id::text FROM provider_connections
- WHERE discover_enabled = true AND status = 'active' AND cluster_name IS NOT NULL
-   AND last_discover_status IS DISTINCT FROM 'running'
-   AND (last_discover_at IS NULL OR last_discover_at <= now() - discover_interval_seconds * interval '1 s')
+ WHERE {IS_DUE}
  ORDER BY last_discover_at NULLS FIRST
-"""
+"""  # noqa: S608 - all its parts are literals
+
+# What an admin has just added was never discovered: since when it waits, its row does not say.
+BACKLOG = Due("provider_connections", IS_DUE, "last_discover_at + discover_interval_seconds * interval '1 s'")
 
 # A row runs and has a job, or neither. An open job of the same connection is its discovery, whoever enqueued it.
 START = f"""
 WITH due AS MATERIALIZED (
     SELECT id FROM provider_connections
-     WHERE id = ANY (%(ids)s::uuid[])
-       AND discover_enabled = true AND status = 'active' AND cluster_name IS NOT NULL
-       AND last_discover_status IS DISTINCT FROM 'running'
-       AND (last_discover_at IS NULL OR last_discover_at <= now() - discover_interval_seconds * interval '1 s')
+     WHERE id = ANY (%(ids)s::uuid[]) AND {IS_DUE}
        FOR NO KEY UPDATE SKIP LOCKED
 ), open AS MATERIALIZED (
 {OPEN}
@@ -303,6 +306,7 @@ def _nothing() -> Items[Any]:
     needs={"sync_jobs": ("SELECT", "INSERT"), "agents": ("SELECT",)},
     uses={CONNECTIONS: ("SELECT", "UPDATE")},
     settings=DiscoverScheduler,
+    due=lambda _own: BACKLOG,
     text=EventText(Severity.INFO, "discover jobs enqueued", "some discover targets failed to enqueue", "enqueued"),
     counts=("already_open", "unknown_agent", "failed"),
     fails_by="failed",

@@ -29,6 +29,7 @@ FAIL = page_sql(
     "provider_connections",
     due="last_discover_status = 'running' AND coalesce("
     "last_discover_started_at < %(cutoff)s - 2 * discover_interval_seconds * interval '1 s', true)",
+    since="last_discover_started_at + 2 * discover_interval_seconds * interval '1 s'",
     change="UPDATE provider_connections SET last_discover_status = 'failure', last_discover_at = now(),"
     " last_discover_finished_at = now(), last_discover_error = 'no result within twice the interval'",
 )
@@ -38,6 +39,7 @@ FAIL = page_sql(
     "discover-stuck",
     needs={"provider_connections.discover_interval_seconds": ("SELECT", "UPDATE")},
     settings=DiscoverStuck,
+    due=lambda _own: FAIL.due,
     text=EventText(Severity.WARN, "stuck discoveries marked failed", "end stuck discoveries failed", "flipped"),
 )
 def discover_stuck(_settings: DiscoverStuck) -> PageScan:

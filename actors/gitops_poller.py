@@ -24,6 +24,7 @@ from app.gitops.model import Endpoint, EndpointHealth, Observation, Result
 from app.gitops.settings import GitopsSettings
 from app.kms.envelope import Envelope
 from app.kms.settings import KmsSettings
+from app.sweeping.scans.due import Due
 from app.sweeping.scans.refusals import step_aside
 from app.sweeping.strategy import Run, Step, Strategy
 from app.sweeping.sweeper import EventText, sweeper
@@ -141,6 +142,15 @@ SELECT d.id::text, d.argocd_endpoint_id::text AS endpoint, d.application_name, d
         HAVING count(DISTINCT m.project_name) = 1) AS project
   FROM due AS d
 """
+
+# Each of them is due once an interval, from the end of its last poll's on.
+BACKLOG = Due(
+    "gitops_observations",
+    """polling_state IN ('queued', 'active') AND (last_polled_at IS NULL OR last_polled_at <= %(cutoff)s)
+       AND argocd_endpoint_id IN (SELECT id FROM argocd_endpoints WHERE enabled AND deleted_at IS NULL)""",
+    "coalesce(last_polled_at, created_at)",
+    indexed=True,
+)
 
 ENDPOINTS = """
 SELECT id::text, base_url, token_ciphertext, token_nonce, token_data_key_ciphertext, token_kms_key_id, tls_ca_pem,
@@ -361,6 +371,7 @@ class Polling(Strategy):
         "gitops_app_mappings": ("SELECT",),
     },
     settings=GitopsPoller,
+    due=lambda own: BACKLOG.older(own.interval),
     text=EventText(
         Severity.INFO,
         "gitops observations polled",

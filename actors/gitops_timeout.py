@@ -37,6 +37,7 @@ GIVE_UP = keyset_sql(
     "gitops-timeout",
     needs={"gitops_observations": ("SELECT", "UPDATE")},
     settings=GitopsTimeout,
+    due=lambda _own: GIVE_UP.due,
     text=EventText(
         Severity.WARN,
         "gitops observations timed out",

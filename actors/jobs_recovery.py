@@ -20,12 +20,13 @@ from app.core.errors import Failure
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
 from app.discovery.connections import OPEN, connection_key
-from app.sweeping.scans.indexed_scan import Index, IndexedScan
+from app.sweeping.scans.indexed_scan import IndexedScan
 from app.sweeping.scans.keyset_scan import KeysetScan
 from app.sweeping.scans.page_scan import PageScan
 from app.sweeping.scans.refusals import HELD, SLOW, step_aside
 from app.sweeping.scans.scan import WAIT, Scan
 from app.sweeping.scans.sql import LOCK_WAIT, sweep_sql
+from app.sweeping.scans.tables import Index
 from app.sweeping.strategy import Run
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -147,6 +148,7 @@ def _uuids(texts: Iterable[str]) -> Iterator[str]:
     uses={"provider_connections.last_discover_status": ("SELECT", "UPDATE")},
     settings=JobsRecovery,
     index=INDEX,
+    due=lambda own: PAGES.due.older(own.grace),
     text=EventText(
         Severity.WARN,
         "stuck jobs marked expired",

@@ -15,6 +15,7 @@ from app.core.config import variable
 from app.core.errors import Failure
 from app.core.events import Severity
 from app.core.values import Cadence
+from app.sweeping.scans.due import Due
 from app.sweeping.scans.keyset_scan import KeysetScan
 from app.sweeping.scans.refusals import step_aside
 from app.sweeping.scans.sql import KeysetSql
@@ -76,6 +77,8 @@ SELECT (SELECT count(*) FROM due) AS found,
        greatest((SELECT count(*) FROM due) - s.number, 0) AS skipped_locked
   FROM (SELECT count(*) AS number FROM ended) AS s, (SELECT count(*) AS number FROM wraps) AS w
 """
+
+DUE = Due("reveal_sessions", "expired_at IS NULL AND expires_at <= %(cutoff)s", "expires_at", indexed=True)
 
 # Of the session that comes next, and cannot be written in one go.
 WRAPS = """
@@ -141,6 +144,7 @@ class _Sessions(KeysetScan):
     "reveal-sessions-expired",
     needs={"reveal_sessions": ("SELECT", "UPDATE"), "secret_wraps": ("SELECT", "UPDATE")},
     settings=RevealSessionsExpired,
+    due=lambda _own: DUE,
     text=EventText(
         Severity.INFO,
         "reveal sessions expired",
@@ -155,4 +159,4 @@ class _Sessions(KeysetScan):
 )
 def reveal_sessions_expired(_settings: RevealSessionsExpired) -> KeysetScan:
     """End sessions whose time is over, the oldest first."""
-    return _Sessions(KeysetSql(None, END))
+    return _Sessions(KeysetSql(None, END, DUE))

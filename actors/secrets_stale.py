@@ -3,10 +3,11 @@
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, PositiveDuration
-from app.sweeping.scans.indexed_scan import Index, IndexedScan
+from app.sweeping.scans.indexed_scan import IndexedScan
 from app.sweeping.scans.keyset_scan import KeysetScan
 from app.sweeping.scans.page_scan import PageScan
 from app.sweeping.scans.sql import sweep_sql
+from app.sweeping.scans.tables import Index
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
 
@@ -44,6 +45,7 @@ PAGES, KEYS = sweep_sql(
     needs={"secrets": ("SELECT", "UPDATE")},
     settings=SecretsStale,
     index=INDEX,
+    due=lambda own: PAGES.due.older(own.stale_after),
     text=EventText(Severity.WARN, "discovered secrets marked missing", "mark stale secrets failed", "flipped"),
 )
 def secrets_stale(settings: SecretsStale) -> IndexedScan:

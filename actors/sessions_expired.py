@@ -39,6 +39,7 @@ DELETE = keyset_sql("sessions", column="expires_at", change="DELETE FROM session
     "sessions-expired",
     needs={"sessions.expires_at": ("SELECT", "UPDATE", "DELETE")},
     settings=SessionsExpired,
+    due=lambda _own: DELETE.due,
     text=EventText(Severity.INFO, "expired sessions deleted", "delete expired sessions failed", "deleted"),
 )
 def sessions_expired(_settings: SessionsExpired) -> KeysetScan:

@@ -5,6 +5,7 @@ promised to be a 410 after the session's end, which takes a setting: those wraps
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import LiteralString
 
@@ -13,11 +14,13 @@ import structlog
 from app.core.config import variable
 from app.core.events import Severity
 from app.core.values import Cadence, Duration
-from app.sweeping.scans.indexed_scan import Index, IndexedScan
+from app.sweeping.scans.due import Due
+from app.sweeping.scans.indexed_scan import IndexedScan
 from app.sweeping.scans.keyset_scan import KeysetScan
 from app.sweeping.scans.page_scan import PageScan
 from app.sweeping.scans.scan import Scan
 from app.sweeping.scans.sql import keyset_sql, sweep_sql
+from app.sweeping.scans.tables import Index
 from app.sweeping.strategy import Run
 from app.sweeping.sweeper import EventText, SweeperSettings, sweeper
 
@@ -70,12 +73,24 @@ SELECT DISTINCT wrap::text AS id FROM reveal_sessions, unnest(wrap_ids) AS wrap
 BUT_KEPT: LiteralString = "id NOT IN (SELECT unnest(%(kept)s::uuid[]))"
 PAGES_BUT, KEYS_BUT = sweep_sql("secret_wraps", column="expires_at", still=BUT_KEPT, change=DELETE)
 FIRST_BUT = keyset_sql("secret_wraps", column="expires_at", still=f"consumed_at IS NULL AND {BUT_KEPT}", change=DELETE)
+NOT_KEPT: LiteralString = """id NOT IN (
+       SELECT wrap FROM reveal_sessions, unnest(wrap_ids) AS wrap
+        WHERE coalesce(expired_at, expires_at) > now() - %(retention)s AND wrap IS NOT NULL)"""
 THERE = """
 SELECT count(*) > 0 AS there, bool_and(has_column_privilege(attrelid, attnum, 'SELECT')) AS readable
   FROM pg_attribute
  WHERE attrelid = to_regclass('reveal_sessions') AND NOT attisdropped
    AND attname IN ('wrap_ids', 'expires_at', 'expired_at')
 """
+
+
+def _due(own: WrapsExpired) -> Due:
+    """Return what is due: not what a session keeps."""
+    due = PAGES.due.older(own.retention)
+    if not own.session_retention:
+        return due
+    kept: LiteralString = f"expires_at <= %(cutoff)s AND {NOT_KEPT}"
+    return replace(due, condition=kept, words={"retention": own.session_retention})
 
 
 class _Keeping(Scan):
@@ -107,6 +122,7 @@ class _KeepingKeys(_Keeping, KeysetScan):
     needs={"secret_wraps": ("SELECT", "UPDATE", "DELETE")},
     uses={"reveal_sessions": ("SELECT",)},
     index=INDEX,
+    due=_due,
     settings=WrapsExpired,
     text=EventText(Severity.INFO, "expired wraps purged", "delete expired wraps failed", "deleted"),
 )

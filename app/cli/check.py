@@ -12,8 +12,7 @@ from app.cli.finding import Finding
 from app.core.errors import BootError, SchemaError, describe
 from app.storage import migrations, postgres
 from app.storage.postgres import only_row
-from app.sweeping.scans.indexed_scan import INDEXED, LARGE
-from app.sweeping.scans.sql import PAGES
+from app.sweeping.scans.tables import INDEXED, LARGE, PAGES
 from app.sweeping.unserved import KNOWN_SCHEMA, Pair, unserved
 
 if TYPE_CHECKING:

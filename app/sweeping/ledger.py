@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from app.core.errors import Failure, Fenced, NotDue, Reason
 from app.storage.postgres import only_row
 from app.sweeping import clocks
-from app.sweeping.scans.sql import PAGES_OF_SWEPT
+from app.sweeping.scans.tables import PAGES_OF_SWEPT
 from app.sweeping.schedule import Slot, microseconds, moment
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import Generic, TypeVar
 from app.core.config import Settings
 from app.core.events import Event, Kind, Severity
 from app.core.values import Cadence
-from app.sweeping.scans.indexed_scan import Index
+from app.sweeping.scans.due import Due
+from app.sweeping.scans.tables import Index
 from app.sweeping.strategy import Strategy
 
 
@@ -118,6 +119,8 @@ class Sweeper(Generic[S]):
     uses: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     #: An index that the api has not, and by which a large table need not be read.
     index: Index | None = None
+    #: What is due by these settings; None where that is not a matter of one table.
+    due: Callable[[S], Due | None] = lambda _settings: None
 
     @property
     def table(self) -> str:
@@ -127,6 +130,11 @@ class Sweeper(Generic[S]):
     def rests_without(self, settings: S) -> str:
         """Return the table, or `table.column`, without which there is nothing to do."""
         return settings.rests_without or next(iter(self.needs))
+
+    def backlog(self, settings: S) -> Due | None:
+        """Return what is due, to be counted."""
+        due = self.due(settings)
+        return due.by(self.index) if due and self.index else due
 
     def done(self, sweep: Sweep, **more: int) -> Event:
         """Return the event of what was changed."""
@@ -169,6 +177,7 @@ def sweeper(  # noqa: PLR0913 - what a sweeper is
     fails_by: str = "",
     uses: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     index: Index | None = None,
+    due: Callable[[S], Due | None] = lambda _settings: None,
 ) -> Callable[[Callable[[S], Strategy]], Sweeper[S]]:
     """Declare the decorated function as the sweeper `name`.
 
@@ -176,11 +185,12 @@ def sweeper(  # noqa: PLR0913 - what a sweeper is
     `changed`, with further numbers under the names in `counts`. `needs` maps the api's tables that it touches, the
     swept one first, to the privileges that it must have on them; `table.column` where only a table that is new enough
     to have that column will do. The sweeper rests while the first one is not there. `uses` are those without which it
-    does all its other work; with `index` it need not read a table that is large. A run in which the count `fails_by` is
-    not zero has failed. `name` is a lock key, a metric label and a log word: renaming it is a breaking change.
+    does all its other work; with `index` it need not read a table that is large. `due` is what its backlog is counted
+    by. A run in which the count `fails_by` is not zero has failed. `name` is a lock key, a metric label and a log word:
+    renaming it is a breaking change.
     """
 
     def declare(strategy: Callable[[S], Strategy]) -> Sweeper[S]:
-        return Sweeper(name, needs, settings, text, strategy, counts, fails_by, uses, index)
+        return Sweeper(name, needs, settings, text, strategy, counts, fails_by, uses, index, due)
 
     return declare

@@ -19,9 +19,10 @@ from app.sweeping import ledger
 from app.sweeping.lock import Tick
 from app.sweeping.runner import RunFailed
 from app.sweeping.scans import page_scan
-from app.sweeping.scans.indexed_scan import LARGE, IndexedScan
+from app.sweeping.scans.indexed_scan import IndexedScan
 from app.sweeping.scans.keyset_scan import BY_THE_INDEX, KeysetScan
 from app.sweeping.scans.page_scan import PageScan
+from app.sweeping.scans.tables import LARGE
 from app.sweeping.strategy import Passing, Strategy
 from app.sweeping.sweeper import Sweeper, SweeperSettings
 from tests.support.rows import column, insert_wrap

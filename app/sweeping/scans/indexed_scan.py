@@ -3,46 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from app.sweeping.scans.keyset_scan import KeysetScan
+from app.sweeping.scans.tables import INDEXED, LARGE, Index
 from app.sweeping.strategy import Passing, Run, Step
 
 if TYPE_CHECKING:
-    from typing import LiteralString
-
     from app.sweeping.scans.page_scan import PageScan
-
-#: A table of fewer pages is read in one statement of some milliseconds: no index is looked for.
-LARGE = 2_500
 
 #: The first part is an addition: steps, and rows that fail, after which the pages have their turn.
 FIRST_STEPS, FIRST_FAILED = 20, 10
-
-INDEXED: LiteralString = """
-SELECT EXISTS (
-       SELECT FROM pg_index
-         JOIN pg_class AS named ON named.oid = indexrelid
-         JOIN pg_am ON pg_am.oid = relam AND amname = 'btree'
-         JOIN pg_attribute ON attrelid = indrelid AND attnum = indkey[0]
-        WHERE indrelid = to_regclass(%(table)s) AND indisvalid AND attname = %(column)s
-          AND coalesce(pg_get_expr(indpred, indrelid), '') = %(only)s) AS indexed
-"""
-
-
-class Index(NamedTuple):
-    """An index by which a sweep finds what is due, and nothing else, in the order of its keys."""
-
-    table: str
-    column: str
-    #: The rows that are in it, as PostgreSQL writes a condition; empty for all.
-    only: str = ""
-
-    @property
-    def statement(self) -> str:
-        """The statement that makes it, which is the operator's to execute: the table is the api's."""
-        only = f" WHERE {self.only}" if self.only else ""
-        return f"CREATE INDEX CONCURRENTLY {self.table}_worker_idx ON {self.table} ({self.column}){only};"
 
 
 class IndexedScan(Passing):

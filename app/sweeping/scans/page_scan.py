@@ -16,7 +16,8 @@ import psycopg
 
 from app.storage.postgres import only_row
 from app.sweeping.scans.scan import Scan
-from app.sweeping.scans.sql import PAGES, PageSql
+from app.sweeping.scans.sql import PageSql
+from app.sweeping.scans.tables import PAGES
 from app.sweeping.strategy import Run, Step, Took
 
 if TYPE_CHECKING:

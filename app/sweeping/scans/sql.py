@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import LiteralString, NamedTuple
 
+from app.sweeping.scans.due import Due
+
 #: How long a statement waits for a row that somebody else is writing before the step is done again around such rows,
 #: milliseconds: longer than most writes of one row, too short for anybody to notice that we hold others meanwhile.
 LOCK_WAIT: LiteralString = "5"
-
-# How large a table `swept` of pg_class is. Of a partitioned one the largest partition counts, since a range is one of
-# all of them.
-PAGES_OF_SWEPT: LiteralString = """
-       CASE swept.relkind WHEN 'p' THEN (SELECT max(pg_relation_size(relid)) FROM pg_partition_tree(swept.oid))
-            ELSE pg_relation_size(swept.oid) END / current_setting('block_size')::int"""
-PAGES: LiteralString = f"""
-SELECT coalesce(max({PAGES_OF_SWEPT}), 0) AS pages
-  FROM pg_class AS swept WHERE swept.oid = to_regclass(%(table)s)
-"""  # noqa: S608 - all its parts are literals
 
 
 class PageSql(NamedTuple):
@@ -32,6 +24,8 @@ class PageSql(NamedTuple):
     gentle: LiteralString
     #: Find the `first` row that is due, NULL if there is none.
     look: LiteralString
+    #: What is due, to be counted.
+    due: Due
 
 
 class KeysetSql(NamedTuple):
@@ -39,6 +33,8 @@ class KeysetSql(NamedTuple):
 
     listed: LiteralString | None
     gentle: LiteralString
+    #: What is due, to be counted.
+    due: Due
 
 
 def _strength(change: LiteralString) -> LiteralString:
@@ -46,15 +42,16 @@ def _strength(change: LiteralString) -> LiteralString:
     return "UPDATE" if change.startswith("DELETE") else "NO KEY UPDATE"
 
 
-def page_sql(
+def page_sql(  # noqa: PLR0913 - what a sweep by pages is
     table: LiteralString,
     *,
     due: LiteralString,
+    since: LiteralString,
     change: LiteralString,
     returning: LiteralString = "1",
     counted: LiteralString = "",
 ) -> PageSql:
-    """Return the statements that make the `change` to the rows that are `due`.
+    """Return the statements that make the `change` to the rows that are `due`, and the moment `since` when they are.
 
     `change` is an UPDATE up to its SET list or a DELETE up to its table; `counted` has further aggregates over what is
     `returning` of the rows changed. Those that answer with one row have how many rows they `found`, and counts,
@@ -64,6 +61,7 @@ def page_sql(
     with statistics from before a big change the planner would read a whole index for every range of pages, and never
     come to its end.
     """
+    backlog = Due(table, due, since)
     due = _fitting_no_index(due)
     pages: LiteralString = "ctid >= %(start)s::tid AND ctid < %(stop)s::tid"
     found: LiteralString = f"""
@@ -77,6 +75,7 @@ def page_sql(
         listed=_bounded(found, "max(ctid)", "", change, "ctid", due, returning, counted),
         gentle=_bounded(found, "max(ctid)", held, change, "ctid", due, returning, counted),
         look=f"SELECT (SELECT ctid::text FROM {table} WHERE {pages} AND {due} LIMIT 1) AS first",  # noqa: S608
+        due=backlog,
     )
 
 
@@ -108,10 +107,12 @@ def keyset_sql(  # noqa: PLR0913 - what a sweep by an index is
     SELECT id FROM {table}
      WHERE NOT %(passing)s AND id = ANY (ARRAY(SELECT id FROM due)) AND {due}
        FOR {_strength(change)} SKIP LOCKED"""  # noqa: S608
+    backlog = Due(table, due, column, indexed=True)
     due = _fitting_no_index(due)
     return KeysetSql(
         listed=_bounded(found, "max(key)", "", change, "ctid", due, returning, counted),
         gentle=_bounded(found, "max(key)", held, change, "id", due, returning, counted),
+        due=backlog,
     )
 
 
@@ -128,7 +129,7 @@ def sweep_sql(  # noqa: PLR0913 - what a sweep is that an index may serve
     """Return the statements of one sweep by pages and by an index, where an operator may add that; as above."""
     due: LiteralString = f"{still} AND {column} {before} %(cutoff)s"
     return (
-        page_sql(table, due=due, change=change, returning=returning, counted=counted),
+        page_sql(table, due=due, since=column, change=change, returning=returning, counted=counted),
         keyset_sql(
             table, column=column, change=change, still=still, before=before, returning=returning, counted=counted
         ),
