@@ -19,7 +19,7 @@ from rich.table import Table
 
 from actors import SWEEPERS
 from app import __version__
-from app.cli import check, check_receivers, check_redis, check_tokens, configuration, status
+from app.cli import check, check_receivers, check_redis, check_tokens, configuration, mute, status
 from app.cli.finding import Finding
 from app.cli.guard import GuardedGroup
 from app.cli.notify import dead, notify
@@ -64,6 +64,8 @@ def main() -> None:
     """
 
 
+notify.add_command(mute.mute_command)
+notify.add_command(mute.unmute_command)
 main.add_command(notify)
 main.add_command(dead)
 
@@ -81,7 +83,8 @@ def check_command(as_json: bool) -> None:
     ]
     findings += [Finding("settings", False, warning, warning=True) for warning in loaded.warnings]
     findings.append(Finding("sinks", True, ", ".join(target.name for target in loaded.targets)))
-    findings += check_receivers.receiver_findings(loaded.notification, loaded.egress.proxy, loaded.targets)
+    heartbeat = loaded.heartbeat.destinations
+    findings += check_receivers.receiver_findings(loaded.notification, loaded.egress.proxy, loaded.targets, heartbeat)
     findings += check_redis.redis_findings(loaded.redis, loaded.worker.lease / 5)
     pairs = list(zip(SWEEPERS, loaded.sweepers, strict=True))
     findings += [

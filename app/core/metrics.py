@@ -173,6 +173,8 @@ NOTIFIED = Counter(
     ["sink", "state"],
 )
 
+HEARTBEATS = Counter("worker_heartbeat_total", "GETs to the dead man's switch outside, by how they ended.", ["outcome"])
+
 MESSAGES_MALFORMED = Counter(
     "worker_messages_malformed_total",
     "Messages that no actor could be called with, by what is wrong.",
@@ -203,6 +205,12 @@ def preset_polls(outcomes: Iterable[str]) -> None:
     """Create every series of the polls with value zero, for the same reason as `preset`."""
     for outcome in outcomes:
         GITOPS_POLLS.labels(outcome)
+
+
+def preset_heartbeat() -> None:
+    """Create both series of heartbeats with value zero, for the same reason as `preset`."""
+    for outcome in ("success", "failure"):
+        HEARTBEATS.labels(outcome)
 
 
 def preset_process() -> None:

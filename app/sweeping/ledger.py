@@ -19,6 +19,7 @@ from app.storage.postgres import only_row
 from app.sweeping import clocks
 from app.sweeping.scans.tables import PAGES_OF_SWEPT
 from app.sweeping.schedule import Slot, microseconds, moment
+from app.sweeping.streak import Counted, Streak, Telling, count_failure
 
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
@@ -76,7 +77,8 @@ WITH clock AS (
      WHERE (state.last_slot <= excluded.last_slot OR state.last_slot > now() + %(interval)s)
        AND NOT EXISTS (SELECT FROM secrets_bridge_worker.sweep_run
                         WHERE name = %(name)s AND slot = excluded.last_slot AND outcome = 'success')
- RETURNING token, previous_slot, position, failures, rows_failed, pass_rows_failed, batch_rows
+ RETURNING token, previous_slot, position, failures, failing_since, reported_at, rows_failed, pass_rows_failed,
+           batch_rows
 )
 SELECT due.slot, before.last_slot, claimed.*
   FROM due LEFT JOIN before ON true LEFT JOIN claimed ON true
@@ -95,8 +97,10 @@ UPDATE secrets_bridge_worker.sweep_state AS state
  WHERE name = %(name)s AND last_slot > now() + %(interval)s
 """
 
+# A failure of the run before may be counted while this one is under way, but not while the row is held.
 FENCE = """
-SELECT FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s AND token = %(token)s FOR SHARE
+SELECT failures, failing_since, reported_at FROM secrets_bridge_worker.sweep_state
+ WHERE name = %(name)s AND token = %(token)s FOR SHARE
 """
 
 # Whoever left a row open is fenced off by our claim; what it had committed is reported by us.
@@ -128,7 +132,7 @@ WITH finished AS (
      WHERE id = %(run)s
 )
 UPDATE secrets_bridge_worker.sweep_state
-   SET position = %(position)s, failures = 0, rows_failed = %(rows_failed)s,
+   SET position = %(position)s, failures = 0, failing_since = NULL, reported_at = NULL, rows_failed = %(rows_failed)s,
        pass_rows_failed = %(pass_rows_failed)s, batch_rows = %(batch_rows)s
  WHERE name = %(name)s AND token = %(token)s
    AND (position, failures, rows_failed, pass_rows_failed, batch_rows)
@@ -152,15 +156,6 @@ DELETE FROM secrets_bridge_worker.sweep_run
 GIVE_BACK = """
 UPDATE secrets_bridge_worker.sweep_state SET last_slot = previous_slot
  WHERE name = %(name)s AND token = %(token)s
-"""
-
-# The streak of failures is counted in the transaction that stores their events. So the first failure that can be stored
-# is the one that is reported, and whatever was reported has an end.
-COUNT_FAILURE = """
-INSERT INTO secrets_bridge_worker.sweep_state AS state (name, last_slot, previous_slot, token, failures)
-VALUES (%(name)s, 'epoch', 'epoch', 0, 1)
-    ON CONFLICT (name) DO UPDATE SET failures = state.failures + 1
-RETURNING failures
 """
 
 # A run that its successor has closed as interrupted, before it could write that it failed, has failed all the same. Its
@@ -252,7 +247,7 @@ class Claim(NamedTuple):
     #: Where the run before it stopped for lack of time.
     position: int
     #: Failed attempts since the last success.
-    failures: int
+    streak: Streak
     #: Rows that could not be swept in the last pass through the table, and so far in the one under way.
     rows_failed: int
     pass_rows_failed: int
@@ -321,6 +316,7 @@ def claimed(
     """Read the answer to `claim`; None, with something to commit, when the slot or a newer one was claimed."""
     row = only_row(cursor)
     slot, last, previous, token = row.pop("slot"), row.pop("last_slot"), row.pop("previous_slot"), row.pop("token")
+    streak = Streak(row.pop("failures"), row.pop("failing_since"), row.pop("reported_at"))
     if tick is not None and moment(tick) > slot:
         clocks.report("redis", moment(tick) - now, interval / 2, name)
     if last is not None and last > now + interval:
@@ -332,7 +328,7 @@ def claimed(
         return None
     # The very first claim follows "the epoch", which is not a slot that anybody missed.
     covered = max(0, (slot - previous) // interval - 1) if previous != moment(0) else 0
-    return Claim(microseconds(slot), token, covered, **row)
+    return Claim(microseconds(slot), token, covered, streak=streak, **row)
 
 
 def open_run(connection: Connection[Any], name: str, claim: Claim, *, worker: str, cutoff: datetime) -> Answers:
@@ -358,10 +354,12 @@ def fence(connection: Connection[Any], claimed: Claimed) -> Cursor[dict[str, Any
     return _send(connection, FENCE, name=claimed.name, token=claimed.claim.token)
 
 
-def fenced(cursor: Cursor[dict[str, Any]]) -> None:
-    """Read the answer to `fence`. Raises Fenced when a newer run has moved it."""
-    if cursor.fetchone() is None:
+def fenced(cursor: Cursor[dict[str, Any]]) -> Streak:
+    """Read the answer to `fence`: the sweeper's streak of failures. Raises Fenced when a newer run has moved it."""
+    row = cursor.fetchone()
+    if row is None:
         raise Fenced
+    return Streak.of(row)
 
 
 def count(cursor: Cursor[dict[str, Any]], claimed: Claimed, progress: Progress) -> None:
@@ -388,29 +386,33 @@ def prune(cursor: Cursor[dict[str, Any]], name: str, retention: timedelta) -> No
     cursor.execute(PRUNE, {"name": name, "retention": retention})
 
 
-def fail(cursor: Cursor[dict[str, Any]], claimed: Claimed, failure: Failure) -> tuple[int, bool]:
+def fail(
+    cursor: Cursor[dict[str, Any]], claimed: Claimed, failure: Failure, telling: Telling
+) -> tuple[Counted | None, bool]:
     """Close the run as failed, give its slot back and count the failure.
 
-    Return how many failures there were in a row, 0 when it is none: its last commit was done although the answer was
-    lost, or the sweep has succeeded since. And whether a newer run has reported already what this one had changed.
+    Return the streak, None when it is no failure: its last commit was done although the answer was lost, or the sweep
+    has succeeded since. And whether a newer run has reported already what this one had changed.
     """
     closed = {"run": claimed.run, "name": claimed.name, **failure._asdict()}
     row = cursor.execute(CLOSE_FAILED, closed).fetchone()
     if row is None:
-        return 0, True
+        return None, True
     cursor.execute(GIVE_BACK, {"name": claimed.name, "token": claimed.claim.token})
-    return _count_failure(cursor, claimed.name), row["outcome"] == "interrupted"
+    return count_failure(cursor, claimed.name, telling), row["outcome"] == "interrupted"
 
 
 def record_failed(  # noqa: PLR0913 - the same
-    cursor: Cursor[dict[str, Any]], name: str, slot: Slot, *, started_at: datetime, worker: str, failure: Failure
-) -> int:
-    """Write down an attempt that failed before its claim was committed; return how many failed in a row."""
+    cursor: Cursor[dict[str, Any]],
+    name: str,
+    slot: Slot,
+    *,
+    started_at: datetime,
+    worker: str,
+    failure: Failure,
+    telling: Telling,
+) -> Counted:
+    """Write down an attempt that failed before its claim was committed; return the streak that it belongs to."""
     attempt = {"name": name, "slot": moment(slot), "started_at": started_at, "worker": worker}
     cursor.execute(RECORD_FAILED, {**attempt, **failure._asdict()})
-    return _count_failure(cursor, name)
-
-
-def _count_failure(cursor: Cursor[dict[str, Any]], name: str) -> int:
-    failures: int = only_row(cursor.execute(COUNT_FAILURE, {"name": name}))["failures"]
-    return failures
+    return count_failure(cursor, name, telling)

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, LiteralString, TypeVar
@@ -33,6 +33,7 @@ from app.sweeping.ledger import Answers, Begun, Claim, Claimed, Interrupted, Pro
 from app.sweeping.lock import Tick
 from app.sweeping.schedule import microseconds, moment, slot_at
 from app.sweeping.strategy import Run, Step, Stopwatch, Strategy
+from app.sweeping.streak import Counted, Streak, Telling
 from app.sweeping.sweeper import Sweep, Sweeper, SweeperSettings
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class Runner:
     lease: timedelta
     retention: timedelta
     outbox: Outbox
+    #: When people are told of failures.
+    telling: Telling = field(default_factory=Telling)
     budget: timedelta | None = None
     #: How many pages of a table one run goes through at most; None for all.
     most_pages: int | None = None
@@ -143,6 +146,8 @@ class _Attempt(Generic[S]):
         self._ends = time.monotonic() + budget.total_seconds()
         #: The shortest that a round trip took, seconds.
         self._round_trip = math.inf
+        #: Failures before this run, as the transaction under way has found them.
+        self._streak = Streak()
 
     @property
     def seconds(self) -> float:
@@ -170,20 +175,20 @@ class _Attempt(Generic[S]):
             self._runner.outbox.trigger(self.newest.deliveries)
 
     def write_failure(self, failure: Failure) -> None:
-        """Write the failure down where that is possible, with an event when it is the first of a streak."""
+        """Write the failure down where that is possible, with an event when people are to be told of the streak."""
         sweep = self.newest.sweep if self.newest else Sweep()
         try:
             with self._runner.pool.connection() as connection, connection.transaction():
                 cursor = connection.cursor(row_factory=dict_row)
-                failures, reported = self._count_failure(cursor, failure)
-                events = self._failed_events(failure, Sweep() if reported else sweep, failures)
+                counted, reported = self._count_failure(cursor, failure)
+                events = self._failed_events(failure, Sweep() if reported else sweep, counted)
                 written = self._runner.outbox.write(cursor, events)
                 ledger.prune(cursor, self._sweeper.name, self._runner.retention)
         except NotDue:
             return  # the api's table has gone meanwhile: then the sweep rests
         except psycopg.Error:
             # PostgreSQL is what failed, and the outbox is in it: the log is the one sink that is left.
-            for event in self._failed_events(failure, sweep, 1):
+            for event in self._failed_events(failure, sweep, Counted(Streak(1), tell=True)):
                 log.error("event not stored", component=event.component, title=event.title, detail=event.detail)
         else:
             self._runner.outbox.trigger(written)
@@ -284,6 +289,7 @@ class _Attempt(Generic[S]):
                 pass  # what was put right of a clock that was ahead
             raise NotDue(Reason.SUPERSEDED)
         cutoff = begun.now - older_than
+        self._streak = claim.streak
         run = self._run(connection, begun, claim, began=begun.now, cutoff=cutoff)
         claimed = _answered(
             transaction.together(),
@@ -303,7 +309,7 @@ class _Attempt(Generic[S]):
     ) -> Run:
         """Begin the transaction after another. Raises Fenced."""
         run = self._run(connection, self._begun, claimed.claim, began=claimed.began, cutoff=claimed.cutoff)
-        begun = _answered(
+        begun, self._streak = _answered(
             transaction.begin(),
             lambda: Answers(self._begin(connection, durable=False), ledger.fence(connection, claimed)),
             partial(ask, run),
@@ -397,25 +403,30 @@ class _Attempt(Generic[S]):
         metrics.BATCH_SECONDS.labels(name).observe(seconds)
         metrics.ROWS_CHANGED.labels(name).inc(after.sweep.changed - before.sweep.changed)
 
-    def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[int, bool]:
-        """Write the failure into the ledger; return how many there were in a row, and whether its rows are reported."""
-        now = ledger.begun(self._begin(cursor.connection)).now
+    def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[Counted | None, bool]:
+        """Write the failure into the ledger; return its streak, if it is one, and whether its rows are reported."""
+        now, telling = ledger.begun(self._begin(cursor.connection)).now, self._runner.telling
         if self.newest is not None:
-            return ledger.fail(cursor, self.newest.claimed, failure)
+            return ledger.fail(cursor, self.newest.claimed, failure, telling)
         name, slot = self._sweeper.name, slot_at(microseconds(now), self._settings.tick)
         began, worker = now - timedelta(seconds=self.seconds), self._runner.worker
-        return ledger.record_failed(cursor, name, slot, started_at=began, worker=worker, failure=failure), True
+        counted = ledger.record_failed(
+            cursor, name, slot, started_at=began, worker=worker, failure=failure, telling=telling
+        )
+        return counted, True
 
-    def _failed_events(self, failure: Failure, sweep: Sweep, failures: int) -> list[Event]:
-        """Return the events of what was changed before the failure, and of the failure if it begins a streak."""
-        events = [self._sweeper.done(sweep)] if sweep.changed and failures else []
-        if failures == 1:
-            events.append(self._sweeper.failed(str(SweepFailed(failure)), sweep))
+    def _failed_events(self, failure: Failure, sweep: Sweep, counted: Counted | None) -> list[Event]:
+        """Return the events of what was changed before the failure, and of its streak if that is to be told now."""
+        if counted is None:
+            return []
+        events = [self._sweeper.done(sweep)] if sweep.changed else []
+        if counted.tell:
+            events.append(self._sweeper.failed(str(SweepFailed(failure)), sweep, counted.streak))
         return events
 
     def _done_events(self, claim: Claim, sweep: Sweep, rows_failed: int) -> list[Event]:
         """Return the events of a run's end; rows that it could not sweep are news unless the run before had some."""
-        events = [self._sweeper.recovered(claim.failures)] if claim.failures else []
+        events = [self._sweeper.recovered(self._streak.failures)] if self._streak.told else []
         if sweep.changed:
             events.append(self._sweeper.done(sweep))
         if rows_failed and not (claim.rows_failed or claim.pass_rows_failed):
@@ -463,12 +474,10 @@ def _rest(claim: Claim, strategy: Strategy, resume_at: int | None) -> Rest:
     return Rest(resume_at, claim.rows_failed, failed, strategy.batch_rows)
 
 
-def _fenced(answers: Answers) -> Begun:
+def _fenced(answers: Answers) -> tuple[Begun, Streak]:
     """Read what begins a transaction. Raises Fenced, and NotDue when the table is gone."""
     beginning, fencing = answers.cursors
-    begun = ledger.begun(beginning)
-    ledger.fenced(fencing)
-    return begun
+    return ledger.begun(beginning), ledger.fenced(fencing)
 
 
 def _count_loss(name: str, error: BaseException) -> None:

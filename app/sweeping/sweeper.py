@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
@@ -18,6 +18,7 @@ from app.core.values import Cadence
 from app.sweeping.scans.due import Due
 from app.sweeping.scans.tables import Index
 from app.sweeping.strategy import Strategy
+from app.sweeping.streak import Streak
 
 
 class SweeperSettings(Settings):
@@ -149,9 +150,16 @@ class Sweeper(Generic[S]):
         title = self.text.warning if alarming and self.text.warning else self.text.done
         return Event(self.name, severity, title, detail, {**total, **counts, **more})
 
-    def failed(self, failure: str, sweep: Sweep) -> Event:
-        """Return the event of a streak's first failure: `failure` is a class name and an SQLSTATE."""
-        return Event(self.name, Severity.ERROR, self.text.failed, failure, _not_zero(sweep), Kind.FAILED)
+    def failed(self, failure: str, sweep: Sweep, streak: Streak) -> Event:
+        """Return the event of a streak, told by its newest failure: `failure` is a class name and an SQLSTATE.
+
+        It is the same incident however often it is told, and says since when it lasts from the second failure on.
+        """
+        counts = _not_zero(sweep)
+        if streak.failures > 1 and streak.since is not None:
+            failure = f"{failure}; failing since {streak.since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+            counts["failed_attempts"] = streak.failures
+        return Event(self.name, Severity.ERROR, self.text.failed, failure, counts, Kind.FAILED)
 
     def recovered(self, streak: int) -> Event:
         """Return the event of the end of a streak of failures."""

@@ -1,1 +1,1 @@
-"""Twelve incidents, each found with one command and mended with a second: `python -m tests.drill` writes docs/drill.md."""
+"""Twelve incidents, each found with one command and mended with a second: docs/drill.md is what that looks like."""

@@ -18,7 +18,7 @@ from psycopg import Connection
 
 from app.demo.servers import Postgres, Redis
 from app.storage import migrations
-from tests.support.http_server import Receiver, Reply
+from tests.support.http_server import Receiver
 from tests.support.ports import reserved_port
 from tests.support.processes import ROOT, SCHEDULER, WORKER, Process, environment, finished
 
