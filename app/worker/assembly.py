@@ -6,6 +6,7 @@ wrong with the settings ends either of them with status 1 and one line a problem
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
@@ -25,6 +26,7 @@ from app.core import config, metrics, threads
 from app.core.errors import BootError, ConfigError, LeaseLost, SchemaError
 from app.core.logging import configure_logging
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind, speaks_for_all, this_process, this_replica
+from app.fleet.heartbeat import Heartbeat, Identity
 from app.gitops.settings import GitopsSettings
 from app.notify import routing
 from app.notify.collector import NotificationCollector
@@ -86,6 +88,9 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
     for sweeper, settings in zip(sweepers, loaded.sweepers, strict=True):
         process.register(sweeper, settings)
     process.register_notifier()
+    if process.role.kind is Kind.SCHEDULER:
+        process.pool.open()
+        threads.start("heartbeat", process.heartbeat.keep)
     dramatiq.set_broker(process.broker)
     return process.broker
 
@@ -134,7 +139,13 @@ class _Assembly:
             heartbeat_timeout=HEARTBEAT // timedelta(milliseconds=1),
             middleware=[
                 dramatiq_metrics(self.shared_values),
-                Lifecycle(boot=self._boot, locks=self.locks, readiness=self.readiness, grace=grace),
+                Lifecycle(
+                    boot=self._boot,
+                    end=self._end,
+                    locks=self.locks,
+                    readiness=self.readiness,
+                    grace=grace,
+                ),
                 Callbacks(),
                 SweepAndSinkRetries(),
                 SweepLock(self.locks),  # last: its after-hook runs first, so the lock is free before a retry is out
@@ -187,6 +198,23 @@ class _Assembly:
         dramatiq.actor(actor_name=RELAY, queue_name=SINK_QUEUE, broker=self.broker, periodic=cadence)(relay)
         self.registered.append(RELAY)
 
+    @cached_property
+    def heartbeat(self) -> Heartbeat:
+        """The signs of life of this process, once every sweeper is registered."""
+        identity = Identity(
+            self.role.kind,
+            socket.gethostname(),
+            {watched.name: watched.interval for watched in self.watched},
+            {sweeper.name: own.switch for sweeper, own in self.pairs if not own.enabled},
+        )
+        ticks = self.role.kind is Kind.SCHEDULER
+        return Heartbeat(
+            self.pool,
+            identity,
+            draining=lambda: self.readiness.draining,
+            ticked_at=lambda: self.broker.ticked_at if ticks else -math.inf,
+        )
+
     def _trigger(self, delivery: int) -> None:
         self.broker.get_actor(DELIVER).send(delivery)
 
@@ -226,6 +254,7 @@ class _Assembly:
                 self._loops  # noqa: B018 - loaded now, not under the first deadline
             except ValueError as error:  # the one setting that only TLS itself can judge
                 refuse(ConfigError([str(error)]))
+        threads.start("heartbeat", self.heartbeat.keep)
         if self.role.first:
             if SWEEP_QUEUE in self.role.queues:
                 overdue = Overdue(self.pool, self.watched)
@@ -237,6 +266,9 @@ class _Assembly:
                 probes.serve((host, port), self.readiness, exposition)
             except OSError:
                 self._fail(f"{address}: {host}:{port} cannot be listened on; is it taken?")
+
+    def _end(self) -> None:
+        self.heartbeat.end()
 
     def _fail(self, problem: str, remedy: str = "") -> NoReturn:
         """Log what keeps this process from its work, once for all siblings, and exit with status 1."""

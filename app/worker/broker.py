@@ -62,6 +62,8 @@ class Broker(RedisBroker):
         self._down = False
         #: When Redis was asked for the time, monotonic seconds, and what it said, microseconds.
         self._asked_time = -math.inf, 0
+        #: When a tick was last sent, monotonic seconds.
+        self.ticked_at = -math.inf
         #: Ticks of each actor that were lost since the last one that got through, which carries their number.
         self._lost: Counter[str] = Counter()
 
@@ -132,7 +134,7 @@ class Broker(RedisBroker):
         except redis.RedisError as error:
             self._lose(message, error)
         else:
-            self._down = False
+            self._down, self.ticked_at = False, time.monotonic()
             if lost := self._lost.pop(message.actor_name, 0):
                 log.info("ticks go out again", task=message.actor_name, lost=lost)
         return message

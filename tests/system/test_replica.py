@@ -17,7 +17,7 @@ from app.demo.servers import Redis
 from tests.support.http_server import Receiver
 from tests.support.ports import reserved_port
 from tests.support.processes import QUICK, Process, environment
-from tests.support.rows import FIXED, insert_agent
+from tests.support.rows import FIXED, column, insert_agent
 from tests.support.waiting import HUNG, eventually
 
 
@@ -78,3 +78,25 @@ def test_one_process_serves_all_queues_where_the_operator_says_so(
             assert replica.metric("worker_sweep_rows_changed_total", task="agents-stale") == 1
             assert len(psutil.Process(replica.popen.pid).children()) == 2  # that and the scheduler
             assert replica.end() == 0
+
+
+PROCESSES = "secrets_bridge_worker.process"
+
+
+def test_every_process_of_a_replica_gives_signs_of_life_and_those_that_drain_say_when_they_end(
+    database: str, redis_server: Redis, redis: redis_py.Redis, tmp_path: Path, sql: Connection[Any]
+) -> None:
+    del redis  # emptied
+    with reserved_port() as port:
+        own = {**QUICK, "SB_NOTIFICATION_LOCAL_ADDR": f"127.0.0.1:{port}"}
+        env = environment(database, redis_server.url(), **own)
+        with Process(("sb-worker", "run"), env, tmp_path / "replica.log") as replica:
+            replica.ready()
+            query = (
+                f"SELECT kind, ended_at IS NULL, ticked_at IS NOT NULL, cadences ->> 'wraps-expired' FROM {PROCESSES}"
+            )
+            alive = {("worker", True, False, "1.0"), ("notifier", True, False, "1.0"), ("scheduler", True, True, "1.0")}
+            eventually(lambda: {*sql.execute(query.encode())} == alive)
+            assert replica.end() == 0
+            ended = f"SELECT kind FROM {PROCESSES} WHERE ended_at IS NOT NULL ORDER BY kind"
+            assert column(sql, ended) == ["notifier", "worker"]

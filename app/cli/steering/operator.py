@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from actors import SWEEPERS
 from app.core.errors import BootError
 from app.core.logging import configure_logging
@@ -25,8 +23,6 @@ if TYPE_CHECKING:
 
     from app.storage.settings import DatabaseSettings
 
-NAMES = click.Choice([sweeper.name for sweeper in SWEEPERS])
-NAMES_OR_ALL = click.Choice([*NAMES.choices, "all"])
 #: Characters of who did something: it stands in a table.
 _MOST_WHO = 200
 
@@ -57,7 +53,7 @@ def settings_of(name: str) -> tuple[Loaded, Sweeper[Any], SweeperSettings]:
 
 def chosen(name: str) -> list[str]:
     """Return the names that a name, or `all`, stands for."""
-    return list(NAMES.choices) if name == "all" else [name]
+    return [sweeper.name for sweeper in SWEEPERS] if name == "all" else [name]
 
 
 def refuse_off(sweeper: Sweeper[Any], settings: SweeperSettings) -> None:

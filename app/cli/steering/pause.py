@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from actors import SWEEPERS
-from app.cli.steering.operator import NAMES_OR_ALL, chosen, ledger, moment, who
+from app.cli.names import SWEEPER_OR_ALL
+from app.cli.steering.operator import chosen, ledger, moment, who
 from app.core.logging import configure_logging
 from app.core.values import format_duration, parse_positive_duration
 from app.storage.settings import DatabaseSettings
@@ -41,7 +42,7 @@ def _reason(_context: click.Context, _parameter: click.Parameter, value: str | N
 
 
 @click.command("pause")
-@click.argument("name", type=NAMES_OR_ALL, required=False)
+@click.argument("name", type=SWEEPER_OR_ALL, required=False)
 @click.option("--for", "length", callback=_length, help="For how long, such as 2h; at most 720h.")
 @click.option("--reason", callback=_reason, help="Why; everybody who asks is told.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
@@ -66,7 +67,7 @@ def pause_command(name: str | None, length: timedelta | None, reason: str | None
 
 
 @click.command("resume")
-@click.argument("name", type=NAMES_OR_ALL)
+@click.argument("name", type=SWEEPER_OR_ALL)
 def resume_command(name: str) -> None:
     """Have the sweeper NAME, or `all`, run again from its next tick on."""
     configure_logging("error")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.console import Console
 
-from app.cli.steering.operator import NAMES, ledger, moment, refuse_off, settings_of, who
+from app.cli.names import SWEEPER
+from app.cli.steering.operator import ledger, moment, refuse_off, settings_of, who
 from app.core.errors import LeaseLost, NotDue, Reason, SweepFailed
 from app.core.values import format_duration, parse_duration
 from app.sweeping import by_hand, dry_run
@@ -37,7 +38,7 @@ def _length(_context: click.Context, _parameter: click.Parameter, value: str) ->
 
 
 @click.command("sweep")
-@click.argument("name", type=NAMES)
+@click.argument("name", type=SWEEPER)
 @click.option("--dry-run", is_flag=True, help="Only say what a run would change now.")
 @click.option("--paused", "despite_pause", is_flag=True, help="Run it although it is paused.")
 @click.option("--approve", is_flag=True, help="Run it although its brake holds it.")

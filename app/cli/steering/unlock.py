@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import click
 
-from app.cli.steering.operator import NAMES, ledger, moment, settings_of
+from app.cli.names import SWEEPER
+from app.cli.steering.operator import ledger, moment, settings_of
 from app.core.values import format_duration
 from app.storage.redis import connect
 from app.sweeping.unlocking import Held, Holder, Unlocking, holder
@@ -17,7 +18,7 @@ _ANSWER_WITHIN = timedelta(seconds=2)
 
 
 @click.command("unlock")
-@click.argument("name", type=NAMES)
+@click.argument("name", type=SWEEPER)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Also while a run seems to hold it.")
 def unlock_command(name: str, yes: bool, force: bool) -> None:

@@ -35,8 +35,11 @@ log = structlog.get_logger("worker")
 class Lifecycle(Middleware):
     """Opens the worker's resources, turns SIGTERM into a drain, and keeps to the grace period."""
 
-    def __init__(self, *, boot: Callable[[], None], locks: Locks, readiness: Readiness, grace: float) -> None:
+    def __init__(
+        self, *, boot: Callable[[], None], end: Callable[[], None], locks: Locks, readiness: Readiness, grace: float
+    ) -> None:
         self._boot = boot
+        self._end = end
         self._locks = locks
         self._readiness = readiness
         self._grace = grace
@@ -67,6 +70,7 @@ class Lifecycle(Middleware):
 
     def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
         """Say goodbye; every lock has been given back by now."""
+        self._end()
         log.info("shutdown complete", queues=sorted(this_process().queues))
 
     def _drain_on_stops(self) -> None:

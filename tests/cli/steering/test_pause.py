@@ -55,7 +55,7 @@ def test_all_of_them_at_once(run: Run, sql: Connection[Any]) -> None:
         (("wraps-expired", "--for", "2h", "--reason", "x" * 201), "printable characters"),
         (("wraps-expired", "--for", "2h", "--reason", "a\x1b[31mb"), "printable characters"),
         (("wraps-expired", "--for", "2h", "--reason", "a\nb"), "printable characters"),
-        (("nobody", *WHY), "is not one of"),
+        (("nobody", *WHY), "no sweeper is called"),
     ],
 )
 def test_what_is_wrong_is_told(run: Run, sql: Connection[Any], words: tuple[str, ...], told: str) -> None:

@@ -1,0 +1,53 @@
+"""The processes of a deployment, as their signs of life tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, LiteralString
+
+from app.fleet.heartbeat import GONE_AFTER
+
+if TYPE_CHECKING:
+    from psycopg import Cursor
+
+_READ: LiteralString = """
+SELECT kind, deployment, host, pid, version, started_at, seen_at, ended_at, draining, clock_ahead, cadences, off,
+       ticked_at, ended_at IS NULL AND seen_at > clock_timestamp() - %(gone_after)s AS alive
+  FROM secrets_bridge_worker.process
+ WHERE seen_at > clock_timestamp() - %(seen_within)s
+ ORDER BY kind, host, pid, started_at
+"""
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process; times aware, by the database's clock."""
+
+    kind: str
+    deployment: str
+    host: str
+    pid: int
+    version: str
+    started_at: datetime
+    seen_at: datetime
+    #: When it said that it ends; None for one that lives, or was killed.
+    ended_at: datetime | None
+    draining: bool
+    #: How far its machine's clock is ahead of the database's.
+    clock_ahead: timedelta
+    #: How often it means to run which sweeper, and those that are off there, by the variable that switches them on.
+    cadences: Mapping[str, timedelta]
+    off: Mapping[str, str]
+    #: When it last sent a tick, if it is a scheduler.
+    ticked_at: datetime | None
+    alive: bool
+
+
+def read(cursor: Cursor[dict[str, Any]], seen_within: timedelta) -> list[Process]:
+    """Return the processes that gave a sign of life within so long, alive or not."""
+    rows = cursor.execute(_READ, {"gone_after": GONE_AFTER, "seen_within": seen_within}).fetchall()
+    for row in rows:
+        row["cadences"] = {name: timedelta(seconds=number) for name, number in row["cadences"].items()}
+    return [Process(**row) for row in rows]

@@ -1,0 +1,1 @@
+"""Reads an overview from PostgreSQL and Redis."""
