@@ -23,6 +23,9 @@ from app.cli import check, check_receivers, check_redis, check_tokens, configura
 from app.cli.finding import Finding
 from app.cli.guard import GuardedGroup
 from app.cli.notify import dead, notify
+from app.cli.steering.pause import pause_command, resume_command
+from app.cli.steering.sweep import sweep_command
+from app.cli.steering.unlock import unlock_command
 from app.core import config
 from app.core.errors import BootError
 from app.core.logging import configure_logging
@@ -66,8 +69,8 @@ def main() -> None:
 
 notify.add_command(mute.mute_command)
 notify.add_command(mute.unmute_command)
-main.add_command(notify)
-main.add_command(dead)
+for command in (notify, dead, sweep_command, pause_command, resume_command, unlock_command):
+    main.add_command(command)
 
 
 @main.command("check")

@@ -231,7 +231,7 @@ def preset(task: str) -> None:
     """Create every series of a task with value zero, so that a rate is right from the first increment on."""
     for outcome in ("success", "failure", "skipped_lock"):
         RUNS.labels(task, outcome)
-    for reason in ("stale", "superseded", "lock_error"):
+    for reason in ("stale", "superseded", "lock_error", "paused", "braked"):
         TICKS_DROPPED.labels(task, reason)
     for metric in _PER_TASK:
         metric.labels(task)

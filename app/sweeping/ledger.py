@@ -18,11 +18,14 @@ from app.core.errors import Failure, Fenced, NotDue, Reason
 from app.storage.postgres import only_row
 from app.sweeping import clocks
 from app.sweeping.scans.tables import PAGES_OF_SWEPT
-from app.sweeping.schedule import Slot, microseconds, moment
+from app.sweeping.schedule import Slot, microseconds, moment, slot_at
+from app.sweeping.steering import pauses
 from app.sweeping.streak import Counted, Streak, Telling, count_failure
 
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
+
+    from app.sweeping.steering.order import Order
 
 # All limits are shorter than the lease: a statement, a wait or a pause that outlives the lock must end first. They come
 # before all else: even to ask how large a table is waits for who has locked it. Tables are gone through by their pages
@@ -59,30 +62,42 @@ DURABLE = "SET LOCAL synchronous_commit TO DEFAULT"
 # further ahead stands for the newest slot that is due, as an old one does. It may be claimed when it is the newest one,
 # or when it was claimed and never finished: whoever claimed it has lost the lock that we hold. A newest slot that lies
 # further ahead than a slot may comes from a database whose clock was wrong for a while, and does not count.
-CLAIM = """
-WITH clock AS (
-    SELECT date_bin(%(interval)s, now(), 'epoch') AS current, %(tick)s::timestamptz AS tick
-), due AS (
-    SELECT CASE WHEN tick > current AND tick - now() <= %(interval)s / 2 THEN tick ELSE current END AS slot FROM clock
-), before AS (
+#
+# A run by hand has a slot of its own: this moment, or the next one after a slot that was claimed a little early. So it
+# comes after all that was claimed, and the tick of the slot that it lies in finds its work done. What it leaves behind
+# when it fails is the slot before, whichever that was.
+CLAIM = f"""
+WITH before AS (
     SELECT last_slot FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s
+), clock AS (
+    SELECT date_bin(%(interval)s, now(), 'epoch') AS current, %(tick)s::timestamptz AS tick,
+           CASE WHEN (SELECT last_slot FROM before) BETWEEN now() AND now() + %(interval)s
+                THEN (SELECT last_slot FROM before) + interval '1 microsecond' ELSE now() END AS by_hand
+), due AS (
+    SELECT CASE WHEN %(by_hand)s THEN by_hand
+                WHEN tick > current AND tick - now() <= %(interval)s / 2 THEN tick ELSE current END AS slot FROM clock
+), paused AS (
+    SELECT NOT %(despite_pause)s AND EXISTS (
+           SELECT FROM secrets_bridge_worker.sweeper_pause WHERE name = %(name)s AND {pauses.HOLDS}) AS paused
 ), claimed AS (
     INSERT INTO secrets_bridge_worker.sweep_state AS state (name, last_slot, previous_slot, token)
-    SELECT %(name)s, slot, 'epoch', 1 FROM due
+    SELECT %(name)s, slot, 'epoch', 1 FROM due, paused WHERE NOT paused
         ON CONFLICT (name) DO UPDATE
        SET last_slot = excluded.last_slot,
            previous_slot = CASE WHEN state.last_slot = excluded.last_slot THEN state.previous_slot
+                                WHEN %(by_hand)s AND state.last_slot < excluded.last_slot THEN state.last_slot
                                 ELSE least(state.last_slot, excluded.last_slot - %(interval)s) END,
            token = state.token + 1
-     WHERE (state.last_slot <= excluded.last_slot OR state.last_slot > now() + %(interval)s)
+     WHERE (state.last_slot < excluded.last_slot OR state.last_slot > now() + %(interval)s
+            OR state.last_slot = excluded.last_slot AND NOT %(by_hand)s)
        AND NOT EXISTS (SELECT FROM secrets_bridge_worker.sweep_run
                         WHERE name = %(name)s AND slot = excluded.last_slot AND outcome = 'success')
  RETURNING token, previous_slot, position, failures, failing_since, reported_at, rows_failed, pass_rows_failed,
-           batch_rows
+           batch_rows, braked_for IS NOT NULL AS braked
 )
-SELECT due.slot, before.last_slot, claimed.*
-  FROM due LEFT JOIN before ON true LEFT JOIN claimed ON true
-"""
+SELECT paused.paused, due.slot, before.last_slot, claimed.*
+  FROM paused CROSS JOIN due LEFT JOIN before ON true LEFT JOIN claimed ON true
+"""  # noqa: S608 - all its parts are literals
 
 # Slots that a clock ahead has run are to be run when their time has come.
 FORGET = """
@@ -112,8 +127,9 @@ RETURNING changed, counts, cutoff
 """
 
 OPEN = """
-INSERT INTO secrets_bridge_worker.sweep_run (name, slot, covered, token, worker, started_at, cutoff, outcome)
-VALUES (%(name)s, %(slot)s, %(covered)s, %(token)s, %(worker)s, now(), %(cutoff)s, 'running')
+INSERT INTO secrets_bridge_worker.sweep_run
+       (name, slot, covered, token, worker, requested_by, started_at, cutoff, outcome)
+VALUES (%(name)s, %(slot)s, %(covered)s, %(token)s, %(worker)s, %(requested_by)s, now(), %(cutoff)s, 'running')
     ON CONFLICT (name, slot) WHERE outcome IN ('running', 'success') DO NOTHING
 RETURNING id
 """
@@ -145,6 +161,10 @@ UPDATE secrets_bridge_worker.sweep_state SET position = %(position)s WHERE name 
 """
 
 PRUNE = """
+WITH pauses AS (
+    DELETE FROM secrets_bridge_worker.sweeper_pause
+     WHERE name = %(name)s AND coalesce(resumed_at, until) < now() - %(retention)s
+)
 DELETE FROM secrets_bridge_worker.sweep_run
  WHERE id = ANY (ARRAY(SELECT id FROM secrets_bridge_worker.sweep_run
                         WHERE name = %(name)s AND outcome <> 'running' AND started_at < now() - %(retention)s
@@ -173,8 +193,9 @@ RETURNING (SELECT outcome FROM before) AS outcome
 
 RECORD_FAILED = """
 INSERT INTO secrets_bridge_worker.sweep_run
-       (name, slot, worker, started_at, finished_at, outcome, error_class, sqlstate)
-VALUES (%(name)s, %(slot)s, %(worker)s, %(started_at)s, clock_timestamp(), 'failure', %(error)s, %(sqlstate)s)
+       (name, slot, worker, requested_by, started_at, finished_at, outcome, error_class, sqlstate)
+VALUES (%(name)s, %(slot)s, %(worker)s, %(requested_by)s, %(started_at)s, clock_timestamp(), 'failure', %(error)s,
+        %(sqlstate)s)
 """
 
 
@@ -253,6 +274,8 @@ class Claim(NamedTuple):
     pass_rows_failed: int
     #: Rows a batch, where a run before found the usual number too slow.
     batch_rows: int | None
+    #: Whether a brake has held the runs before it.
+    braked: bool = False
 
 
 class Claimed(NamedTuple):
@@ -305,17 +328,25 @@ def begun(cursor: Cursor[dict[str, Any]]) -> Begun:
     return Begun(row["now"], row["pages"] or 0, row["partitions"] or 1, row["rows_per_page"] or 0.0)
 
 
-def claim(connection: Connection[Any], name: str, tick: Slot | None, interval: timedelta) -> Cursor[dict[str, Any]]:
-    """Take the newest due slot, or the tick's."""
-    return _send(connection, CLAIM, name=name, tick=None if tick is None else moment(tick), interval=interval)
+def claim(
+    connection: Connection[Any], name: str, tick: Slot | None, interval: timedelta, order: Order | None = None
+) -> Cursor[dict[str, Any]]:
+    """Take the newest due slot, or the tick's, or one for a run by hand."""
+    hand = {"by_hand": order is not None, "despite_pause": order is not None and order.despite_pause}
+    return _send(connection, CLAIM, name=name, tick=None if tick is None else moment(tick), interval=interval, **hand)
 
 
 def claimed(
     cursor: Cursor[dict[str, Any]], name: str, now: datetime, tick: Slot | None, interval: timedelta
 ) -> Claim | None:
-    """Read the answer to `claim`; None, with something to commit, when the slot or a newer one was claimed."""
+    """Read the answer to `claim`; None, with something to commit, when the slot or a newer one was claimed.
+
+    Raises NotDue while the sweeper is paused.
+    """
     row = only_row(cursor)
     slot, last, previous, token = row.pop("slot"), row.pop("last_slot"), row.pop("previous_slot"), row.pop("token")
+    if row.pop("paused"):
+        raise NotDue(Reason.PAUSED)
     streak = Streak(row.pop("failures"), row.pop("failing_since"), row.pop("reported_at"))
     if tick is not None and moment(tick) > slot:
         clocks.report("redis", moment(tick) - now, interval / 2, name)
@@ -326,17 +357,30 @@ def claimed(
         cursor.connection.execute(FORGET, words)
     if token is None:
         return None
-    # The very first claim follows "the epoch", which is not a slot that anybody missed.
-    covered = max(0, (slot - previous) // interval - 1) if previous != moment(0) else 0
-    return Claim(microseconds(slot), token, covered, streak=streak, **row)
+    return Claim(microseconds(slot), token, _covered(slot, previous, interval), streak=streak, **row)
 
 
-def open_run(connection: Connection[Any], name: str, claim: Claim, *, worker: str, cutoff: datetime) -> Answers:
+def _covered(slot: datetime, previous: datetime, interval: timedelta) -> int:
+    """Return how many slots of the cadence lie between those in which two runs begin."""
+    if previous == moment(0):  # the very first claim follows "the epoch", which is not a slot that anybody missed
+        return 0
+    ours, theirs = (moment(slot_at(microseconds(time), interval)) for time in (slot, previous))
+    return max(0, (ours - theirs) // interval - 1)
+
+
+def open_run(  # noqa: PLR0913 - what a row begins with
+    connection: Connection[Any],
+    name: str,
+    claim: Claim,
+    *,
+    worker: str,
+    cutoff: datetime,
+    requested_by: str | None = None,
+) -> Answers:
     """Close what runs before have left open, and open the claim's row."""
     row = {"name": name, "slot": moment(claim.slot), "covered": claim.covered, "token": claim.token}
-    return Answers(
-        _send(connection, INTERRUPT, name=name), _send(connection, OPEN, **row, worker=worker, cutoff=cutoff)
-    )
+    who = {"worker": worker, "requested_by": requested_by}
+    return Answers(_send(connection, INTERRUPT, name=name), _send(connection, OPEN, **row, **who, cutoff=cutoff))
 
 
 def opened(answers: Answers, name: str, claim: Claim, *, began: datetime, cutoff: datetime) -> Claimed:
@@ -402,17 +446,17 @@ def fail(
     return count_failure(cursor, claimed.name, telling), row["outcome"] == "interrupted"
 
 
-def record_failed(  # noqa: PLR0913 - the same
+def record_failed(  # noqa: PLR0913, PLR0917 - what a row of a failure has
     cursor: Cursor[dict[str, Any]],
     name: str,
     slot: Slot,
-    *,
-    started_at: datetime,
-    worker: str,
+    attempt: Mapping[str, object],
     failure: Failure,
     telling: Telling,
 ) -> Counted:
-    """Write down an attempt that failed before its claim was committed; return the streak that it belongs to."""
-    attempt = {"name": name, "slot": moment(slot), "started_at": started_at, "worker": worker}
-    cursor.execute(RECORD_FAILED, {**attempt, **failure._asdict()})
+    """Write down an attempt that failed before its claim was committed; return the streak that it belongs to.
+
+    `attempt` has its `started_at`, its `worker` and by whom it was `requested_by`.
+    """
+    cursor.execute(RECORD_FAILED, {"name": name, "slot": moment(slot), **attempt, **failure._asdict()})
     return count_failure(cursor, name, telling)

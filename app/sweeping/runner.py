@@ -32,6 +32,7 @@ from app.sweeping import clocks, ledger
 from app.sweeping.ledger import Answers, Begun, Claim, Claimed, Interrupted, Progress, Rest
 from app.sweeping.lock import Tick
 from app.sweeping.schedule import microseconds, moment, slot_at
+from app.sweeping.steering.brake import Brake, Claiming
 from app.sweeping.strategy import Run, Step, Stopwatch, Strategy
 from app.sweeping.streak import Counted, Streak, Telling
 from app.sweeping.sweeper import Sweep, Sweeper, SweeperSettings
@@ -103,6 +104,8 @@ class Runner:
     stopping: Callable[[], bool] = lambda: False
     #: Called with the duration of each committed transaction, in seconds.
     on_batch: Callable[[float], None] = lambda _seconds: None
+    #: Called after it with what the run has done so far.
+    on_progress: Callable[[RunState], None] = lambda _state: None
 
     def run(self, sweeper: Sweeper[S], settings: S, tick: Tick) -> RunState:
         """Do one run under a held lock and return how it ended.
@@ -141,6 +144,7 @@ class _Attempt(Generic[S]):
         self._settings = settings
         self._tick = tick
         self._limits = ledger.Limits.below(runner.lease)
+        self._brake = Brake(settings.brake, sweeper.backlog(settings), sweeper.size)
         self._started = time.perf_counter()
         budget = runner.budget or min(BUDGET_MOST, settings.tick * BUDGET_SHARE)
         self._ends = time.monotonic() + budget.total_seconds()
@@ -148,6 +152,10 @@ class _Attempt(Generic[S]):
         self._round_trip = math.inf
         #: Failures before this run, as the transaction under way has found them.
         self._streak = Streak()
+
+    @property
+    def _requested_by(self) -> str | None:
+        return self._tick.order.requested_by if self._tick.order else None
 
     @property
     def seconds(self) -> float:
@@ -262,6 +270,7 @@ class _Attempt(Generic[S]):
         strategy.committed(took)
         self._runner.on_batch(took.seconds)
         self.newest = after
+        self._runner.on_progress(after)
         return after
 
     def _claim(
@@ -279,7 +288,7 @@ class _Attempt(Generic[S]):
         name, tick, interval = self._sweeper.name, self._tick, self._settings.tick
         with transaction.begin():
             beginning = self._begin(connection)
-            claiming = ledger.claim(connection, name, tick.slot, interval)
+            claiming = ledger.claim(connection, name, tick.slot, interval, tick.order)
         watch.begun()
         begun = ledger.begun(beginning)
         self._observe_clocks(begun.now)
@@ -288,17 +297,36 @@ class _Attempt(Generic[S]):
             with transaction.commit():
                 pass  # what was put right of a clock that was ahead
             raise NotDue(Reason.SUPERSEDED)
+        self._judge(transaction, connection, claim)
         cutoff = begun.now - older_than
         self._streak = claim.streak
         run = self._run(connection, begun, claim, began=begun.now, cutoff=cutoff)
         claimed = _answered(
             transaction.together(),
-            lambda: ledger.open_run(connection, name, claim, worker=self._runner.worker, cutoff=cutoff),
+            lambda: ledger.open_run(
+                connection, name, claim, worker=self._runner.worker, cutoff=cutoff, requested_by=self._requested_by
+            ),
             partial(ask, run),
             lambda answers: ledger.opened(answers, name, claim, began=begun.now, cutoff=cutoff),
         )
         deliveries = self._runner.outbox.write(run.cursor, self._interrupted_events(claimed.interrupted))
         return RunState(claimed, Sweep(cutoff=cutoff), deliveries=tuple(deliveries)), run
+
+    def _judge(self, transaction: PipelinedTransaction, connection: Connection[Any], claim: Claim) -> None:
+        """Have the brake judge what this run would do. Raises NotDue, with the slot given back, if that is held."""
+        if self._settings.brake is None and not claim.braked:
+            return
+        name, tick, cursor = self._sweeper.name, self._tick, connection.cursor(row_factory=dict_row)
+        claiming = Claiming(name, claim.token, claim.covered, tick.mark, tick.order, self._limits.statement)
+        hold = self._brake.judge(cursor, claiming)
+        tick.lease.check()
+        if hold is None:
+            return
+        written = [] if hold.known else self._runner.outbox.write(cursor, [self._sweeper.braked(hold)])
+        with transaction.commit():
+            pass
+        self._runner.outbox.trigger(written)
+        raise NotDue(Reason.BRAKED)
 
     def _go_on(
         self,
@@ -375,6 +403,7 @@ class _Attempt(Generic[S]):
             return after
         rest = _rest(claim, strategy, step.resume_at if handed_over else None)
         ledger.finish(cursor, claimed, progress, rest)
+        self._brake.settle(cursor, claimed.name, claim.token, handed_over=handed_over)
         ledger.prune(cursor, claimed.name, self._runner.retention)
         written = self._runner.outbox.write(cursor, self._done_events(claim, sweep, strategy.rows_failed))
         return replace(after, deliveries=(*after.deliveries, *written))
@@ -410,10 +439,8 @@ class _Attempt(Generic[S]):
             return ledger.fail(cursor, self.newest.claimed, failure, telling)
         name, slot = self._sweeper.name, slot_at(microseconds(now), self._settings.tick)
         began, worker = now - timedelta(seconds=self.seconds), self._runner.worker
-        counted = ledger.record_failed(
-            cursor, name, slot, started_at=began, worker=worker, failure=failure, telling=telling
-        )
-        return counted, True
+        attempt = {"started_at": began, "worker": worker, "requested_by": self._requested_by}
+        return ledger.record_failed(cursor, name, slot, attempt, failure, telling), True
 
     def _failed_events(self, failure: Failure, sweep: Sweep, counted: Counted | None) -> list[Event]:
         """Return the events of what was changed before the failure, and of its streak if that is to be told now."""
