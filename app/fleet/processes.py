@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString
 
+from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind
 from app.fleet.heartbeat import GONE_AFTER
+from app.storage.postgres import only_row
 
 if TYPE_CHECKING:
     from psycopg import Cursor
 
 _READ: LiteralString = """
-SELECT kind, deployment, host, pid, version, started_at, seen_at, ended_at, draining, clock_ahead, cadences, off,
-       ticked_at, ended_at IS NULL AND seen_at > clock_timestamp() - %(gone_after)s AS alive
+SELECT kind, queues, deployment, host, pid, version, started_at, seen_at, ended_at, draining, clock_ahead, cadences,
+       off, ticked_at, ended_at IS NULL AND seen_at > clock_timestamp() - %(gone_after)s AS alive
   FROM secrets_bridge_worker.process
  WHERE seen_at > clock_timestamp() - %(seen_within)s
  ORDER BY kind, host, pid, started_at
 """
+
+_LAST_TICK: LiteralString = "SELECT max(ticked_at) AS ticked_at FROM secrets_bridge_worker.process"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Process:
     """One process; times aware, by the database's clock."""
 
     kind: str
+    queues: Sequence[str]
     deployment: str
     host: str
     pid: int
@@ -44,11 +49,37 @@ class Process:
     ticked_at: datetime | None
     alive: bool
 
+    @property
+    def sweeps(self) -> bool:
+        """Whether it runs sweepers."""
+        return SWEEP_QUEUE in self.queues
+
+    @property
+    def notifies(self) -> bool:
+        """Whether it delivers notifications."""
+        return SINK_QUEUE in self.queues
+
+    @property
+    def schedules(self) -> bool:
+        """Whether it sends ticks."""
+        return self.kind == Kind.SCHEDULER.value
+
 
 def read(cursor: Cursor[dict[str, Any]], seen_within: timedelta) -> list[Process]:
     """Return the processes that gave a sign of life within so long, alive or not."""
     rows = cursor.execute(_READ, {"gone_after": GONE_AFTER, "seen_within": seen_within}).fetchall()
-    return [Process(**row | {"cadences": _durations(row["cadences"])}) for row in rows]
+    return [_process(row) for row in rows]
+
+
+def last_tick(cursor: Cursor[dict[str, Any]]) -> datetime | None:
+    """Return when any scheduler that is known last sent a tick."""
+    found: datetime | None = only_row(cursor.execute(_LAST_TICK))["ticked_at"]
+    return found
+
+
+def _process(row: dict[str, Any]) -> Process:
+    row["cadences"] = _durations(row["cadences"])
+    return Process(**row)
 
 
 def _durations(seconds: Mapping[str, Any]) -> dict[str, timedelta]:

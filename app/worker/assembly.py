@@ -32,6 +32,9 @@ from app.notify import routing
 from app.notify.collector import NotificationCollector
 from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
+from app.overview.gauges import FleetGauges
+from app.overview.sources.standings import Watched
+from app.overview.watch import FleetWatch
 from app.storage import migrations, postgres
 from app.storage.redis import Client, WaitingClient, check_shards, connect
 from app.storage.redis_reasons import explain
@@ -52,7 +55,6 @@ from app.worker.middleware.lifecycle import Lifecycle
 from app.worker.middleware.lock import SweepLock
 from app.worker.middleware.metrics import dramatiq_metrics
 from app.worker.middleware.retries import SweepAndSinkRetries
-from app.worker.overdue import Overdue, Watched
 from app.worker.readiness import Check, Readiness, Unready, postgres_check, redis_check
 
 if TYPE_CHECKING:
@@ -189,7 +191,7 @@ class _Assembly:
                 fine = notifier.relay(tick.lease.check)
             metrics.RUNS.labels(RELAY, "success" if fine else "failure").inc()
             if fine:
-                metrics.LAST_SUCCESS.labels(RELAY).set(tick.taken_at / 1e6)
+                metrics.relay_last_success().set(tick.taken_at / 1e6)
             return lock.DONE
 
         declare = dramatiq.actor(actor_name=DELIVER, queue_name=SINK_QUEUE, broker=self.broker, throws=(RetryLater,))
@@ -206,6 +208,7 @@ class _Assembly:
             socket.gethostname(),
             {watched.name: watched.interval for watched in self.watched},
             {sweeper.name: own.switch for sweeper, own in self.pairs if not own.enabled},
+            self.role.queues,
         )
         ticks = self.role.kind is Kind.SCHEDULER
         return Heartbeat(
@@ -250,6 +253,7 @@ class _Assembly:
         if self.role.notifies or shows_replica:
             collectors.append(NotificationCollector(self.pool, list(self.router.targets)))
         if self.role.notifies:
+            metrics.relay_last_success()
             try:
                 self._loops  # noqa: B018 - loaded now, not under the first deadline
             except ValueError as error:  # the one setting that only TLS itself can judge
@@ -257,15 +261,25 @@ class _Assembly:
         threads.start("heartbeat", self.heartbeat.keep)
         if self.role.first:
             if SWEEP_QUEUE in self.role.queues:
-                overdue = Overdue(self.pool, self.watched)
-                collectors.append(overdue)
-                threads.start("overdue", overdue.watch)
+                watch = self._fleet_watch()
+                collectors.append(FleetGauges(watch))
+                threads.start("fleet-watch", watch.watch)
             shown = shows_replica or this_replica() is None
             try:
                 exposition = Exposition(self.shared_values, collectors) if shown else None
                 probes.serve((host, port), self.readiness, exposition)
             except OSError:
                 self._fail(f"{address}: {host}:{port} cannot be listened on; is it taken?")
+
+    def _fleet_watch(self) -> FleetWatch:
+        return FleetWatch(
+            self.pool,
+            self.client,
+            self.watched,
+            [pair for pair in self.pairs if pair[1].enabled],
+            namespace=self.loaded.redis.namespace,
+            retention=self.loaded.worker.ledger_retention,
+        )
 
     def _end(self) -> None:
         self.heartbeat.end()

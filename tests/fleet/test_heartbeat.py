@@ -45,6 +45,18 @@ def test_a_process_says_what_it_is(pool: ConnectionPool[Connection[Any]], sql: C
     assert abs(one.clock_ahead) < timedelta(minutes=1)
 
 
+def test_a_process_says_which_queues_it_serves(pool: ConnectionPool[Connection[Any]], sql: Connection[Any]) -> None:
+    for kind, queues in ((Kind.SCHEDULER, ()), (Kind.WORKER, ("sinks", "sweeps")), (Kind.NOTIFIER, ("sinks",))):
+        Heartbeat(pool, Identity(kind, "prod", {}, {}, queues)).beat()
+
+    does = {one.kind: (one.schedules, one.sweeps, one.notifies) for one in known(sql)}
+    assert does == {
+        "scheduler": (True, False, False),
+        "worker": (False, True, True),
+        "notifier": (False, False, True),
+    }
+
+
 def test_a_scheduler_says_when_it_last_sent_a_tick(pool: ConnectionPool[Connection[Any]], sql: Connection[Any]) -> None:
     Heartbeat(pool, Identity(Kind.SCHEDULER, "prod", {}, {}), ticked_at=lambda: time.monotonic() - 100).beat()
 
