@@ -28,7 +28,7 @@ LONG_QUEUE = 1_000
 #: Every command that a worker or scheduler sends, its scripts included.
 COMMANDS = (
     *("auth", "select", "cluster|info", "ping", "time", "evalsha", "script|load"),
-    *("get", "set", "del", "exists", "pexpire", "llen", "lpop", "rpush", "blmove"),
+    *("get", "set", "del", "exists", "pexpire", "pttl", "llen", "lpop", "rpush", "blmove"),
     *("hset", "hget", "hmget", "hdel", "hexists", "sadd", "srem", "smembers", "zadd", "zrem", "zrangebyscore"),
 )
 

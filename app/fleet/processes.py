@@ -68,19 +68,12 @@ class Process:
 def read(cursor: Cursor[dict[str, Any]], seen_within: timedelta) -> list[Process]:
     """Return the processes that gave a sign of life within so long, alive or not."""
     rows = cursor.execute(_READ, {"gone_after": GONE_AFTER, "seen_within": seen_within}).fetchall()
-    return [_process(row) for row in rows]
+    for row in rows:
+        row["cadences"] = {name: timedelta(seconds=number) for name, number in row["cadences"].items()}
+    return [Process(**row) for row in rows]
 
 
 def last_tick(cursor: Cursor[dict[str, Any]]) -> datetime | None:
     """Return when any scheduler that is known last sent a tick."""
     found: datetime | None = only_row(cursor.execute(_LAST_TICK))["ticked_at"]
     return found
-
-
-def _process(row: dict[str, Any]) -> Process:
-    row["cadences"] = _durations(row["cadences"])
-    return Process(**row)
-
-
-def _durations(seconds: Mapping[str, Any]) -> dict[str, timedelta]:
-    return {name: timedelta(seconds=number) for name, number in seconds.items()}

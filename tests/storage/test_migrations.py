@@ -48,9 +48,12 @@ def test_an_older_schema_is_upgraded_and_keeps_its_rows(old: Connection[Any], wa
         "notification_event",
         "notification_hold",
         "notification_target",
+        "process",
         "schema_version",
+        "sweep_obstacle",
         "sweep_run",
         "sweep_state",
+        "sweeper_pause",
     ]
 
 
