@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
+SBOM ?= dist/sbom.cdx.json
 RUN := PYTHONDONTWRITEBYTECODE=1 PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test check bench format docs lock clean
+.PHONY: help demo test check bench format docs lock image sbom clean
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -38,6 +40,19 @@ lock: ## resolve requirements/*.txt anew (needs uv)
 	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	    --quiet "$$@" pyproject.toml --output-file requirements/$$name.txt; \
 	done
+
+# The same commit makes the same files: no time of now is in them.
+image: ## build the container image (needs Docker with buildx)
+	docker buildx build --tag secrets-bridge-worker:$(VERSION) \
+	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+	  --build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) --output type=docker,rewrite-timestamp=true .
+
+sbom: $(VENV)/.check ## list what the image's Python packages are, as CycloneDX: dist/sbom.cdx.json
+	@mkdir -p $(dir $(SBOM))
+	@sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml > $(SBOM).toml
+	@$(BIN)/cyclonedx-py requirements --output-reproducible --pyproject $(SBOM).toml --mc-type application \
+	  --output-file $(SBOM) requirements/run.txt 2>/dev/null || { echo "requirements/run.txt cannot be listed" >&2; exit 1; }
+	@rm $(SBOM).toml
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
