@@ -8,8 +8,7 @@
 \set ON_ERROR_STOP on
 \if :{?worker}
 \else
-  \warn 'the role is missing: psql --set worker=NAME --file deploy/grants.sql'
-  \quit 2
+  DO $$ BEGIN RAISE 'the role is missing: psql --set worker=NAME --file deploy/grants.sql'; END $$;
 \endif
 
 SELECT format('GRANT %s ON %I TO %I', privileges, name, :'worker')
