@@ -29,14 +29,24 @@ _UNPRIVILEGED = ("--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
 
 
 class Container(Process):
-    """One container, with process 1 of its own, run as the image's user without any privilege."""
+    """One container, with process 1 of its own, run as the image's user without any privilege.
 
-    def __init__(
-        self, space: MountNamespace, image: Built, env: Mapping[str, str], log: Path, limit: Limit | None
+    Process 1 is what the image says, or `words`.
+    """
+
+    def __init__(  # noqa: PLR0913 - what an engine is told
+        self,
+        space: MountNamespace,
+        image: Built,
+        env: Mapping[str, str],
+        log: Path,
+        *,
+        limit: Limit | None,
+        words: Sequence[str] = (),
     ) -> None:
         self._stage = image.stage
         self._own = {**image.stage.merged("ENV"), **env}
-        words = [*self._stage.last("ENTRYPOINT").words, *self._stage.last("CMD").words]
+        words = words or [*self._stage.last("ENTRYPOINT").words, *self._stage.last("CMD").words]
         apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _START, "sh"]
         outside = {**os.environ, "ROOT": str(image.root), "PROCS": str(limit.procs) if limit else ""}
         super().__init__([*space.enter, *apart, *self._inside(words)], outside, log)

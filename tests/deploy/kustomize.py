@@ -33,6 +33,15 @@ def containers(pod: Object) -> Iterator[Object]:
     yield from pod["containers"]
 
 
+def pods(folder: Path) -> dict[str, Object]:
+    """Return the spec of the pods of each of its Deployments, by their component."""
+    return {
+        one["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"]: one["spec"]["template"]["spec"]
+        for one in render(folder)
+        if one["kind"] == "Deployment"
+    }
+
+
 def _applied(folder: Path, beneath: list[Object]) -> list[Object]:
     """Return what a kustomization makes of the objects beneath it, which only a component has."""
     (said,) = read(folder / "kustomization.yaml")

@@ -31,7 +31,8 @@ class Checkout:
     def words(self, *words: str) -> list[str]:
         """Return a command that runs one of its programs, and not the installed release's."""
         env = shutil.which("env") or "env"
-        return [env, "-C", str(self.root), f"PYTHONPATH={self.root}", str(BIN / words[0]), *words[1:]]
+        here = (f"PYTHONPATH={self.root}", *(("PYTHONDONTWRITEBYTECODE=",) if self.root != ROOT else ()))
+        return [env, "-C", str(self.root), *here, str(BIN / words[0]), *words[1:]]
 
     def schema(self) -> int:
         """Return the version of our schema that it brings."""
@@ -66,10 +67,10 @@ class Replicas:
         self.all: list[Process] = []
 
     def start(self, release: Checkout) -> Process:
-        """Start a whole replica and wait until it is ready."""
+        """Start a whole replica."""
         notifier = self._stack.enter_context(reserved_port())
         env = {**self._env, "SB_NOTIFICATION_LOCAL_ADDR": f"127.0.0.1:{notifier}"}
         log = self._logs / f"{len(self.all)}-{release.name}.log"
         replica = self._stack.enter_context(Process(release.words("sb-worker", "run"), env, log))
         self.all.append(replica)
-        return replica.ready()
+        return replica

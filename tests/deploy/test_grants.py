@@ -1,4 +1,4 @@
-"""deploy/grants.sql and deploy/redis.acl: with these rights and no others every sweeper runs, and nothing is missing."""
+"""deploy/grants.sql and deploy/redis.acl: with these rights and no others every sweeper runs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,13 @@ def user(redis: redis_py.Redis) -> Iterator[str]:
 
 
 def test_with_these_rights_alone_every_sweeper_runs(  # noqa: PLR0913, PLR0917 - fixtures
-    database: str, redis: redis_py.Redis, redis_server: Redis, user: str, role: str, sql: Connection[Any], tmp_path: Path
+    database: str,
+    redis: redis_py.Redis,
+    redis_server: Redis,
+    user: str,
+    role: str,
+    sql: Connection[Any],
+    tmp_path: Path,
 ) -> None:
     del redis  # emptied
     done = grant(database, role)
@@ -68,8 +74,12 @@ def test_with_these_rights_alone_every_sweeper_runs(  # noqa: PLR0913, PLR0917 -
     insert_secret(sql, "ref", FIXED)
     insert_agent(sql, "agent", last_seen_at=FIXED)
     insert_job(sql, claim_expires_at=FIXED)
-    servers = database.replace("postgres@", f"{role}@"), redis_server.url().replace("//", f"//{user}@")
-    env = environment(*servers, **QUICK, **ALL_ON)
+    env = environment(
+        database.replace("postgres@", f"{role}@"),
+        redis_server.url().replace("//", f"//{user}@"),
+        **QUICK,
+        **ALL_ON,
+    )
     checked = finished(("sb-worker", "check"), env)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     expected = sorted(sweeper.name for sweeper in SWEEPERS)

@@ -16,6 +16,7 @@ from app.demo.servers import Redis
 from tests.deploy.container import Container
 from tests.deploy.dockerfile import Context, stages
 from tests.deploy.image import Built, build
+from tests.deploy.kustomize import pods
 from tests.deploy.memory import limited
 from tests.deploy.namespaces import MountNamespace
 from tests.support.ports import reserved_port
@@ -34,6 +35,9 @@ CONTENTS = (
 )
 #: A pyc's flags say how it is checked: 1 is by its source's hash, and never looked at.
 UNCHECKED = b"\x01\x00\x00\x00"
+
+
+SEPARATE = pods(ROOT / "deploy" / "kubernetes" / "overlays" / "separate")
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +112,7 @@ def test_a_container_sweeps_within_its_limits_and_ends_by_sigterm(  # noqa: PLR0
             "SB_NOTIFICATION_LOCAL_ADDR": f"127.0.0.1:{other}",
             **QUICK,
         }
-        with Container(space, image, env, tmp_path / "container.log", limit) as container:
+        with Container(space, image, env, tmp_path / "container.log", limit=limit) as container:
             container.port = port
             container.ready()
             eventually(lambda: column(sql, "SELECT status FROM agents") == ["stale"])
@@ -123,4 +127,33 @@ def test_a_container_sweeps_within_its_limits_and_ends_by_sigterm(  # noqa: PLR0
             assert container.stop() == 0
         assert limit is None or limit.kills == 0
     assert "ERROR" not in container.text
+    assert "Traceback" not in container.text
+
+
+@pytest.mark.parametrize("component", SEPARATE)
+def test_each_process_may_be_process_1_within_what_its_manifest_gives_it(  # noqa: PLR0913, PLR0917 - fixtures
+    component: str,
+    space: MountNamespace,
+    image: Built,
+    database: str,
+    redis: redis_py.Redis,
+    redis_server: Redis,
+    tmp_path: Path,
+) -> None:
+    """The kernel keeps signals from process 1 that it has no handler for."""
+    (pod,) = SEPARATE[component]["containers"]
+    most = int(pod["resources"]["limits"]["memory"].removesuffix("Mi")) * 2**20
+    with reserved_port() as port, limited(most) as limit:
+        place = f"127.0.0.1:{port}"
+        env = {"DATABASE_URL": database, "REDIS_URL": redis_server.url(), **QUICK}
+        env |= {"SB_WORKER_LOCAL_ADDR": place, "SB_NOTIFICATION_LOCAL_ADDR": place}
+        words = [*pod["command"], *pod["args"]]
+        with Container(space, image, env, tmp_path / "log", limit=limit, words=words) as container:
+            container.port = port
+            if component == "scheduler":
+                eventually(lambda: redis.llen("dramatiq:sweeps") > 0)
+            else:
+                container.ready()
+            assert container.stop() == 0
+        assert limit is None or limit.kills == 0
     assert "Traceback" not in container.text

@@ -11,6 +11,7 @@ import yaml
 
 from app import __version__
 from app.supervisor import procfile
+from tests.deploy import kustomize
 from tests.deploy.dockerfile import stages
 from tests.deploy.kustomize import Object, containers, read, render
 from tests.support.packages import missing, program
@@ -24,12 +25,7 @@ IMAGE = stages((ROOT / "Dockerfile").read_text(encoding="utf-8"))[-1]
 
 
 def pods(overlay: str) -> dict[str, Object]:
-    """Return the spec of each Deployment's pods by its component."""
-    return {
-        one["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"]: one["spec"]["template"]["spec"]
-        for one in render(PLACE / "overlays" / overlay)
-        if one["kind"] == "Deployment"
-    }
+    return kustomize.pods(PLACE / "overlays" / overlay)
 
 
 EVERY_POD = [(overlay, component) for overlay in OVERLAYS for component in pods(overlay)]
