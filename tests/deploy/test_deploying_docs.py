@@ -71,7 +71,7 @@ def test_a_newcomer_gets_a_replica_that_runs(  # noqa: PLR0913, PLR0917 - fixtur
         "REDIS_URL": redis_server.url().replace("//", "//secrets-bridge-worker:PASSWORD@"),
     }
     assert re.findall(r"^export (\w+)=", filled_in, re.MULTILINE) == list(servers)
-    own = environment("", "") | servers
+    own = environment("", "") | servers | {"PYTHONDONTWRITEBYTECODE": ""}  # these sources are the test's own
     own["PATH"] = f"{postgres_programs()}{os.pathsep}{os.environ['PATH']}"
 
     def follow(text: str, **env: str) -> str:
