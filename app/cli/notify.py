@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors import SWEEPERS
+from app.cli.names import COMPONENT, SINK, SWEEPER
 from app.core import config
 from app.core.errors import BootError, ConfigError, Fault, SinkRejected, SinkUnavailable
 from app.core.events import Event, Kind, Notification, Severity
@@ -47,7 +48,7 @@ def notify() -> None:
 
 
 @notify.command("test")
-@click.argument("sink", required=False)
+@click.argument("sink", type=SINK, required=False)
 @click.option("--severity", type=_SEVERITY, default="info", show_default=True)
 @_JSON
 def test_command(sink: str | None, severity: str, as_json: bool) -> None:
@@ -119,7 +120,7 @@ def _tell_enabled(names: Iterable[str]) -> None:
 
 
 @notify.command("enable")
-@click.argument("sink")
+@click.argument("sink", type=SINK)
 def enable_command(sink: str) -> None:
     """Switch SINK, or one receiver of it, on again after it was switched off; what waited for it goes out."""
     with _outbox() as connection:
@@ -131,7 +132,9 @@ def enable_command(sink: str) -> None:
 
 
 @notify.command()
-@click.option("--sweeper", default="wraps-expired", show_default=True, help="The sweeper that the event is of.")
+@click.option(
+    "--sweeper", type=SWEEPER, default="wraps-expired", show_default=True, help="The sweeper that the event is of."
+)
 @click.option("--severity", type=_SEVERITY, default="info", show_default=True)
 @click.option("--recovery", is_flag=True, help="The event is the recovery from a failure.")
 @_JSON
@@ -188,9 +191,9 @@ def _age(_context: click.Context, _parameter: click.Parameter, value: str | None
 def _filter_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that choose deliveries."""
     for option in (
-        click.option("--sink", "target", help="Of this sink, or this one receiver of it."),
+        click.option("--sink", "target", type=SINK, help="Of this sink, or this one receiver of it."),
         click.option("--reason", help="That ended, or last failed, for this reason."),
-        click.option("--sweeper", "component", help="Of this sweeper."),
+        click.option("--sweeper", "component", type=COMPONENT, help="Of this sweeper."),
         click.option("--older", callback=_age, help="Older than this, such as 1h30m."),
         click.option("--newer", callback=_age, help="Newer than this."),
         click.option("--limit", type=click.IntRange(1), default=100, show_default=True),

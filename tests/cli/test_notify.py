@@ -79,7 +79,7 @@ def test_a_sink_that_is_not_there_is_told(run: Run) -> None:
     assert (done.returncode, done.stderr) == (1, "error: slack is not configured; set SB_NOTIFICATION_SLACK_URL\n")
     done = run("notify", "test", "fax")
     assert done.returncode == 2
-    assert "no sink is called fax" in done.stderr
+    assert "no sink is called 'fax'; there are: apprise, " in done.stderr
 
 
 def test_explains_who_gets_an_event_and_why_not_the_others(run: Run, sql: Connection[Any]) -> None:
