@@ -32,6 +32,7 @@ from app.kms.settings import KmsSettings
 from app.storage import migrations, postgres
 from app.storage.settings import DatabaseSettings
 from app.supervisor import procfile
+from app.tracing.start import MODULE as TRACING
 from app.worker.loading import Loaded, groups, load
 from sinks import SINKS
 
@@ -194,7 +195,7 @@ def run(path: str, release: bool, concurrency: Sequence[str]) -> None:
         procfile.become(
             commands,
             environs=environs,
-            preload=_SHARED if linux else (),
+            preload=(*_SHARED, *([TRACING] if loaded.tracing.enabled else [])) if linux else (),
             programs=_PROGRAMS if linux else {},
             replicas=replicas,
             grace=loaded.worker.shutdown_grace.total_seconds(),

@@ -34,6 +34,7 @@ from app.sweeping.lock import Tick
 from app.sweeping.schedule import microseconds, moment, slot_at
 from app.sweeping.strategy import Run, Step, Stopwatch, Strategy
 from app.sweeping.sweeper import Sweep, Sweeper, SweeperSettings
+from app.tracing import spans
 
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
@@ -195,11 +196,16 @@ class _Attempt(Generic[S]):
         """
         hand_over = False
         while True:
-            with self._runner.pool.connection() as connection, self._tick.lease.guarding(connection):
+            with (
+                self._runner.pool.connection() as connection,
+                self._tick.lease.guarding(connection),
+                spans.span("batch", self._sweeper.name) as span,
+            ):
                 try:
                     return self._transaction(connection, strategy, before, hand_over=hand_over)
                 except _StepFailed as problem:
                     error = problem.error
+                    span.failed(error)
             self._tick.lease.check()
             failed = strategy.rows_failed
             if not strategy.recover(error):
@@ -396,6 +402,7 @@ class _Attempt(Generic[S]):
         metrics.BATCHES.labels(name).inc()
         metrics.BATCH_SECONDS.labels(name).observe(seconds)
         metrics.ROWS_CHANGED.labels(name).inc(after.sweep.changed - before.sweep.changed)
+        spans.note(changed=after.sweep.changed - before.sweep.changed, batch=after.transactions)
 
     def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[int, bool]:
         """Write the failure into the ledger; return how many there were in a row, and whether its rows are reported."""
