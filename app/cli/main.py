@@ -20,8 +20,9 @@ from rich.table import Table
 from actors import SWEEPERS
 from app import __version__
 from app.cli import check, check_receivers, check_redis, check_tokens, configuration, status
+from app.cli.completion import completion
 from app.cli.finding import Finding
-from app.cli.guard import GuardedGroup
+from app.cli.help import TOP, TOP_EPILOG, Sectioned, examples
 from app.cli.notify import dead, notify
 from app.core import config
 from app.core.errors import BootError
@@ -47,29 +48,27 @@ _SHARED = (
 )
 
 
-@click.group(cls=GuardedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Sectioned,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help=TOP,
+    epilog=TOP_EPILOG,
+)
 @click.version_option(__version__, prog_name="sb-worker")
 def main() -> None:
-    r"""Operate the secrets-bridge worker.
-
-    \b
-    A replica is three processes, listed in the Procfile:
-      sb-worker run                runs all of them, as the container does
-      dramatiq app.actors          a worker and notifier; any number may run, each sweep is done once
-      periodiq app.actors          a scheduler; any number may run
-    \b
-    Before the first start:
-      sb-worker check              what is wrong with the settings, the servers, the privileges
-      sb-worker config             every variable, its value and what it means
-      sb-worker notify test        one test notification to each sink that is configured
-    """
+    """Operate the secrets-bridge worker."""
 
 
 main.add_command(notify)
 main.add_command(dead)
+main.add_command(completion)
 
 
-@main.command("check")
+@main.command(
+    "check",
+    short_help="Say what would not work, and why: settings, servers, tables.",
+    epilog=examples("sb-worker check", "sb-worker check --json | jq 'select(.fine | not)'"),
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
 def check_command(as_json: bool) -> None:
     """Check settings, servers, tables, privileges and ArgoCD's tokens; status 1 when anything would not work."""
@@ -106,7 +105,11 @@ def check_command(as_json: bool) -> None:
     sys.exit(any(not finding.fine and not finding.warning for finding in findings))
 
 
-@main.command("config")
+@main.command(
+    "config",
+    short_help="Print every variable, its value and what it means.",
+    epilog=examples("sb-worker config", "sb-worker config --json | jq 'select(.source != \"default\")'"),
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
 @click.option("--markdown", is_flag=True, help="Print docs/configuration.md, whatever is set here.")
 def config_command(as_json: bool, markdown: bool) -> None:
@@ -127,7 +130,10 @@ def config_command(as_json: bool, markdown: bool) -> None:
     _load()
 
 
-@main.command()
+@main.command(
+    short_help="Create or upgrade our own schema.",
+    epilog=examples("sb-worker migrate", 'sb-worker migrate --sql | psql "$DATABASE_URL"    # as another role'),
+)
 @click.option("--sql", is_flag=True, help="Print the SQL instead of running it; needs no server.")
 def migrate(sql: bool) -> None:
     """Create or upgrade our own schema, secrets_bridge_worker. Safe to run at any time, by any number."""
@@ -142,7 +148,11 @@ def migrate(sql: bool) -> None:
     click.echo(f"schema secrets_bridge_worker: {done}")
 
 
-@main.command("status")
+@main.command(
+    "status",
+    short_help="Show each sweeper's next tick and last run.",
+    epilog=examples("sb-worker status", "sb-worker status --watch"),
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
 @click.option("--watch", is_flag=True, help="Keep the table up to date until Ctrl-C.")
 def status_command(as_json: bool, watch: bool) -> None:
@@ -169,7 +179,10 @@ def status_command(as_json: bool, watch: bool) -> None:
         console.print(table)
 
 
-@main.command()
+@main.command(
+    short_help="Run every process of the Procfile as one replica.",
+    epilog=examples("sb-worker run", "sb-worker run -c worker=2,scheduler=0"),
+)
 @click.option("--procfile", "path", default="Procfile", show_default=True, help="The file that lists the processes.")
 @click.option("--release/--no-release", default=True, show_default=True, help="Run the release entry first.")
 @click.option("-c", "--concurrency", multiple=True, metavar="worker=2,...", help="How many of which process to run.")
