@@ -20,7 +20,8 @@ from types import FrameType
 LINE = "ending: what runs is finished, then all is stopped (a few seconds)"
 #: The group that had the terminal before, 0 for none.
 _before = 0
-_said = False
+#: Whether a stop has come.
+_asked = False
 
 # Waits for the end of its input, that is of the demo; then until PostgreSQL has gone, which the kernel has told to.
 _SWEEP = """
@@ -60,9 +61,14 @@ def _set_group(group: int) -> None:
 
 
 def listen() -> None:
-    """Have the first stop raise KeyboardInterrupt, after a line; those after it would only cut the clean-up."""
+    """Have the first stop raise KeyboardInterrupt, after a line; those after it would only cut the clean-up.
+
+    An exception that lands in a library's callback may be lost there: `check` raises it again.
+    """
 
     def end(_number: int, _frame: FrameType | None) -> None:
+        global _asked  # noqa: PLW0603 - a process ends once
+        _asked = True
         for number in stops:
             signal.signal(number, signal.SIG_IGN)
         say()
@@ -71,6 +77,17 @@ def listen() -> None:
     stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in stops:
         signal.signal(number, end)
+
+
+def asked() -> bool:
+    """Return whether a stop has come."""
+    return _asked
+
+
+def check() -> None:
+    """Raise KeyboardInterrupt if a stop has come."""
+    if _asked:
+        raise KeyboardInterrupt
 
 
 def say() -> None:

@@ -74,10 +74,13 @@ def main() -> int:
             Receiver() as receiver,
             Argocd(path) as argocd,
         ):
+            ending.check()
             demo = _Demo(console, postgres.url(), redis.url(), receiver, argocd, seconds)
             demo.environ["SB_WORKER_METRICS_DIR"] = str(path)
             return demo.run()
     except (ServerMissing, ServerFailed) as error:
+        if ending.asked():
+            return 0  # it was cut
         console.print(f"[red]error:[/] {error}")
         return 1
 
@@ -178,6 +181,7 @@ class _Demo:
                     elapsed = time.monotonic() - started
                     if self.seconds is not None and elapsed >= self.seconds:
                         return
+                    ending.check()
                     data.moment(connection)
                     self._read(runner, REFRESH_SECONDS)
                     if screen:
