@@ -15,6 +15,7 @@ from rich.live import Live
 
 from actors import SWEEPERS
 from app.cli import overview_screen
+from app.cli.help import examples
 from app.cli.overview_json import as_json
 from app.core.errors import BootError
 from app.core.logging import configure_logging
@@ -40,7 +41,11 @@ _WIDE = 250
 _EXIT = {Verdict.FINE: 0, Verdict.DEGRADED: 3, Verdict.UNKNOWN: 1}
 
 
-@click.command("status")
+@click.command(
+    "status",
+    short_help="Show what the deployment does, and what is wrong with it.",
+    epilog=examples("sb-worker status", "sb-worker status --watch", "sb-worker status -o json | jq .problems"),
+)
 @click.option(
     "-o",
     "--output",
