@@ -23,6 +23,9 @@ from app.cli import check, check_receivers, check_redis, check_tokens, configura
 from app.cli.finding import Finding
 from app.cli.guard import GuardedGroup
 from app.cli.notify import dead, notify
+from app.cli.runs import runs
+from app.cli.verify import verify
+from app.cli.why import why
 from app.core import config
 from app.core.errors import BootError
 from app.core.logging import configure_logging
@@ -66,6 +69,9 @@ def main() -> None:
 
 main.add_command(notify)
 main.add_command(dead)
+main.add_command(why)
+main.add_command(runs)
+main.add_command(verify)
 
 
 @main.command("check")

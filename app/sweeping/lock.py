@@ -286,7 +286,7 @@ class Locks:
             log.warning("lock not released; it expires by itself", task=lease.name, error=describe(error).error)
 
     def _keys(self, name: str) -> list[str]:
-        lock = f"{self._namespace}:lock:worker:sweeper:{name}"
+        lock = lock_key(self._namespace, name)
         return [lock, f"{{{lock}}}:tick"]
 
     def _keep(self) -> None:
@@ -325,6 +325,11 @@ class Locks:
             held = self._held.pop(lease.token, None)
         if held is not None:  # else it was released while we asked, and nothing is lost
             lease.lose()
+
+
+def lock_key(namespace: str, name: str) -> str:
+    """Return the key of a sweeper's lock."""
+    return f"{namespace}:lock:worker:sweeper:{name}"
 
 
 def _ms(length: timedelta) -> int:
