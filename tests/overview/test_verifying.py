@@ -88,7 +88,7 @@ def test_a_slot_run_twice_is_found(ledger: Ledger, sql: Connection[Any]) -> None
 
 def test_a_run_after_that_of_a_newer_slot_is_found(ledger: Ledger, sql: Connection[Any]) -> None:
     ledger.runs(9, 5)
-    ledger.run(10)
+    ledger.run(10, started_at=ledger.slot(5) + SECOND)
     ledger.runs(4)
     assert dict(found(sql).number) == {Check.ONCE: 1}
 

@@ -35,6 +35,8 @@ class Rules(NamedTuple):
     """By what all sweepers are judged."""
 
     cadences: Cadences
+    #: When the window begins.
+    since: datetime
     now: datetime
     #: How long a claim may wait for the fence: its row says when it began to wait.
     claim_waits: timedelta
@@ -266,7 +268,8 @@ class Checker:
         interval = self._rules.cadences.at(newest.name, self._rules.now)
         if interval is None:
             return
-        slots = grid.between(newest.slot, grid.slot_of(self._rules.now, interval), interval)
+        after = max(newest.slot, self._rules.since)
+        slots = grid.between(after, grid.slot_of(self._rules.now, interval), interval)
         if slots:
             self._found.waiting = len(slots)
             self._found.slots += len(slots)

@@ -75,7 +75,7 @@ def verify(
     since = now - window
     cadences = Cadences(known.cadences, processes.read(cursor, KEPT * 2), now)
     # A claim waits for the fence, and before it perhaps for a lock of the swept table: a sixth of the lease each.
-    rules = Rules(cadences, now, claim_waits=known.lease / 3, lease=known.lease)
+    rules = Rules(cadences, since, now, claim_waits=known.lease / 3, lease=known.lease)
     pauses = _pauses(cursor, since)
     checkers = {row["name"]: Checker(row["name"], rules, pauses.get(row["name"], ())) for row in sweepers}
     _feed(cursor, checkers, since, progress)
