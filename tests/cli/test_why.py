@@ -14,6 +14,7 @@ import pytest
 import redis as redis_py
 from click.testing import CliRunner
 from psycopg import Connection
+from psycopg.conninfo import make_conninfo
 
 from app.cli.main import main
 from app.demo.servers import Redis
@@ -255,7 +256,7 @@ def test_failed_with_its_attempts(ask: Ask, ledger: Ledger) -> None:
 def test_who_blocks_it_is_named_by_process_and_by_nothing_of_its_own(ask: Ask, ledger: Ledger, database: str) -> None:
     ledger.run(1)
     ledger.run(0, "failure", started_at=ledger.now)
-    url = psycopg.conninfo.make_conninfo(database, application_name="canary-application")
+    url = make_conninfo(database, application_name="canary-application")
     with psycopg.connect(url) as other, psycopg.connect(database) as third:
         other.execute("LOCK TABLE secret_wraps IN SHARE MODE /* canary-query */")
         third.execute("LOCK TABLE agents IN SHARE MODE")
@@ -276,7 +277,7 @@ def test_who_holds_a_row_that_a_run_waits_for_is_named_while_it_waits(
     ledger.run(1)
     ledger.run(0, "failure", started_at=ledger.now)
     row = "SELECT FROM secrets_bridge_worker.sweep_state WHERE name = 'wraps-expired' FOR UPDATE"
-    worker = psycopg.conninfo.make_conninfo(database, application_name="secrets-bridge-worker")
+    worker = make_conninfo(database, application_name="secrets-bridge-worker")
     waits = "SELECT pid FROM pg_locks WHERE NOT granted AND pid = ANY (ARRAY[{}])"
     with psycopg.connect(worker) as holder, psycopg.connect(worker) as waiter, ThreadPoolExecutor(1) as pool:
         holder.execute(row)

@@ -164,6 +164,7 @@ def test_an_open_run_of_before_the_window_is_found(ledger: Ledger, sql: Connecti
     ("change", "text"),
     [
         ("changed = -1", "below zero"),
+        ("covered = -1", "below zero"),
         ("changed = 3, batches = 0", "no transaction"),
         ("batches = 0", "without a transaction"),
         ("counts = '{\"deleted\": 1.5}'", "no whole numbers"),

@@ -51,6 +51,9 @@ class _Gap(NamedTuple):
     #: The claim that was kept before it, and the last one of a tick.
     before: Entry | None
     tick_before: Entry | None
+    #: The cadences that its slot may be of, and whether processes have told them.
+    intervals: Sequence[timedelta] = ()
+    told: bool = False
     #: Whether it was judged before.
     counted: bool = False
 
@@ -80,6 +83,7 @@ class Checker:
         self._found = Findings(name)
         self._judging = False
         self._token = 0
+        self._cadence: tuple[Sequence[timedelta], bool] = ((), False)
         #: The newest end of a run that succeeded.
         self._done: Entry | None = None
         self._gap: _Gap | None = None
@@ -121,7 +125,7 @@ class Checker:
             self._found.add(Fault(check, slot, text))
 
     def _feed(self, row: Entry) -> None:
-        intervals, _ = self._rules.cadences.of(row)
+        self._cadence = intervals, _ = self._rules.cadences.of(row)
         for text in wrong_with(row, max(intervals, default=None)):
             self._fault(Check.COUNTS, row.slot, f"run {row.id} {text}")
         if self._judging:
@@ -171,7 +175,7 @@ class Checker:
             self._fault(Check.ONCE, row.slot, f"run {row.id} came after run {gap.row.id} of a newer slot")
 
     def _begin(self, row: Entry, before: Entry | None, tick_before: Entry | None) -> None:
-        self._gap = _Gap(row, before, tick_before)
+        self._gap = _Gap(row, before, tick_before, *self._cadence)
         if self._judging and self._found.since is None:
             self._found.since = row.slot
 
@@ -182,23 +186,23 @@ class Checker:
         if gap is None or gap.counted or not self._judging or since is None or gap.row.slot < since:
             return
         found, row = self._found, gap.row
-        found.slots += 1 + row.covered
+        found.slots += 1 + max(0, row.covered)
         found.runs += row.outcome == "success"
         found.taken_over += row.outcome == "interrupted"
-        found.covered += row.covered
+        found.covered += max(0, row.covered)
         if gap.before is not None:
             self._judge(gap, gap.before)
 
     def _judge(self, gap: _Gap, before: Entry) -> None:
         row = gap.row
-        intervals, told = self._rules.cadences.of(row)
-        wrong = [self._wrong(gap, before, interval) for interval in intervals]
+        wrong = [self._wrong(gap, before, interval) for interval in gap.intervals]
         right = next((each for each in wrong if not each.missing and not each.too_many), None)
-        step = (row.slot - before.slot) / (row.covered + 1)
         if right is not None:
             self._report_odd()
             self._found.paused += right.paused
-        elif not told and grid.is_slot(row.slot, step) and not (row.requested_by or before.requested_by):
+            return
+        step = (row.slot - before.slot) / (max(0, row.covered) + 1)
+        if not gap.told and grid.is_slot(row.slot, step) and not (row.requested_by or before.requested_by):
             self._suspect(row, wrong[0] if wrong else None, step)
         else:
             self._report(row, wrong[0] if wrong else None)

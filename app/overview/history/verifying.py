@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
+
+from psycopg.rows import args_row
 
 from app.fleet import processes
 from app.fleet.heartbeat import KEPT
@@ -82,7 +84,7 @@ def verify(
     return [
         checkers[row["name"]].findings(
             enabled=known.enabled(row["name"]),
-            running=_entries(cursor.execute(_RUNNING, {"name": row["name"]})),
+            running=_entries(cursor, _RUNNING, name=row["name"]),
             newest_token=row["token"],
             held=known.held(row["name"]),
         )
@@ -105,12 +107,12 @@ def _feed(
 ) -> None:
     first = []
     for name, checker in checkers.items():
-        for row in _entries(cursor.execute(_BEFORE, {"name": name, "since": since})):
+        for row in _entries(cursor, _BEFORE, name=name, since=since):
             checker.before(row)
         first += [row["id"] for row in cursor.execute(_FIRST, {"name": name, "since": since}) if row["id"]]
     last = only_row(cursor.execute(_LAST))["id"]
     begin = after = min(first, default=last + 1) - 1
-    while page := _entries(cursor.execute(_PAGE, {"after": after, "last": last, "most": AT_ONCE})):
+    while page := _entries(cursor, _PAGE, after=after, last=last, most=AT_ONCE):
         for row in page:
             if row.started_at >= since and row.name in checkers:
                 checkers[row.name].feed(row)
@@ -118,5 +120,5 @@ def _feed(
         progress(after - begin, last - begin)
 
 
-def _entries(rows: Iterable[dict[str, Any]]) -> Sequence[Entry]:
-    return [Entry(**row) for row in rows]
+def _entries(cursor: Cursor[dict[str, Any]], query: LiteralString, **words: object) -> list[Entry]:
+    return cursor.connection.cursor(row_factory=args_row(Entry)).execute(query, words).fetchall()
