@@ -52,7 +52,7 @@ _SHARED = (
 @click.group(cls=GuardedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="sb-worker")
 def main() -> None:
-    r"""Operate the secrets-bridge worker.
+    """Operate the secrets-bridge worker.
 
     \b
     A replica is three processes, listed in the Procfile:
@@ -64,7 +64,13 @@ def main() -> None:
       sb-worker check              what is wrong with the settings, the servers, the privileges
       sb-worker config             every variable, its value and what it means
       sb-worker notify test        one test notification to each sink that is configured
-    """
+    \b
+    When something is odd:
+      sb-worker status             each sweeper's next tick, last run, and who ran it
+      sb-worker why SWEEPER 10m    who ran that slot, or why nobody did
+      sb-worker runs --failed      what failed, from the ledger
+      sb-worker verify             whether every slot was run exactly once, or covered
+    """  # noqa: D301 - click wants the character itself
 
 
 main.add_command(notify)

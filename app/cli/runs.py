@@ -29,13 +29,13 @@ _WIDEST = 10_000
 
 
 @click.command("runs")
-@click.argument("sweeper", type=SWEEPER, required=False)
+@click.argument("sweeper", type=SWEEPER, required=False, metavar="[SWEEPER]")
 @click.option("--failed", is_flag=True, help="Only those that failed or were interrupted.")
 @since_option(None)
 @click.option("--limit", type=click.IntRange(1, 100_000), default=30, show_default=True, help="How many at most.")
 @output_option("table", "wide")
 def runs(sweeper: str | None, failed: bool, window: timedelta | None, limit: int, form: str | None) -> None:
-    r"""List runs from the ledger, the newest first: slot, lateness, duration, what was changed, how it ended.
+    """List runs from the ledger, the newest first: slot, lateness, duration, what was changed, how it ended.
 
     Of all sweepers, or of SWEEPER. Times are UTC, by the database's clock. `late` is from the slot to the start of the
     run. A table leaves columns out where there is no room; `wide` and `json` have all of them.
@@ -45,7 +45,7 @@ def runs(sweeper: str | None, failed: bool, window: timedelta | None, limit: int
       sb-worker runs wraps-expired --since 1h
       sb-worker runs --failed --since 24h      what went wrong since yesterday
       sb-worker runs -o json --limit 1000 | jq -s 'group_by(.name)[] | {name: .[0].name, runs: length}'
-    """
+    """  # noqa: D301 - click wants the character itself
     with past() as (_, connection), looking_back(connection) as cursor:
         rows = recent(cursor, sweeper, window=window, failed=failed, most=limit)
     if form == "json" or (form is None and not sys.stdout.isatty()):

@@ -32,7 +32,7 @@ _COLUMNS = ("slots", "runs", "covered", "waiting", "faults")
 @since_option("24h")
 @output_option("table")
 def verify(window: timedelta, form: str | None) -> None:
-    r"""Check that each slot of each sweeper was run exactly once, or covered, by what the ledger says.
+    """Check that each slot of each sweeper was run exactly once, or covered, by what the ledger says.
 
     Counts the slots itself and looks for slots run twice, slots that nobody ran or covered, fencing tokens that do not
     grow, runs that overlap, runs left open that nobody holds, and numbers that do not fit. It changes nothing and
@@ -50,7 +50,7 @@ def verify(window: timedelta, form: str | None) -> None:
     overlap  no run commits after its successor has begun
     running  a run that is under way is somebody's
     counts   the numbers and times of a row fit its outcome
-    """
+    """  # noqa: D301 - click wants the character itself
     with past() as (loaded, connection):
         known = _known(loaded)
         with looking_back(connection) as cursor, _progress() as progress:

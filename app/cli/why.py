@@ -36,11 +36,11 @@ _STATUS = {Served.YES: 0, Served.UNKNOWN: 1, Served.NO: 3}
 
 
 @click.command("why")
-@click.argument("sweeper", type=SWEEPER)
+@click.argument("sweeper", type=SWEEPER, metavar="SWEEPER")
 @click.argument("when", required=False)
 @click.option("-o", "--output", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def why(sweeper: str, when: str | None, form: str) -> None:
-    r"""Say who did the work of one slot of SWEEPER, or why nobody did, and what that rests on.
+    """Say who did the work of one slot of SWEEPER, or why nobody did, and what that rests on.
 
     WHEN is a moment in the slot: how long ago (10m), a time of the day (14:05, its newest), or ISO 8601
     (2026-11-23T14:05:00Z). UTC unless it says otherwise. Without it, the newest slot that is due.
@@ -54,7 +54,7 @@ def why(sweeper: str, when: str | None, form: str) -> None:
     Exit status 0: its work was done: it was run, by a tick or by hand, or covered by a later run
                 3: it was not, or is being done now: the line says why
                 1: that cannot be told, and what to look at next is; 2: wrong usage
-    """
+    """  # noqa: D301 - click wants the character itself
     with past() as (loaded, connection):
         locks = live_locks(loaded.redis, [sweeper])
         with looking_back(connection) as cursor:

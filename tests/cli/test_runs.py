@@ -131,5 +131,6 @@ def test_verify_needs_no_redis_and_says_when_there_is_nothing(
 def test_help_teaches_with_examples(run: Run, command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
-    assert result.output.count(f"sb-worker {command}") >= 3
+    assert result.output.count(f"\n    sb-worker {command} ") >= 3  # each on a line of its own
+    assert "\\b" not in result.output + run("--help").output
     assert max(map(len, result.output.splitlines())) <= 120
