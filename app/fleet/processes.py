@@ -48,8 +48,6 @@ class Process:
 def read(cursor: Cursor[dict[str, Any]], seen_within: timedelta) -> list[Process]:
     """Return the processes that gave a sign of life within so long, alive or not."""
     rows = cursor.execute(_READ, {"gone_after": GONE_AFTER, "seen_within": seen_within}).fetchall()
-    return [Process(**row | {"cadences": _durations(row["cadences"])}) for row in rows]
-
-
-def _durations(seconds: Mapping[str, Any]) -> dict[str, timedelta]:
-    return {name: timedelta(seconds=number) for name, number in seconds.items()}
+    for row in rows:
+        row["cadences"] = {name: timedelta(seconds=number) for name, number in row["cadences"].items()}
+    return [Process(**row) for row in rows]

@@ -17,6 +17,7 @@ from tests.overview.ledger import Ledger
 from tests.support.replica import Replica
 from tests.support.rows import column
 from tests.support.waiting import eventually
+from tests.sweeping.steering.hand import hand
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
 NAME = "wraps-expired"
@@ -36,6 +37,12 @@ def sums(findings: Findings) -> tuple[int, int, int, int]:
     return findings.slots, findings.runs, findings.covered, findings.waiting
 
 
+def in_the_next_slot(sql: Connection[Any]) -> None:
+    """Wait until the newest claimed slot of a second is over."""
+    query = "SELECT NOT EXISTS (SELECT FROM secrets_bridge_worker.sweep_state WHERE last_slot > now() - interval '1 s')"
+    eventually(lambda: column(sql, query) == [True])
+
+
 @pytest.fixture
 def ledger(sql: Connection[Any]) -> Ledger:
     return Ledger(sql, NAME, MINUTE)
@@ -43,20 +50,13 @@ def ledger(sql: Connection[Any]) -> Ledger:
 
 def test_what_real_runs_have_written_is_consistent(replica: Replica, sql: Connection[Any]) -> None:
     settings = WrapsExpired(interval=SECOND)
-
-    def in_the_next_slot() -> None:
-        query = (
-            "SELECT NOT EXISTS (SELECT FROM secrets_bridge_worker.sweep_state WHERE last_slot > now() - interval '1 s')"
-        )
-        eventually(lambda: column(sql, query) == [True])
-
     for _ in range(2):
         replica.run(wraps_expired, settings)
-        in_the_next_slot()
+        in_the_next_slot(sql)
     sql.execute("ALTER TABLE secret_wraps RENAME COLUMN expires_at TO away")
     replica.fails(wraps_expired, settings)
     sql.execute("ALTER TABLE secret_wraps RENAME COLUMN away TO expires_at")
-    in_the_next_slot()
+    in_the_next_slot(sql)
     replica.run(wraps_expired, settings)
 
     findings = found(sql, known(every=SECOND))
@@ -255,29 +255,50 @@ def test_what_was_deleted_by_its_age_is_not_missed(ledger: Ledger, sql: Connecti
     assert (sums(found(sql)), found(sql).kept) == ((31, 31, 0, 0), [])
 
 
-def test_slots_in_a_pause_may_be_covered_or_not(ledger: Ledger, sql: Connection[Any]) -> None:
+def test_slots_in_a_pause_are_covered_as_any_other(ledger: Ledger, sql: Connection[Any]) -> None:
     ledger.pause(8.5, 4.5)
     ledger.run(9)
+    ledger.run(4, covered=4)
+    ledger.runs(3)
+    assert (sums(found(sql)), found(sql).kept) == ((10, 6, 4, 0), [])
+
+
+@pytest.mark.parametrize("stop", ["pause", "brake"])
+def test_while_no_run_may_begin_nobody_takes_over(ledger: Ledger, sql: Connection[Any], stop: str) -> None:
+    ledger.run(9)
+    ledger.run(8, "running")
+    if stop == "pause":
+        ledger.pause(8, -5)
+    else:  # which has a token of its own, and no row
+        sql.execute("UPDATE secrets_bridge_worker.sweep_state SET braked_for = 'usual', token = token + 1")
+    findings = found(sql)
+    assert (findings.kept, findings.waiting) == ([], 7)
+    assert any("until a run may follow it" in note for note in findings.notes)
+
+
+def test_a_run_by_hand_serves_its_own_slot_and_covers_those_before(ledger: Ledger, sql: Connection[Any]) -> None:
+    ledger.run(8)
+    ledger.run(4.5, requested_by="anna", covered=2)  # slots 7 and 6; 5 is its own
     ledger.run(4)
-    assert (found(sql).kept, found(sql).paused) == ([], 4)
-    sql.execute("UPDATE secrets_bridge_worker.sweep_run SET covered = 4 WHERE slot = %s", [ledger.slot(4)])
-    assert (found(sql).kept, found(sql).paused) == ([], 0)
-    sql.execute("UPDATE secrets_bridge_worker.sweeper_pause SET resumed_at = %s", [ledger.slot(6)])
-    sql.execute("UPDATE secrets_bridge_worker.sweep_run SET covered = 0 WHERE slot = %s", [ledger.slot(4)])
-    assert dict(found(sql).number) == {Check.EVERY: 1}
-
-
-def test_a_run_by_hand_serves_its_own_slot(ledger: Ledger, sql: Connection[Any]) -> None:
-    ledger.run(5)
-    ledger.run(3.5, requested_by="anna", covered=1)  # covers slot 4 by having begun in it
-    sql.execute("UPDATE secrets_bridge_worker.sweep_run SET covered = 0 WHERE requested_by IS NOT NULL")
-    ledger.run(3)
-    ledger.run(2.5, requested_by="anna")  # beside the tick's own
-    ledger.runs(2)
+    ledger.run(3.5, requested_by="anna")  # beside the tick's own of slot 4
+    ledger.runs(3)
     findings = found(sql)
     assert (findings.by_hand, findings.kept) == (2, [])
-    sql.execute("DELETE FROM secrets_bridge_worker.sweep_run WHERE slot = %s", [ledger.slot(3.5)])
+    sql.execute("DELETE FROM secrets_bridge_worker.sweep_run WHERE slot = %s", [ledger.slot(4.5)])
     assert dict(found(sql).number) == {Check.EVERY: 1}
+
+
+def test_real_runs_by_hand_are_consistent(replica: Replica, sql: Connection[Any]) -> None:
+    settings = WrapsExpired(interval=SECOND)
+    replica.run(wraps_expired, settings)
+    for _ in range(2):
+        in_the_next_slot(sql)
+        hand(replica, wraps_expired, settings)
+        hand(replica, wraps_expired, settings)
+    in_the_next_slot(sql)
+    replica.run(wraps_expired, settings)
+    findings = found(sql, known(every=SECOND))
+    assert (findings.by_hand, findings.kept) == (4, [])
 
 
 def test_a_changed_cadence_that_processes_tell_is_judged_by_it(ledger: Ledger, sql: Connection[Any]) -> None:
@@ -294,6 +315,21 @@ def test_a_changed_cadence_that_processes_tell_is_judged_by_it(ledger: Ledger, s
     assert (findings.kept, findings.runs) == ([], len(fives) + 40)
     sql.execute("DELETE FROM secrets_bridge_worker.sweep_run WHERE slot = %s", [ledger.slot(fives[4])])
     assert dict(found(sql).number) == {Check.EVERY: 1}
+
+
+def test_where_processes_disagree_a_run_is_judged_by_the_cadence_of_its_own(
+    ledger: Ledger, sql: Connection[Any]
+) -> None:
+    ledger.process(100, None, host="fast")
+    ledger.process(100, None, host="slow", cadences={NAME: 300})
+    for ago in range(30, -1, -1):
+        ledger.run(ago, worker="fast:1")
+    fives = [ledger.slot(ago) for ago in range(25, 5, -1) if ledger.slot(ago).minute % 5 == 0]
+    query = "DELETE FROM secrets_bridge_worker.sweep_run WHERE slot > %s AND slot < %s"
+    sql.execute(query, [fives[0], fives[1]])
+    findings = found(sql)
+    assert dict(findings.number) == {Check.EVERY: 1}
+    assert findings.kept[0].text.startswith("4 without a run")
 
 
 def test_a_changed_cadence_that_nobody_tells_is_seen_by_the_distance_of_slots(

@@ -46,11 +46,10 @@ def paused(facts: Facts) -> Cause | None:
 def braked(facts: Facts) -> Cause | None:
     """It has stopped itself before it changed anything."""
     brake = facts.brake
-    if brake is None or brake.at >= facts.asked.end:
+    if brake is None or brake.braked_at >= facts.asked.end:
         return None
-    size = f" ({rows(brake.rows)})" if brake.rows is not None else ""
-    text = f"it has been braked since {at_second(brake.at)}: {typed(brake.word)}{size}"
-    return Cause("braked", text, next=(f"`sb-worker status` shows the brake of {facts.asked.name}",))
+    let_go = f"`sb-worker sweep {facts.asked.name} --dry-run` says what is due; with --approve it is run"
+    return Cause("braked", f"its brake holds it: {typed(brake.text)}", next=(let_go,))
 
 
 def failed(facts: Facts) -> Cause | None:
@@ -142,10 +141,9 @@ def held_by_a_stranger(facts: Facts) -> Cause | None:
     asked = facts.asked
     if asked.lock is None or asked.end <= asked.now or any(row.outcome == "running" for row in facts.overlapping):
         return None
-    left = (
-        f" for {length(asked.lock.expires_in)} more unless it is renewed" if asked.lock.expires_in is not None else ""
-    )
-    return Cause("locked", f"its lock is held{left} by somebody who has no row in the ledger")
+    left = f" for {length(asked.lock.left)} more unless it is renewed" if asked.lock.left is not None else ""
+    look = f"`sb-worker unlock {asked.name}` shows the lock, and asks before it deletes it"
+    return Cause("locked", f"its lock is held{left} by somebody who has no row in the ledger", next=(look,))
 
 
 def resting(facts: Facts) -> Cause | None:

@@ -24,13 +24,6 @@ _MOST_NAMED = 3
 _CHANGED_AFTER = 3
 
 
-class Pause(NamedTuple):
-    """When a sweeper was not to run."""
-
-    since: datetime
-    until: datetime
-
-
 class Rules(NamedTuple):
     """By what all sweepers are judged."""
 
@@ -48,9 +41,8 @@ class _Gap(NamedTuple):
     """A run and those before it: what lies between was nobody's own."""
 
     row: Entry
-    #: The claim that was kept before it, and the last one of a tick.
+    #: The claim that was kept before it.
     before: Entry | None
-    tick_before: Entry | None
     #: The cadences that its slot may be of, and whether processes have told them.
     intervals: Sequence[timedelta] = ()
     told: bool = False
@@ -65,8 +57,6 @@ class _Wrong(NamedTuple):
     missing: range
     #: How many are covered that are not there.
     too_many: int
-    #: How many may be missing, because they were in a pause.
-    paused: int
 
 
 def _named(slots: range) -> str:
@@ -74,12 +64,23 @@ def _named(slots: range) -> str:
     return names if len(slots) <= _MOST_NAMED else f"{names} and {len(slots) - _MOST_NAMED} more"
 
 
+def _wrong(row: Entry, before: Entry, interval: timedelta) -> _Wrong:
+    """Count the slots that nobody has run or covered, and those that are covered and are not there.
+
+    A run by hand has a moment of its own for a slot: it serves the slot that this is in.
+    """
+    slots = grid.between(before.slot, grid.slot_of(row.slot, interval), interval)
+    # After a change to a cadence that does not meet the old one, the first slot may count as run, or as none.
+    least = len(slots) - (bool(slots) and not before.requested_by and not grid.is_slot(before.slot, interval))
+    missing = slots[: least - row.covered] if row.covered < least else range(0)
+    return _Wrong(missing, max(0, row.covered - len(slots)))
+
+
 class Checker:
     """Checks one sweeper. Feed it rows in the order of their ids, then ask for the `findings`."""
 
-    def __init__(self, name: str, rules: Rules, pauses: Sequence[Pause] = ()) -> None:
+    def __init__(self, name: str, rules: Rules) -> None:
         self._rules = rules
-        self._pauses = pauses
         self._found = Findings(name)
         self._judging = False
         self._token = 0
@@ -103,15 +104,19 @@ class Checker:
         self._feed(row)
 
     def findings(
-        self, *, enabled: bool, running: Sequence[Entry] = (), newest_token: int = 0, held: bool | None
+        self, *, enabled: bool, running: Sequence[Entry] = (), held: bool | None, stopped: bool = False
     ) -> Findings:
-        """Return what was found. `running` are the rows that say so; `held` is whether its lock is, None: unknown."""
+        """Return what was found.
+
+        `running` are the rows that say so, `held` is whether the sweeper's lock is (None: not known), and `stopped`
+        whether it may begin no run now: it is paused, or its brake holds it.
+        """
         self._judging = True
         newest = self._gap.row if self._gap else None
         self._close_gap()
         self._report_odd()
         for row in running:
-            self._check_running(row, newest_token, held=held)
+            self._check_running(row, held=held, stopped=stopped)
         if newest is None:
             self._found.note("never ran in this time")
         elif enabled:
@@ -155,27 +160,25 @@ class Checker:
         """Take a claim back: its run has failed, and the slot is to be run or covered by another."""
         gap = self._gap
         if gap and gap.row.slot == row.slot and gap.row.outcome != "success":
-            self._gap = _Gap(gap.before, None, gap.tick_before, counted=True) if gap.before else None
+            self._gap = _Gap(gap.before, None, counted=True) if gap.before else None
 
     def _keep(self, row: Entry) -> None:
         gap = self._gap
         if gap is None:
-            self._begin(row, None, None)
+            self._begin(row, None)
         elif row.slot > gap.row.slot:
-            tick = gap.tick_before if gap.row.requested_by else gap.row
             self._close_gap()
-            self._begin(row, gap.row, tick)
-        elif gap.row.outcome != "success" or gap.row.requested_by:
+            self._begin(row, gap.row)
+        elif gap.row.outcome != "success":
             # The same slot once more; or slots that a clock ahead had claimed, which count as interrupted.
-            again = row.slot == gap.row.slot
-            self._begin(row, gap.before if again else None, gap.tick_before if again else None)
+            self._begin(row, gap.before if row.slot == gap.row.slot else None)
         elif row.slot == gap.row.slot:
             self._fault(Check.ONCE, row.slot, f"run {row.id} is of the slot that run {gap.row.id} had done")
         else:
             self._fault(Check.ONCE, row.slot, f"run {row.id} came after run {gap.row.id} of a newer slot")
 
-    def _begin(self, row: Entry, before: Entry | None, tick_before: Entry | None) -> None:
-        self._gap = _Gap(row, before, tick_before, *self._cadence)
+    def _begin(self, row: Entry, before: Entry | None) -> None:
+        self._gap = _Gap(row, before, *self._cadence)
         if self._judging and self._found.since is None:
             self._found.since = row.slot
 
@@ -195,33 +198,15 @@ class Checker:
 
     def _judge(self, gap: _Gap, before: Entry) -> None:
         row = gap.row
-        wrong = [self._wrong(gap, before, interval) for interval in gap.intervals]
-        right = next((each for each in wrong if not each.missing and not each.too_many), None)
-        if right is not None:
+        wrong = [_wrong(row, before, interval) for interval in gap.intervals]
+        if any(not each.missing and not each.too_many for each in wrong):
             self._report_odd()
-            self._found.paused += right.paused
             return
         step = (row.slot - before.slot) / (max(0, row.covered) + 1)
         if not gap.told and grid.is_slot(row.slot, step) and not (row.requested_by or before.requested_by):
             self._suspect(row, wrong[0] if wrong else None, step)
         else:
             self._report(row, wrong[0] if wrong else None)
-
-    def _wrong(self, gap: _Gap, before: Entry, interval: timedelta) -> _Wrong:
-        """Count the slots that nobody has run or covered, and those that are covered and are not there."""
-        row, tick = gap.row, gap.tick_before
-        own = grid.slot_of(row.slot, interval) if row.requested_by else row.slot
-        slots = grid.between(before.slot, own, interval)
-        # A claim that is no slot of this cadence may count as its slot's run, or as none.
-        least = len(slots) - (bool(slots) and not grid.is_slot(before.slot, interval))
-        most = len(grid.between(tick.slot, own, interval)) if tick else len(slots)
-        too_many = max(0, row.covered - max(most, len(slots)))
-        if row.covered >= least:
-            return _Wrong(range(0), too_many, 0)
-        paused = sum(any(p.since <= moment(slot) < p.until for p in self._pauses) for slot in slots)
-        if row.covered >= least - paused:
-            return _Wrong(range(0), too_many, least - row.covered)
-        return _Wrong(slots[: least - row.covered - paused], too_many, paused)
 
     def _report(self, row: Entry, wrong: _Wrong | None) -> None:
         if wrong is None:
@@ -252,20 +237,20 @@ class Checker:
             for row, wrong in odd:
                 self._report(row, wrong)
 
-    def _check_running(self, row: Entry, newest_token: int, *, held: bool | None) -> None:
+    def _check_running(self, row: Entry, *, held: bool | None, stopped: bool) -> None:
         interval = self._rules.cadences.at(row.name, self._rules.now)
         due = row.started_at + (interval or timedelta(0)) + self._rules.lease + timedelta(seconds=1)
-        if (row.token or 0) < newest_token:
-            self._fault(Check.RUNNING, row.slot, f"run {row.id} of {row.worker} is open, and another has claimed since")
+        run = f"run {row.id} of {row.worker}"
+        if (row.token or 0) < self._token:
+            self._fault(Check.RUNNING, row.slot, f"{run} is open, and another has claimed since")
         elif held:
-            self._found.note(f"run {row.id} of {row.worker} is under way")
-        elif self._rules.now > due and held is not None:
+            self._found.note(f"{run} is under way")
+        elif self._rules.now > due and held is not None and not stopped:
             open_for = format_duration(timedelta(seconds=(self._rules.now - row.started_at) // timedelta(seconds=1)))
-            text = f"run {row.id} of {row.worker} has been open for {open_for}, and nobody holds its lock"
-            self._fault(Check.RUNNING, row.slot, text)
+            self._fault(Check.RUNNING, row.slot, f"{run} has been open for {open_for}, and nobody holds its lock")
         else:
-            unknown = "; whether it is held is not known without Redis" if held is None else ""
-            self._found.note(f"run {row.id} of {row.worker} is open{unknown}")
+            why = "; whether it is held is not known without Redis" if held is None else ""
+            self._found.note(f"{run} is open{why}{', until a run may follow it' * stopped}")
 
     def _check_since(self, newest: Entry) -> None:
         """Count the slots after the newest run that are over and have none: the next run will cover them."""

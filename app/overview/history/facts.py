@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 from app.fleet.processes import Process
 from app.overview.history.cadences import Cadences
 from app.overview.history.entry import COLUMNS, Entry
-from app.overview.history.live_locks import LiveLock
 from app.storage.postgres import only_row
+from app.sweeping.steering import brake
+from app.sweeping.unlocking import Held
 
 if TYPE_CHECKING:
     from psycopg import Cursor
@@ -74,14 +75,6 @@ class Obstacle(NamedTuple):
     until: datetime
 
 
-class Brake(NamedTuple):
-    """Why the sweeper stops before it changes anything."""
-
-    at: datetime
-    word: str
-    rows: int | None
-
-
 class Asked(NamedTuple):
     """What is asked, and what settings and Redis say of it."""
 
@@ -98,7 +91,7 @@ class Asked(NamedTuple):
     lease: timedelta
     #: Whether Redis has answered, and the sweeper's lock if it is held.
     redis: bool
-    lock: LiveLock | None
+    lock: Held | None
 
     @property
     def end(self) -> datetime:
@@ -122,7 +115,7 @@ class Facts:
     #: When the oldest run that the ledger has began.
     first: datetime | None
     token: int
-    brake: Brake | None
+    brake: brake.Held | None
     pauses: Sequence[PauseMade]
     obstacles: Sequence[Obstacle]
     table_there: bool
@@ -145,7 +138,7 @@ def read(cursor: Cursor[dict[str, Any]], asked: Asked, cadences: Cadences, proce
         Entry(**later) if later else None,
         first["started_at"] if first else None,
         state["token"],
-        Brake(state["braked_at"], state["braked_for"], state["braked_rows"]) if state["braked_for"] else None,
+        brake.Held(state["braked_for"], state["braked_at"], state["braked_rows"]) if state["braked_for"] else None,
         [PauseMade(**row) for row in cursor.execute(_PAUSES, words)],
         [Obstacle(**row) for row in cursor.execute(_OBSTACLES, words)],
         only_row(cursor.execute(_THERE, {"relation": asked.relation}))["there"],

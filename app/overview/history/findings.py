@@ -51,8 +51,6 @@ class Findings:
     covered: int = 0
     #: Slots whose run was interrupted, and whose work the next run did.
     taken_over: int = 0
-    #: Slots without a run in a pause, which the run after it did not count.
-    paused: int = 0
     #: Slots after the newest run that nobody has run yet, older than the current one.
     waiting: int = 0
     by_hand: int = 0
@@ -81,7 +79,7 @@ class Findings:
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it in JSON's types."""
-        sums = ("slots", "runs", "covered", "taken_over", "paused", "waiting", "by_hand", "failed", "notes")
+        sums = ("slots", "runs", "covered", "taken_over", "waiting", "by_hand", "failed", "notes")
         return {
             "name": self.name,
             "since": self.since.isoformat() if self.since else None,

@@ -11,10 +11,11 @@ from psycopg.rows import args_row
 from app.fleet import processes
 from app.fleet.heartbeat import KEPT
 from app.overview.history.cadences import Cadences
-from app.overview.history.checker import Checker, Pause, Rules
+from app.overview.history.checker import Checker, Rules
 from app.overview.history.entry import COLUMNS, Entry
 from app.overview.history.findings import Findings
 from app.storage.postgres import only_row
+from app.sweeping.steering.pauses import HOLDS
 
 if TYPE_CHECKING:
     from psycopg import Cursor
@@ -22,13 +23,11 @@ if TYPE_CHECKING:
 #: Rows that are in memory at a time.
 AT_ONCE = 2_000
 
-_SWEEPERS: LiteralString = """
-SELECT name, token, clock_timestamp() AS now FROM secrets_bridge_worker.sweep_state ORDER BY name
-"""
-_PAUSES: LiteralString = """
-SELECT name, began_at, least(until, resumed_at) AS until FROM secrets_bridge_worker.sweeper_pause
- WHERE until > %(since)s
-"""
+_SWEEPERS: LiteralString = f"""
+SELECT name, clock_timestamp() AS now, braked_for IS NOT NULL OR EXISTS (
+       SELECT FROM secrets_bridge_worker.sweeper_pause AS pause WHERE pause.name = state.name AND {HOLDS}) AS stopped
+  FROM secrets_bridge_worker.sweep_state AS state ORDER BY name
+"""  # noqa: S608 - all its parts are literals
 # What was claimed last before the window; a streak of failures may lie in between.
 _BEFORE: LiteralString = f"""
 SELECT {COLUMNS} FROM (
@@ -78,25 +77,17 @@ def verify(
     cadences = Cadences(known.cadences, processes.read(cursor, KEPT * 2), now)
     # A claim waits for the fence, and before it perhaps for a lock of the swept table: a sixth of the lease each.
     rules = Rules(cadences, since, now, claim_waits=known.lease / 3, lease=known.lease)
-    pauses = _pauses(cursor, since)
-    checkers = {row["name"]: Checker(row["name"], rules, pauses.get(row["name"], ())) for row in sweepers}
+    checkers = {row["name"]: Checker(row["name"], rules) for row in sweepers}
     _feed(cursor, checkers, since, progress)
     return [
         checkers[row["name"]].findings(
             enabled=known.enabled(row["name"]),
             running=_entries(cursor, _RUNNING, name=row["name"]),
-            newest_token=row["token"],
             held=known.held(row["name"]),
+            stopped=row["stopped"],
         )
         for row in sweepers
     ]
-
-
-def _pauses(cursor: Cursor[dict[str, Any]], since: datetime) -> dict[str, list[Pause]]:
-    pauses: dict[str, list[Pause]] = {}
-    for row in cursor.execute(_PAUSES, {"since": since}):
-        pauses.setdefault(row["name"], []).append(Pause(row["began_at"], row["until"]))
-    return pauses
 
 
 def _feed(

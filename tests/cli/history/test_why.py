@@ -216,12 +216,12 @@ def test_paused(ask: Ask, ledger: Ledger) -> None:
 def test_braked(ask: Ask, ledger: Ledger) -> None:
     ledger.run(9)
     ledger.sql.execute(
-        "UPDATE secrets_bridge_worker.sweep_state SET braked_at = %s, braked_for = 'too_many', braked_rows = 90000",
+        "UPDATE secrets_bridge_worker.sweep_state SET braked_at = %s, braked_for = 'usual', braked_rows = 90000",
         [ledger.slot(6)],
     )
     status, answer = ask(ledger.slot(5).isoformat())
     assert (status, answer["kind"]) == (3, "braked")
-    assert "too_many (90,000 rows)" in answer["answer"]
+    assert "far more rows are due than usual, at least 90,000, since" in answer["answer"]
 
 
 def test_off(ask: Ask, ledger: Ledger) -> None:

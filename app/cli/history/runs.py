@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.past import SWEEPER, output_option, past, since_option
+from app.cli.history.past import output_option, past, since_option
+from app.cli.names import SWEEPER
 from app.overview.history.entry import Entry
 from app.overview.history.recent import recent
 from app.overview.history.transaction import looking_back

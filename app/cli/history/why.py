@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import click
 
 from actors import SWEEPERS
-from app.cli.past import SWEEPER, past
+from app.cli.history.past import past
+from app.cli.names import SWEEPER
 from app.fleet import processes
 from app.fleet.heartbeat import KEPT
 from app.overview.history import facts as reading

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from psycopg import Connection
 from rich.console import Console
 
-from app.cli import runs
+from app.cli.history import runs
 from app.cli.main import main
 from app.demo.servers import Redis
 from app.overview.history.recent import recent

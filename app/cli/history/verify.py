@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actors import SWEEPERS
-from app.cli.past import output_option, past, since_option
+from app.cli.history.past import output_option, past, since_option
 from app.overview.history import verifying
 from app.overview.history.findings import Findings
 from app.overview.history.live_locks import live_locks
@@ -104,7 +104,6 @@ def _lines(found: Iterable[Findings]) -> Iterator[Text]:
             "taken over from runs that were interrupted": findings.taken_over,
             "failed attempts": findings.failed,
             "runs by hand": findings.by_hand,
-            "slots in a pause": findings.paused,
         }
         for text in (*(f"{number:,} {what}" for what, number in numbers.items() if number), *findings.notes):
             yield Text(f"{findings.name}: {text}", "dim")

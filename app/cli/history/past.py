@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from actors import SWEEPERS
-from app.core.errors import BootError
+from app.cli.steering.operator import check_schema
 from app.core.logging import configure_logging
 from app.core.values import parse_positive_duration
-from app.storage import migrations, postgres
+from app.storage import postgres
 from app.worker.loading import Loaded, load
 from sinks import SINKS
 
@@ -25,8 +25,6 @@ Option = Callable[[Callable[..., None]], Callable[..., None]]
 #: How long a statement is waited for; it has a shorter limit of its own.
 _ANSWER_WITHIN = timedelta(seconds=15)
 
-SWEEPER = click.Choice([sweeper.name for sweeper in SWEEPERS])
-
 
 @contextmanager
 def past() -> Iterator[tuple[Loaded, Connection[Any]]]:
@@ -34,8 +32,7 @@ def past() -> Iterator[tuple[Loaded, Connection[Any]]]:
     configure_logging("error")
     loaded = load(SWEEPERS, SINKS)
     with postgres.connect(loaded.database, _ANSWER_WITHIN) as connection:
-        if migrations.installed(connection) < migrations.VERSION:
-            raise BootError("the schema secrets_bridge_worker is not up to date; run `sb-worker migrate`")
+        check_schema(connection)
         yield loaded, connection
 
 
