@@ -21,6 +21,9 @@ from app.cli import configuration
 from app.cli.checks.command import check
 from app.cli.completion import completion
 from app.cli.help import TOP, TOP_EPILOG, Sectioned, examples
+from app.cli.history.runs import runs
+from app.cli.history.verify import verify
+from app.cli.history.why import why
 from app.cli.notify import dead, notify
 from app.cli.status import status
 from app.cli.steering.mute import mute_command, unmute_command
@@ -63,6 +66,8 @@ def main() -> None:
 notify.add_command(mute_command)
 notify.add_command(unmute_command)
 for command in (check, notify, dead, sweep_command, pause_command, resume_command, unlock_command, status, completion):
+    main.add_command(command)
+for command in (why, runs, verify):
     main.add_command(command)
 
 
