@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 LINE = "ending: what runs is finished, then all is stopped (a few seconds)"
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: The group that had the terminal before, 0 for none.
 _before = 0
 #: Whether a stop has come.
@@ -69,13 +70,12 @@ def listen() -> None:
     def end(_number: int, _frame: FrameType | None) -> None:
         global _asked  # noqa: PLW0603 - a process ends once
         _asked = True
-        for number in stops:
+        for number in _STOPS:
             signal.signal(number, signal.SIG_IGN)
         say()
         raise KeyboardInterrupt
 
-    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in stops:
+    for number in _STOPS:
         signal.signal(number, end)
 
 
@@ -99,6 +99,7 @@ def say() -> None:
 @contextmanager
 def swept(prefix: str) -> Iterator[Path]:
     """Make a directory for all that the demo writes, and remove it at the end of the body, or of this process."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until there is somebody to remove it
     path = Path(tempfile.mkdtemp(prefix=prefix))
     path.chmod(0o711)  # PostgreSQL is another user, where we are root
     broom = subprocess.Popen(
@@ -109,6 +110,7 @@ def swept(prefix: str) -> Iterator[Path]:
         start_new_session=True,
     )
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
