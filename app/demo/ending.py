@@ -64,7 +64,8 @@ def _set_group(group: int) -> None:
 def listen() -> None:
     """Have the first stop raise KeyboardInterrupt, after a line; those after it would only cut the clean-up.
 
-    An exception that lands in a library's callback may be lost there: `check` raises it again.
+    One that lands in a callback around a fork is lost there, with a traceback of Python's that helps nobody: `check`
+    raises it again.
     """
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -75,6 +76,11 @@ def listen() -> None:
         say()
         raise KeyboardInterrupt
 
+    def lost(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = lost
     for number in _STOPS:
         signal.signal(number, end)
 
