@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 LINE = "ending: what runs is finished, then all is stopped (a few seconds)"
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: The group that had the terminal before, 0 for none.
 _before = 0
 #: Whether a stop has come.
@@ -63,19 +64,24 @@ def _set_group(group: int) -> None:
 def listen() -> None:
     """Have the first stop raise KeyboardInterrupt, after a line; those after it would only cut the clean-up.
 
-    An exception that lands in a library's callback may be lost there: `check` raises it again.
+    One that lands in a callback around a fork is lost there, with a traceback of Python's that helps nobody: `check`
+    raises it again.
     """
 
     def end(_number: int, _frame: FrameType | None) -> None:
         global _asked  # noqa: PLW0603 - a process ends once
         _asked = True
-        for number in stops:
+        for number in _STOPS:
             signal.signal(number, signal.SIG_IGN)
         say()
         raise KeyboardInterrupt
 
-    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in stops:
+    def lost(unraisable: sys.UnraisableHookArgs) -> None:
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = lost
+    for number in _STOPS:
         signal.signal(number, end)
 
 
@@ -99,6 +105,7 @@ def say() -> None:
 @contextmanager
 def swept(prefix: str) -> Iterator[Path]:
     """Make a directory for all that the demo writes, and remove it at the end of the body, or of this process."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # until there is somebody to remove it
     path = Path(tempfile.mkdtemp(prefix=prefix))
     path.chmod(0o711)  # PostgreSQL is another user, where we are root
     broom = subprocess.Popen(
@@ -109,6 +116,7 @@ def swept(prefix: str) -> Iterator[Path]:
         start_new_session=True,
     )
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
