@@ -32,6 +32,8 @@ from app.notify import routing
 from app.notify.collector import NotificationCollector
 from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
+from app.page import provisional
+from app.page.site import Site
 from app.storage import migrations, postgres
 from app.storage.redis import Client, WaitingClient, check_shards, connect
 from app.storage.redis_reasons import explain
@@ -53,6 +55,7 @@ from app.worker.middleware.lock import SweepLock
 from app.worker.middleware.metrics import dramatiq_metrics
 from app.worker.middleware.retries import SweepAndSinkRetries
 from app.worker.overdue import Overdue, Watched
+from app.worker.probes import Probes
 from app.worker.readiness import Check, Readiness, Unready, postgres_check, redis_check
 
 if TYPE_CHECKING:
@@ -84,7 +87,7 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
             log.warning("variable not known, and not read", variable=name)
         for warning in loaded.warnings:
             log.warning(warning)
-    process = _Assembly(loaded)
+    process = _Assembly(loaded, groups(sweepers, sinks))
     for sweeper, settings in zip(sweepers, loaded.sweepers, strict=True):
         process.register(sweeper, settings)
     process.register_notifier()
@@ -98,9 +101,10 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
 class _Assembly:
     """The parts of one process."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, declared: Sequence[type[config.Settings]]) -> None:
         worker, store = loaded.worker, loaded.redis
         self.loaded = loaded
+        self.groups = declared
         self.role = this_process()
         self.pool = postgres.pool(loaded.database, worker.lease / 2)  # before its lock is lost, a run is ended
         self.queue: Client = connect(store, answer_within=ANSWER_WITHIN)
@@ -263,9 +267,23 @@ class _Assembly:
             shown = shows_replica or this_replica() is None
             try:
                 exposition = Exposition(self.shared_values, collectors) if shown else None
-                probes.serve((host, port), self.readiness, exposition)
+                probes.serve((host, port), self._probes(exposition))
             except OSError:
                 self._fail(f"{address}: {host}:{port} cannot be listened on; is it taken?")
+
+    def _probes(self, exposition: Exposition | None) -> Probes:
+        """Return what the probes' address answers: the page is the worker's, a notifier says so."""
+        page = self.loaded.worker.page == "on"
+        site = self._site if page and self.role.kind is Kind.WORKER else None
+        return Probes(self.readiness, exposition, site, page_elsewhere=page and site is None)
+
+    @property
+    def _site(self) -> Site:
+        deployment = socket.gethostname()
+        rows = list(config.rows(*self.groups))
+        return Site(
+            deployment, rows, lambda: provisional.read(self.pool, deployment, self.pairs), lambda: self.readiness.state
+        )
 
     def _end(self) -> None:
         self.heartbeat.end()

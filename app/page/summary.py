@@ -1,0 +1,107 @@
+"""The upper part of the page: the verdict, what is wrong and what mends it, and the numbers that matter at a glance."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from app.overview.model import Overview, Problem, ServerView, State, Verdict
+from app.page.format import count, plural
+from app.page.markup import MOST_CHARACTERS, Child, Html, join, tag
+from app.page.table import icon, section
+
+#: Problems that are shown.
+MOST_PROBLEMS = 30
+SHAPES = {Verdict.FINE: "ok", Verdict.DEGRADED: "bad", Verdict.UNKNOWN: "unknown"}
+
+
+def verdict(found: Verdict, problems: int) -> Html:
+    """Return the verdict in a word, and how many problems there are."""
+    number = tag("span", plural(problems, "problem"), class_="number") if problems else None
+    shape = SHAPES[found]
+    tone = {"ok": "ok", "bad": "bad"}.get(shape, "off")
+    return tag("p", icon(shape), tag("strong", found.value.capitalize()), number, class_=f"verdict t-{tone}")
+
+
+def problems(overview: Overview) -> Html:
+    """Return the section of what is not as it should be."""
+    if not overview.problems:
+        if overview.verdict is not Verdict.FINE:
+            return join()
+        return tag("p", icon("ok"), "Nothing needs attention.", class_="calm")
+    shown = overview.problems[:MOST_PROBLEMS]
+    hidden = len(overview.problems) - len(shown)
+    more = tag("p", f"and {plural(hidden, 'more problem')}", class_="empty") if hidden else None
+    items = tag("ul", *map(_problem, shown), class_="problems")
+    return section("problems", "What is wrong, and what mends it", items, more)
+
+
+def _problem(problem: Problem) -> Html:
+    remedy = tag("p", tag("span", "Remedy: ", class_="word"), _with_code(problem.remedy), class_="remedy")
+    return tag(
+        "li",
+        icon("bad"),
+        tag(
+            "div",
+            tag("p", tag("strong", problem.subject), " ", _with_code(problem.text)),
+            remedy if problem.remedy else None,
+        ),
+    )
+
+
+def _with_code(text: str) -> Html:
+    """Return a text in which what stands between backticks is a command."""
+    parts = text[:MOST_CHARACTERS].split("`")
+    return join(*(tag("code", part) if at % 2 else part for at, part in enumerate(parts)))
+
+
+def tiles(overview: Overview) -> Html:
+    """Return the numbers that matter, each with a link to its section."""
+    known = (*_sweeping(overview), *_notifying(overview)) if overview.sweepers else ()
+    shown = (*known, *map(_server, overview.servers))
+    return tag("ul", *shown, class_="tiles", aria_label="At a glance")
+
+
+def _tile(target: str, title: str, value: str, note: str, tone: str = "") -> Html:
+    words = (tag("span", title, class_="title"), tag("span", value, class_="value"), tag("span", note, class_="sub"))
+    inside = tag("a", *words, href=f"#{target}") if target else tag("div", *words)
+    return tag("li", inside, class_=tone or None)
+
+
+def _sweeping(overview: Overview) -> Iterator[Html]:
+    states = Counter(view.state for view in overview.sweepers)
+    others = ", ".join(f"{states[state]} {state.value}" for state in State if state is not State.ON and states[state])
+    held = states[State.PAUSED] + states[State.BRAKED] > 0
+    yield _tile("sweepers", "Sweepers", f"{states[State.ON]} on", others or "all of them", "warn" if held else "")
+    overdue = [view for view in overview.sweepers if view.overdue_since]
+    failing = sum(view.failures > 0 for view in overview.sweepers)
+    tone = "bad" if overdue or failing else ""
+    yield _tile("sweepers", "Overdue", str(len(overdue)), f"{failing} failing" if failing else "none failing", tone)
+    counted = [view.backlog for view in overview.sweepers if view.backlog is not None]
+    more = "+" if any(backlog.more for backlog in counted) else ""
+    rows = sum(backlog.rows for backlog in counted)
+    yield _tile("sweepers", "Rows due", f"{count(rows)}{more}", f"of {plural(len(counted), 'sweeper')}")
+    living = sum(process.alive for process in overview.processes)
+    gone = sum(not process.alive and process.ended_at is None for process in overview.processes)
+    hosts = len({process.host for process in overview.processes if process.alive})
+    words = f"{gone} gone" if gone else f"on {plural(hosts, 'host')}"
+    yield _tile("processes", "Processes", f"{living} alive", words, "" if living else "bad")
+
+
+def _notifying(overview: Overview) -> Iterator[Html]:
+    waiting, dead = sum(sink.waiting for sink in overview.sinks), sum(sink.dead for sink in overview.sinks)
+    not_on = sum(sink.state != "on" for sink in overview.sinks)
+    state = f"{not_on} of {len(overview.sinks)} not on" if not_on else f"to {plural(len(overview.sinks), 'receiver')}"
+    yield _tile("receivers", "Deliveries", f"{count(waiting)} waiting", state, "warn" if not_on else "")
+    yield _tile("receivers", "Dead letters", count(dead), "given up" if dead else "none", "bad" if dead else "")
+
+
+def _server(server: ServerView) -> Html:
+    words: Child = server.problem.replace("_", " ") if server.problem else (server.version or "well")
+    return _tile(
+        "",
+        server.name,
+        str(words),
+        server.detail or ("is of no use now" if server.problem else "well"),
+        "bad" if server.problem else "",
+    )
