@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := PYTHONDONTWRITEBYTECODE=1 PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test check bench format docs lock clean
+.PHONY: help demo test check bench format docs screenshots lock clean
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -31,6 +31,9 @@ format: $(VENV)/.check ## rewrite the sources in the house's format
 
 docs: $(VENV)/.test ## write the pages of docs/ that are made from the code
 	@$(RUN) $(BIN)/sb-worker config --markdown > docs/configuration.md
+
+screenshots: $(VENV)/.test ## take the pictures of the page in docs/ anew (needs chromium, chromium-driver, pngquant)
+	@$(RUN) $(BIN)/python -m tests.page.screenshots
 
 lock: ## resolve requirements/*.txt anew (needs uv)
 	for set in run "test --extra test --extra demo --extra build" "check --extra test --extra demo --extra build --extra check"; do \

@@ -20,6 +20,7 @@ _CLOCK_FAULT = timedelta(seconds=1)
 #: Differences of one process that are spelt out.
 _MOST_DIFFERENCES = 3
 
+_KINDS = ("worker", "notifier", "scheduler")
 _COLUMNS = (
     Column("Process"),
     Column("Host", class_="w8"),
@@ -29,13 +30,13 @@ _COLUMNS = (
     Column("Since", number=True),
     Column("Seen", number=True),
     Column("Clock", number=True),
-    Column("Differs", class_="w12"),
+    Column("Remarks", class_="w12"),
 )
 
 
 def processes(overview: Overview) -> Html:
     """Return the section."""
-    known = sorted(overview.processes, key=lambda process: (not process.alive, process.host, process.kind, process.pid))
+    known = sorted(overview.processes, key=_order)
     shown, hidden = known[:MOST_PROCESSES], len(known) - MOST_PROCESSES
     versions = Counter(process.version for process in known if process.alive)
     usual = versions.most_common(1)[0][0] if versions else ""
@@ -48,6 +49,12 @@ def processes(overview: Overview) -> Html:
     )
     more = tag("p", f"and {plural(hidden, 'more process', 'more processes')}", class_="empty") if hidden > 0 else None
     return section("processes", "Processes", content, more, beside=alive(overview))
+
+
+def _order(process: Process) -> tuple[bool, str, int, int]:
+    """Return what sorts the living ones first, and those of one host together."""
+    kind = _KINDS.index(process.kind) if process.kind in _KINDS else len(_KINDS)
+    return not process.alive, process.host, kind, process.pid
 
 
 def alive(overview: Overview) -> str:

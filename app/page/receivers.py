@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from app.overview.model import Overview, RunPoint, SinkView
 from app.page.format import NONE, ago, at, count, plural, span
 from app.page.markup import Child, Html, join, tag
@@ -19,12 +21,13 @@ _RECEIVERS = (
     Column("Dead letters", number=True),
 )
 _FAILURES = (
-    Column("When"),
-    Column("Sweeper"),
+    Column("Last"),
+    Column("Sweeper", class_="w8"),
     Column("Outcome"),
     Column("Error", class_="w8"),
-    Column("Rows", number=True),
-    Column("Ran on", class_="w8"),
+    Column("Runs", number=True),
+    Column("First", number=True),
+    Column("Ran on", class_="w12"),
 )
 
 
@@ -51,25 +54,28 @@ def _receiver(sink: SinkView, overview: Overview) -> tuple[Child, ...]:
 
 
 def failures(overview: Overview) -> Html:
-    """Return the section of the newest runs that did not succeed."""
-    failed = [(run, view.name) for view in overview.sweepers for run in view.runs if run.outcome in FAILED]
-    failed.sort(key=lambda found: found[0].started_at, reverse=True)
-    rows = [_failure(run, name, overview) for run, name in failed[:MOST_FAILURES]]
-    beside = f"the newest {MOST_FAILURES} of {len(failed):,}" if len(failed) > MOST_FAILURES else None
-    content = (
-        table("Runs that failed or were cut short: an error's class and SQLSTATE.", _FAILURES, rows)
-        if rows
-        else tag("p", "None among the runs above.", class_="empty")
-    )
+    """Return the section of runs that did not succeed, those that ended alike in one row, the newest first."""
+    alike: dict[tuple[str, str, str], list[RunPoint]] = defaultdict(list)
+    for view in overview.sweepers:
+        for run in view.runs:
+            if run.outcome in FAILED:
+                alike[view.name, run.outcome, run.error].append(run)
+    found = sorted(alike.items(), key=lambda item: item[1][-1].started_at, reverse=True)
+    rows = [_failure(name, runs, overview) for (name, _, _), runs in found[:MOST_FAILURES]]
+    beside = f"the newest {MOST_FAILURES} of {len(found):,} kinds" if len(found) > MOST_FAILURES else None
+    caption = "Runs that failed or were cut short, among those above: an error's class and SQLSTATE."
+    content = table(caption, _FAILURES, rows) if rows else tag("p", "None among the runs above.", class_="empty")
     return section("failures", "Last failures", content, beside=beside)
 
 
-def _failure(run: RunPoint, name: str, overview: Overview) -> tuple[Child, ...]:
+def _failure(name: str, runs: list[RunPoint], overview: Overview) -> tuple[Child, ...]:
+    first, last = runs[0], runs[-1]
     return (
-        ago(run.started_at, overview.now),
+        ago(last.started_at, overview.now),
         clipped(name, "name"),
-        marked("bad" if run.outcome == "failure" else "paused", run.outcome),
-        tag("span", run.error or NONE, class_="mono"),
-        count(run.changed),
-        clipped(run.worker or NONE, "clip mono"),
+        marked("bad" if last.outcome == "failure" else "paused", last.outcome),
+        clipped(last.error or NONE, "clip mono"),
+        count(len(runs)),
+        ago(first.started_at, overview.now) if len(runs) > 1 else NONE,
+        clipped(last.worker or NONE, "clip mono"),
     )

@@ -21,24 +21,28 @@ class Bar(NamedTuple):
 
 
 def sparkline(label: str, bars: Sequence[Bar], *, least_scale: float) -> Html:
-    """Return the drawing. Its height stands for the largest value, or for `least_scale`, so that trifles stay small.
+    """Return the drawing. Its height stands for a large value, or for `least_scale`, so that trifles stay small.
 
+    What is still larger, as the first run after an outage, is cut and drawn darker: it would flatten all others.
     A failed run has a mark of its own below the line: it is told by the place, not by colour alone.
     """
     shown = bars[-MOST_BARS:]
     width, height = MOST_BARS * _STEP, _HEIGHT + _STRIP
-    scale = max([least_scale, *(bar.value for bar in shown)])
+    scale = max(least_scale, _large(shown))
     first = MOST_BARS - len(shown)
-    lines, marks = [], []
+    lines, peaks, marks = [], [], []
     for number, bar in enumerate(shown, first):
-        if length := max(1, round(bar.value / scale * (_HEIGHT - 1))) if bar.value > 0 else 0:
-            lines.append(f"M{number * _STEP} {_HEIGHT - length}h1v{length}h-1z")
+        if bar.value > 0:
+            length = max(1, round(min(1.0, bar.value / scale) * _HEIGHT))
+            drawn = peaks if bar.value > scale else lines
+            drawn.append(f"M{number * _STEP} {_HEIGHT - length}h1v{length}h-1z")
         if bar.failed:
             marks.append(f"M{number * _STEP} {_HEIGHT + 2}h2v3h-2z")
     return tag(
         "svg",
         tag("path", class_="axis", d=f"M{first * _STEP} {_HEIGHT}H{width}v1H{first * _STEP}z") if shown else None,
         tag("path", class_="bars", d="".join(lines)) if lines else None,
+        tag("path", class_="peaks", d="".join(peaks)) if peaks else None,
         tag("path", class_="marks", d="".join(marks)) if marks else None,
         class_="spark",
         viewBox=f"0 0 {width} {height}",
@@ -47,3 +51,9 @@ def sparkline(label: str, bars: Sequence[Bar], *, least_scale: float) -> Html:
         role="img",
         aria_label=label,
     )
+
+
+def _large(bars: Sequence[Bar]) -> float:
+    """Return a value that nine tenths of those that are not zero do not exceed."""
+    values = sorted(bar.value for bar in bars if bar.value > 0)
+    return values[(len(values) - 1) * 9 // 10] if values else 0.0

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from app.overview.model import Overview, Problem, ServerView, State, Verdict
-from app.page.format import count, plural
+from app.page.format import NONE, count, plural
 from app.page.markup import MOST_CHARACTERS, Child, Html, join, tag
 from app.page.table import icon, section
 
@@ -73,14 +73,14 @@ def _sweeping(overview: Overview) -> Iterator[Html]:
     others = ", ".join(f"{states[state]} {state.value}" for state in State if state is not State.ON and states[state])
     held = states[State.PAUSED] + states[State.BRAKED] > 0
     yield _tile("sweepers", "Sweepers", f"{states[State.ON]} on", others or "all of them", "warn" if held else "")
-    overdue = [view for view in overview.sweepers if view.overdue_since]
-    failing = sum(view.failures > 0 for view in overview.sweepers)
-    tone = "bad" if overdue or failing else ""
-    yield _tile("sweepers", "Overdue", str(len(overdue)), f"{failing} failing" if failing else "none failing", tone)
+    overdue = {view.name for view in overview.sweepers if view.overdue_since}
+    failing = {view.name for view in overview.sweepers if view.failures}
+    sub = f"{len(overdue)} overdue, {len(failing)} failing" if overdue or failing else "none overdue or failing"
+    yield _tile("sweepers", "In trouble", str(len(overdue | failing)), sub, "bad" if overdue or failing else "")
     counted = [view.backlog for view in overview.sweepers if view.backlog is not None]
     more = "+" if any(backlog.more for backlog in counted) else ""
-    rows = sum(backlog.rows for backlog in counted)
-    yield _tile("sweepers", "Rows due", f"{count(rows)}{more}", f"of {plural(len(counted), 'sweeper')}")
+    rows = f"{count(sum(backlog.rows for backlog in counted))}{more}" if counted else NONE
+    yield _tile("sweepers", "Rows due", rows, f"of {plural(len(counted), 'sweeper')}" if counted else "not counted")
     living = sum(process.alive for process in overview.processes)
     gone = sum(not process.alive and process.ended_at is None for process in overview.processes)
     hosts = len({process.host for process in overview.processes if process.alive})

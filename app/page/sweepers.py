@@ -37,7 +37,10 @@ _LEAST_ROWS, _LEAST_SECONDS = 4.0, 0.5
 def sweepers(overview: Overview) -> Html:
     """Return the section."""
     rows = [_cells(view, overview) for view in overview.sweepers]
-    caption = f"Each sweeper with its last {MOST_BARS} runs; a mark below the line is one that did not succeed."
+    caption = (
+        f"Each sweeper with its last {MOST_BARS} runs, the newest at the right. A mark below the line is one that did "
+        "not succeed; a stronger bar is higher than there is room for."
+    )
     return section("sweepers", "Sweepers", table(caption, _COLUMNS, rows, "sweepers"))
 
 
