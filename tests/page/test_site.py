@@ -140,6 +140,14 @@ def test_a_failed_run_has_a_mark_of_its_own_in_both_drawings() -> None:
     assert [str(found["d"]).count("M") for found in marks] == [5, 5]
 
 
+def test_tables_say_what_they_are_where_their_display_does_not() -> None:
+    found = page(samples.degraded()).found
+    roles = {"table": "table", "tr": "row", "td": "cell", "thead": "rowgroup", "tbody": "rowgroup"}
+    assert {(name, attributes.get("role")) for name, attributes in found if name in roles} == set(roles.items())
+    heads = {(attributes.get("scope"), attributes.get("role")) for name, attributes in found if name == "th"}
+    assert heads == {("col", "columnheader"), ("row", "rowheader")}
+
+
 def test_settings_are_shown_by_name_and_source_and_never_by_value() -> None:
     made = site(samples.fine)
     shown = made.make()
