@@ -79,7 +79,7 @@ def test_a_sink_that_is_not_there_is_told(run: Run) -> None:
     assert (done.returncode, done.stderr) == (1, "error: slack is not configured; set SB_NOTIFICATION_SLACK_URL\n")
     done = run("notify", "test", "fax")
     assert done.returncode == 2
-    assert "no sink is called fax" in done.stderr
+    assert "no sink is called 'fax'; there are: apprise, " in done.stderr
 
 
 def test_explains_who_gets_an_event_and_why_not_the_others(run: Run, sql: Connection[Any]) -> None:
@@ -131,6 +131,20 @@ def test_dead_letters_are_listed_shown_replayed_and_purged(run: Run, sql: Connec
     assert len(objects(run("notify", "log"))) == 6
     sums = {(record["target"], record["state"]): record["number"] for record in objects(run("notify", "log", "--sums"))}
     assert sums == {("slack", "pending"): 3, ("webhook", "dead"): 2, ("webhook", "suppressed"): 1}
+
+
+def test_a_sweeper_that_does_not_exist_is_wrong_usage(run: Run) -> None:
+    done = run("notify", "explain", "--sweeper", "nope")
+    assert done.returncode == 2
+    assert "no sweeper is called 'nope'" in done.stderr
+    assert "wraps-expired" in done.stderr
+    assert run("notify", "explain", "--sweeper", "agents-stale").returncode == 0
+
+
+def test_a_replay_is_counted(run: Run, sql: Connection[Any]) -> None:
+    sql.execute(DEAD.encode())
+    assert run("dead", "replay", "--all", "--sink", "slack").returncode == 0
+    assert {(row["target"], row["replays"]) for row in objects(run("notify", "log"))} == {("slack", 1), ("webhook", 0)}
 
 
 def test_a_bad_age_is_told(run: Run) -> None:

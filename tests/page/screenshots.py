@@ -68,6 +68,7 @@ def main() -> None:
         argocd.enter(connection)
         migrations.migrate(connection)
         settings = {
+            "SB_WORKER_NAME": "prod-eu",
             **CADENCES,
             **receiver.variables(),
             **argocd.variables(),
