@@ -45,7 +45,8 @@ def test_a_mute_is_written_down_shown_and_ended(run: Run, sql: Connection[Any]) 
 
 def test_a_replay_to_a_muted_sink_says_so(run: Run, sql: Connection[Any]) -> None:  # noqa: F811 - the fixture
     sql.execute(DEAD.encode())
-    assert run("notify", "mute", "slack", "--for", "1h").returncode == 0
+    hook = {"SB_NOTIFICATION_SLACK_URL": "https://example.org/canary"}
+    assert run("notify", "mute", "slack", "--for", "1h", **hook).returncode == 0
     told = run("dead", "replay", "--all").stderr
     assert re.fullmatch(r"warning: slack is muted: they wait until .*Z, or `sb-worker notify unmute slack`\n", told)
 
