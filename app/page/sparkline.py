@@ -30,7 +30,9 @@ def sparkline(label: str, bars: Sequence[Bar], *, least_scale: float) -> Html:
     width, height = MOST_BARS * _STEP, _HEIGHT + _STRIP
     scale = max(least_scale, _large(shown))
     first = MOST_BARS - len(shown)
-    lines, peaks, marks = [], [], []
+    lines: list[str] = []
+    peaks: list[str] = []
+    marks: list[str] = []
     for number, bar in enumerate(shown, first):
         if bar.value > 0:
             length = max(1, round(min(1.0, bar.value / scale) * _HEIGHT))

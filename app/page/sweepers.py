@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from app.core.values import format_duration
 from app.overview.model import Overview, RunPoint, State, SweeperView
 from app.page.format import NONE, ago, at, count, plural, seconds, span
@@ -108,7 +110,8 @@ def _backlog(view: SweeperView, overview: Overview) -> Child:
     if backlog is None:
         return NONE
     number = f"{count(backlog.rows)}{'+' if backlog.more else ''}"
-    return join(number, note("since ", span(overview.now - backlog.since)) if backlog.rows and backlog.since else None)
+    age = overview.now - backlog.since if backlog.rows and backlog.since else timedelta(0)
+    return join(number, note(f"for {span(age)}") if age > view.interval else None)  # younger ones are the next run's
 
 
 def _chart(what: str, number: str, bars: list[Bar], least_scale: float) -> Html:

@@ -76,6 +76,9 @@ def main() -> None:
             "SB_DISCOVER_TARGETS_JSON": data.TARGETS,
         }
         replicas = [stack.enter_context(_replica(host, postgres, redis, path, settings)) for host in HOSTS]
+        pause = ("pause", "secrets-stale", "--for", "2h", "--reason", "cluster eu-3 is moved")
+        operator = environment(postgres.url(), redis.url(), LOGNAME="dana")
+        subprocess.run(_named("ops-1", *pause), env=operator, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         _live(connection, seconds)
         _take(f"http://127.0.0.1:{replicas[0]}/still")
 
@@ -89,10 +92,15 @@ def _replica(host: str, postgres: Postgres, redis: Redis, path: Path, settings: 
         "SB_NOTIFICATION_LOCAL_ADDR": f"127.0.0.1:{port + 1}",
     }
     env = environment(postgres.url(), redis.url(), **settings, **addresses)
+    with Process(_named(host, "run"), env, path / f"{host}.log"):
+        yield port
+
+
+def _named(host: str, *words: str) -> tuple[str, ...]:
+    """Return a command of ours that takes itself for another host, where that is allowed."""
     unshare = shutil.which("unshare") if os.geteuid() == 0 else None
     named = (unshare, "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host) if unshare else ()
-    with Process((*named, str(BIN / "sb-worker"), "run"), env, path / f"{host}.log"):
-        yield port
+    return (*named, str(BIN / "sb-worker"), *words)
 
 
 def _live(connection: Connection[Any], seconds: float) -> None:

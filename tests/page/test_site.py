@@ -118,7 +118,7 @@ def test_every_state_has_its_words() -> None:
         *("paused until 14:43:07", "dana: migration of cluster eu-3", "overdue since 3m10s, 13:59:57"),
         *("failure 13ms DeadlockDetected 40P01 4 in a row; since 14:00:57", "braked would change 8,120 rows"),
         *("resting access_requests is not there", "off SB_SWEEP_SESSIONS_INTERVAL is not set"),
-        *("10,000+ since 1h6m", "lock held by a stranger", "runs on sb-0:41 , 3s", "interrupted"),
+        *("10,000+ for 1h6m", "lock held by a stranger", "runs on sb-0:41 , 3s", "interrupted"),
         *("draining", "gone", "-4.2s", "wraps-expired every 2m", "0.1.9", "401 unauthorized", "muted until 14:28:07"),
     ):
         assert words in text, words
