@@ -1,4 +1,4 @@
-"""An overview as JSON: the model's own names, times in ISO 8601, durations in seconds."""
+"""An overview as JSON, with a bound: the model's own names, times in ISO 8601, durations in seconds."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def _plain(value: object) -> Any:  # noqa: PLR0911 - one for each type
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple) and (names := getattr(value, "_fields", None)):
         return {name: _plain(part) for name, part in zip(names, value, strict=True)}
+    if isinstance(value, frozenset):
+        return sorted(map(_plain, value))[:MOST_PARTS]
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value[:MOST_PARTS]]
     return str(value)[:MOST_CHARACTERS]

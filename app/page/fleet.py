@@ -15,8 +15,10 @@ from app.page.table import Column, clipped, marked, note, section, table
 
 #: Processes that are shown, the living ones first.
 MOST_PROCESSES = 40
+#: How long one that is gone or has ended is shown, and how many of those.
+_GONE_WITHIN, _MOST_GONE = timedelta(hours=1), 8
 #: A clock that is off by more is shown as a fault.
-_CLOCK_FAULT = timedelta(seconds=1)
+_CLOCK_FAULT = timedelta(seconds=2)
 #: Differences of one process that are spelt out.
 _MOST_DIFFERENCES = 3
 
@@ -36,19 +38,27 @@ _COLUMNS = (
 
 def processes(overview: Overview) -> Html:
     """Return the section."""
-    known = sorted(overview.processes, key=_order)
+    known = sorted(recent(overview), key=_order)
     shown, hidden = known[:MOST_PROCESSES], len(known) - MOST_PROCESSES
     versions = Counter(process.version for process in known if process.alive)
     usual = versions.most_common(1)[0][0] if versions else ""
     cadences = {view.name: view.interval for view in overview.sweepers if view.state is not State.OFF}
     rows = [_cells(process, overview, cadences, usual) for process in shown]
     content = (
-        table("Processes that gave a sign of life lately; clocks against that of PostgreSQL.", _COLUMNS, rows)
+        table("Processes that gave a sign of life in the last hour; clocks against that of PostgreSQL.", _COLUMNS, rows)
         if rows
         else tag("p", "No process has given a sign of life lately.", class_="empty")
     )
     more = tag("p", f"and {plural(hidden, 'more process', 'more processes')}", class_="empty") if hidden > 0 else None
     return section("processes", "Processes", content, more, beside=alive(overview))
+
+
+def recent(overview: Overview) -> list[Process]:
+    """Return the living processes, and the newest of those that are gone or have ended a short while ago."""
+    dead = [process for process in overview.processes if not process.alive]
+    dead = [process for process in dead if overview.now - process.seen_at < _GONE_WITHIN]
+    dead.sort(key=lambda process: process.seen_at, reverse=True)
+    return [*(process for process in overview.processes if process.alive), *dead[:_MOST_GONE]]
 
 
 def _order(process: Process) -> tuple[bool, str, int, int]:

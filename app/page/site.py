@@ -120,8 +120,8 @@ class Site:
             known.sections if known else None,
             self._configuration,
         )
-        head = tag("div", summary.verdict(shown.verdict, len(shown.problems)), _read_at(shown), class_="state")
-        json = to_json({"process": state, "current": not why, "why_not": why, "overview": shown})
+        head = tag("div", summary.verdict(shown.verdict, len(summary.wrong(shown))), _read_at(shown), class_="state")
+        json = to_json({"process": state, "current": not why, "why_not": why, **vars(shown)})
         return Shown(
             f"{shown.verdict.value.capitalize()} · {self._deployment}", shown.verdict, head, main, json, not why
         )

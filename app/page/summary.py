@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from app.overview.model import Overview, Problem, ServerView, State, Verdict
+from app.page.fleet import recent
 from app.page.format import NONE, count, plural
 from app.page.markup import MOST_CHARACTERS, Child, Html, join, tag
 from app.page.table import icon, section
 
 #: Problems that are shown.
 MOST_PROBLEMS = 30
+_SERVERS = {"postgres": "PostgreSQL", "redis": "Redis"}
 SHAPES = {Verdict.FINE: "ok", Verdict.DEGRADED: "bad", Verdict.UNKNOWN: "unknown"}
 
 
@@ -23,30 +25,33 @@ def verdict(found: Verdict, problems: int) -> Html:
     return tag("p", icon(shape), tag("strong", found.value.capitalize()), number, class_=f"verdict t-{tone}")
 
 
+def wrong(overview: Overview) -> list[Problem]:
+    """Return the problems that make a deployment less than fine; the others are worth to be known."""
+    return [problem for problem in overview.problems if not problem.note]
+
+
 def problems(overview: Overview) -> Html:
-    """Return the section of what is not as it should be."""
-    if not overview.problems:
-        if overview.verdict is not Verdict.FINE:
-            return join()
-        return tag("p", icon("ok"), "Nothing needs attention.", class_="calm")
-    shown = overview.problems[:MOST_PROBLEMS]
-    hidden = len(overview.problems) - len(shown)
-    more = tag("p", f"and {plural(hidden, 'more problem')}", class_="empty") if hidden else None
-    items = tag("ul", *map(_problem, shown), class_="problems")
-    return section("problems", "What is wrong, and what mends it", items, more)
+    """Return what is not as it should be, and what is worth to be known."""
+    bad, notes = wrong(overview), [problem for problem in overview.problems if problem.note]
+    calm = tag("p", icon("ok"), "Nothing needs attention.", class_="calm")
+    return join(
+        calm if overview.verdict is Verdict.FINE else None,
+        _list("problems", "What is wrong, and what mends it", bad) if bad else None,
+        _list("notes", "Worth knowing", notes) if notes else None,
+    )
+
+
+def _list(name: str, title: str, found: Sequence[Problem]) -> Html:
+    shown = found[:MOST_PROBLEMS]
+    hidden = len(found) - len(shown)
+    more = tag("p", f"and {plural(hidden, 'more', 'more')}", class_="empty") if hidden else None
+    return section(name, title, tag("ul", *map(_problem, shown), class_=f"problems {name}"), more)
 
 
 def _problem(problem: Problem) -> Html:
     remedy = tag("p", tag("span", "Remedy: ", class_="word"), _with_code(problem.remedy), class_="remedy")
-    return tag(
-        "li",
-        icon("bad"),
-        tag(
-            "div",
-            tag("p", tag("strong", problem.subject), " ", _with_code(problem.text)),
-            remedy if problem.remedy else None,
-        ),
-    )
+    what = tag("p", tag("strong", problem.subject), " ", _with_code(problem.text))
+    return tag("li", icon("note" if problem.note else "bad"), tag("div", what, remedy if problem.remedy else None))
 
 
 def _with_code(text: str) -> Html:
@@ -82,7 +87,7 @@ def _sweeping(overview: Overview) -> Iterator[Html]:
     rows = f"{count(sum(backlog.rows for backlog in counted))}{more}" if counted else NONE
     yield _tile("sweepers", "Rows due", rows, f"of {plural(len(counted), 'sweeper')}" if counted else "not counted")
     living = sum(process.alive for process in overview.processes)
-    gone = sum(not process.alive and process.ended_at is None for process in overview.processes)
+    gone = sum(not process.alive and process.ended_at is None for process in recent(overview))
     hosts = len({process.host for process in overview.processes if process.alive})
     words = f"{gone} gone" if gone else f"on {plural(hosts, 'host')}"
     yield _tile("processes", "Processes", f"{living} alive", words, "" if living else "bad")
@@ -100,7 +105,7 @@ def _server(server: ServerView) -> Html:
     words: Child = server.problem.replace("_", " ") if server.problem else (server.version or "well")
     return _tile(
         "",
-        server.name,
+        _SERVERS.get(server.name, server.name),
         str(words),
         server.detail or ("is of no use now" if server.problem else "well"),
         "bad" if server.problem else "",

@@ -29,16 +29,25 @@ _SHAPES = {
     State.BRAKED: "bad",
     State.RESTING: "unknown",
 }
+#: What is said of a reason: a variable, a table, a word of the brake's.
+_REASONS = {
+    State.OFF: "{} is not set",
+    State.RESTING: "{} is not there",
+    State.BRAKED: "before it changed anything: {}",
+}
 _OUTCOMES = {"success": "ok", "failure": "bad", "interrupted": "paused", "running": "busy"}
 #: What ended otherwise than it should.
 FAILED = frozenset({"failure", "interrupted"})
 #: Rows and seconds that a bar's full height stands for at least.
 _LEAST_ROWS, _LEAST_SECONDS = 4.0, 0.5
+#: Sessions that one sweeper waits for which are named.
+_MOST_BLOCKERS = 3
 
 
 def sweepers(overview: Overview) -> Html:
     """Return the section."""
-    rows = [_cells(view, overview) for view in overview.sweepers]
+    ticked = any(process.alive and process.schedules for process in overview.processes)
+    rows = [_cells(view, overview, ticked=ticked) for view in overview.sweepers]
     caption = (
         f"Each sweeper with its last {MOST_BARS} runs, the newest at the right. A mark below the line is one that did "
         "not succeed; a stronger bar is higher than there is room for."
@@ -46,9 +55,9 @@ def sweepers(overview: Overview) -> Html:
     return section("sweepers", "Sweepers", table(caption, _COLUMNS, rows, "sweepers"))
 
 
-def _cells(view: SweeperView, overview: Overview) -> tuple[Child, ...]:
+def _cells(view: SweeperView, overview: Overview, *, ticked: bool) -> tuple[Child, ...]:
     now, last = overview.now, view.last
-    waits = view.state in (State.ON, State.RESTING)
+    waits = view.state in (State.ON, State.RESTING) and ticked
     return (
         clipped(view.name, "name"),
         _state(view, overview),
@@ -70,8 +79,9 @@ def _state(view: SweeperView, overview: Overview) -> Html:
         overdue = note(f"since {span(now - view.overdue_since)}, ", at(view.overdue_since, now), tone="t-bad")
         return join(marked("bad", "overdue"), overdue, _holder(view, overview))
     until = (" until ", at(view.until, now)) if view.until else ()
-    reason = note(view.reason) if view.reason else None
-    return join(marked(_SHAPES[view.state], view.state.value, *until), reason, _holder(view, overview))
+    since = (" since ", at(view.since, now)) if view.since and not view.until else ()
+    reason = note(_REASONS.get(view.state, "{}").format(view.reason)) if view.reason else None
+    return join(marked(_SHAPES[view.state], view.state.value, *until, *since), reason, _holder(view, overview))
 
 
 def _holder(view: SweeperView, overview: Overview) -> Html | None:
@@ -89,11 +99,14 @@ def _outcome(view: SweeperView, overview: Overview) -> Child:
         return NONE
     took = seconds(last.seconds) if last.seconds is not None else ""
     notes: list[Child] = []
-    if last.error:
-        notes.append(note(last.error, tone="mono"))
+    if error := last.error or view.error:
+        notes.append(note(error, tone="mono"))
     if view.failures:
         since = ("; since ", at(view.failing_since, overview.now)) if view.failing_since else ()
         notes.append(note(f"{view.failures:,} in a row", *since, tone="t-bad"))
+    for blocker in view.blockers[:_MOST_BLOCKERS]:
+        state = f" ({blocker.state})" if blocker.state else ""
+        notes.append(note(f"waits for session {blocker.pid}{state} at {blocker.table or 'a table'}", tone="t-bad"))
     if last.requested_by:
         notes.append(note(f"asked for by {last.requested_by}"))
     if last.handed_over:

@@ -13,13 +13,14 @@ _SHAPES = {
     "ok": '<circle cx="6" cy="6" r="5" class="disc"/><path d="M3.6 6.2l1.7 1.7 3.2-3.6" class="cut"/>',
     "bad": _TRIANGLE,
     "warn": _TRIANGLE,
+    "note": '<circle cx="6" cy="6" r="5" class="disc"/><path d="M6 5.5v3.2M6 3.2v.5" class="cut"/>',
     "paused": '<circle cx="6" cy="6" r="5" class="disc"/><path d="M4.6 4v4M7.4 4v4" class="cut"/>',
     "off": '<circle cx="6" cy="6" r="4.3" class="ring"/>',
     "busy": '<circle cx="6" cy="6" r="5" class="disc"/><path d="M5 3.9L8.2 6 5 8.1z" class="hole"/>',
     "unknown": '<circle cx="6" cy="6" r="4.3" class="ring dashed"/>',
 }
 #: The colour of a mark, where that is not called as the mark is.
-_TONES = {"paused": "warn", "unknown": "off"}
+_TONES = {"note": "off", "paused": "warn", "unknown": "off"}
 
 
 class Column(NamedTuple):

@@ -8,11 +8,15 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
+from actors import SWEEPERS
+from app.core import config
 from app.overview.model import Overview
 from app.page.site import Site
+from app.worker.loading import groups
 from app.worker.probe_server import ProbeServer, listen
 from app.worker.probes import Probes
 from app.worker.readiness import Readiness
+from sinks import SINKS
 from tests.page.browser import Browser
 
 #: Serves the page of what is read, and returns its address.
@@ -41,7 +45,8 @@ def answering(probes: Probes) -> Iterator[str]:
 
 def probes(read: Callable[[], Overview]) -> Probes:
     """Return what a worker answers that shows these readings."""
-    return Probes(Readiness({}), site=Site("prod-eu", [], read, lambda: "ready"))
+    rows = list(config.rows(*groups(SWEEPERS, SINKS)))
+    return Probes(Readiness({}), site=Site("prod-eu", rows, read, lambda: "ready"))
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ CADENCES = {
     "gitops-timeout": 60,
     "sessions-expired": 3600,
 }
-SERVERS = (ServerView("PostgreSQL", "", "16.4", "primary"), ServerView("Redis", "", "7.2.5"))
+SERVERS = (ServerView("postgres", "", "16.4"), ServerView("redis", "", "7.2.5"))
 
 
 def ago(seconds: float) -> datetime:
@@ -53,6 +53,7 @@ def sweeper(name: str, interval: int) -> SweeperView:
         interval=timedelta(seconds=interval),
         state=State.ON,
         reason="",
+        since=None,
         until=None,
         next_tick=NOW + timedelta(seconds=interval * 0.4),
         runs=tuple(run(number, interval) for number in range(60, 0, -1)),
@@ -68,8 +69,9 @@ def sweeper(name: str, interval: int) -> SweeperView:
 def process(kind: str, host: str, pid: int) -> Process:
     cadences = {name: timedelta(seconds=interval) for name, interval in CADENCES.items()}
     ticked_at = ago(2) if kind == "scheduler" else None
+    queues = {"worker": ("sweeps",), "notifier": ("sinks",)}.get(kind, ())
     return Process(
-        kind, "prod-eu", host, pid, "0.2.0", ago(86_400 * 3 + 4_000), ago(2), None, draining=False,
+        kind, queues, "prod-eu", host, pid, "0.2.0", ago(86_400 * 3 + 4_000), ago(2), None, draining=False,
         clock_ahead=timedelta(milliseconds=3), cadences=cadences, off={}, ticked_at=ticked_at, alive=True,
     )  # fmt: skip
 
@@ -82,7 +84,7 @@ def fine() -> Overview:
     ]
     sinks = tuple(SinkView(name, "on", "", None, 0, None, 0) for name in ("noop", "slack", "email:3f9a"))
     sweepers = tuple(sweeper(name, interval) for name, interval in CADENCES.items())
-    return Overview("prod-eu", NOW, sweepers, tuple(found), sinks, SERVERS, (), Verdict.FINE)
+    return Overview("prod-eu", NOW, sweepers, tuple(found), sinks, SERVERS, verdict=Verdict.FINE)
 
 
 def degraded() -> Overview:
@@ -102,19 +104,19 @@ def degraded() -> Overview:
         "jobs-recovery": {"failures": 4, "failing_since": ago(130)},
         "discover-stuck": {
             "state": State.BRAKED,
-            "reason": "would change 8,120 rows, more than 2,000",
+            "reason": "usual",
             "backlog": Backlog(8_120, ago(600)),
         },
         "cross-team-fill-window-expired": {
             "state": State.RESTING,
-            "reason": "access_requests is not there",
+            "reason": "access_requests",
             "runs": (),
             "backlog": None,
         },
         "gitops-poller": {"holder": Holder("", None, timedelta(seconds=90)), "backlog": None},
         "sessions-expired": {
             "state": State.OFF,
-            "reason": "SB_SWEEP_SESSIONS_INTERVAL is not set",
+            "reason": "SB_SWEEP_SESSIONS_INTERVAL",
             "runs": (),
             "backlog": None,
         },
@@ -139,6 +141,12 @@ def degraded() -> Overview:
         SinkView("webhook", "resting", "breaker open", NOW + timedelta(seconds=20), 1, ago(9), 0),
     )
     problems = (
+        Problem(
+            "versions",
+            "processes of 0.1.9 and 0.2.0 live side by side.",
+            "nothing, while an update is under way",
+            note=True,
+        ),
         Problem(
             "agents-stale",
             "has had no run for 3m10s; no scheduler has sent a tick.",

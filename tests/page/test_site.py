@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from app.cli.overview_json import as_json
 from app.core.config import Row
 from app.overview.model import Overview, RunPoint, Verdict
 from app.page.document import STYLE
@@ -116,7 +117,11 @@ def test_every_state_has_its_words() -> None:
     text = page(samples.degraded()).text
     for words in (
         *("paused until 14:43:07", "dana: migration of cluster eu-3", "overdue since 3m10s, 13:59:57"),
-        *("failure 13ms DeadlockDetected 40P01 4 in a row; since 14:00:57", "braked would change 8,120 rows"),
+        *(
+            "failure 13ms DeadlockDetected 40P01 4 in a row; since 14:00:57",
+            "braked before it changed anything: usual",
+            "Worth knowing",
+        ),
         *("resting access_requests is not there", "off SB_SWEEP_SESSIONS_INTERVAL is not set"),
         *("10,000+ for 1h6m", "lock held by a stranger", "runs on sb-0:41 , 3s", "interrupted"),
         *("draining", "gone", "-4.2s", "wraps-expired every 2m", "0.1.9", "401 unauthorized", "muted until 14:28:07"),
@@ -196,8 +201,9 @@ def test_a_process_that_boots_or_drains_says_so(state: str, words: str) -> None:
 
 def test_the_overview_is_there_as_json_with_the_models_names() -> None:
     made = site(samples.degraded)
-    overview = json.loads(made.reply(JSON, made.make()).body)["overview"]
-    assert set(overview) == {field.name for field in fields(Overview)}
+    overview = json.loads(made.reply(JSON, made.make()).body)
+    assert set(overview) == {field.name for field in fields(Overview)} | {"process", "current", "why_not"}
+    assert overview.items() >= json.loads(as_json(samples.degraded())).items()  # what `sb-worker status -o json` says
     assert overview["verdict"] == "degraded"
     wraps = overview["sweepers"][0]
     assert (wraps["interval"], wraps["backlog"]["rows"], wraps["state"]) == (60.0, 12_840, "on")
