@@ -6,7 +6,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 SBOM ?= dist/sbom.cdx.json
 RUN := PYTHONDONTWRITEBYTECODE=1 PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test check bench format docs lock install image sbom clean
+.PHONY: help demo test check bench format docs screenshots lock install image sbom clean
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -33,6 +33,9 @@ format: $(VENV)/.check ## rewrite the sources in the house's format
 
 docs: $(VENV)/.test ## write the pages of docs/ that are made from the code
 	@$(RUN) $(BIN)/sb-worker config --markdown > docs/configuration.md
+
+screenshots: $(VENV)/.test ## take the pictures of the page in docs/ anew (needs chromium, chromium-driver, pngquant)
+	@$(RUN) $(BIN)/python -m tests.page.screenshots
 
 lock: ## resolve requirements/*.txt anew (needs uv)
 	tests="--extra otel --extra test --extra demo --extra build"; \

@@ -35,7 +35,9 @@ from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
 from app.overview.gauges import FleetGauges
 from app.overview.sources.standings import Watched
+from app.overview.views import Asked
 from app.overview.watch import FleetWatch
+from app.page.site import Site
 from app.storage import migrations, postgres
 from app.storage.redis import Client, WaitingClient, check_shards, connect
 from app.storage.redis_reasons import explain
@@ -51,7 +53,7 @@ from app.sweeping.sweeper import SweeperSettings
 from app.sweeping.unserved import KNOWN_SCHEMA, Pair, Unserved, unserved
 from app.tracing import spans
 from app.tracing.start import start as start_tracing
-from app.worker import file_limit, probes
+from app.worker import deployment_overview, file_limit, probes
 from app.worker.broker import Broker
 from app.worker.exposition import Exposition
 from app.worker.loading import AnySweeper, Loaded, groups, load, refuse
@@ -61,6 +63,7 @@ from app.worker.middleware.lock import SweepLock
 from app.worker.middleware.metrics import dramatiq_metrics
 from app.worker.middleware.retries import SweepAndSinkRetries
 from app.worker.middleware.tracing import Tracing
+from app.worker.probes import Probes
 from app.worker.readiness import Check, Readiness, Unready, postgres_check, redis_check
 
 if TYPE_CHECKING:
@@ -92,7 +95,7 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
             log.warning("variable not known, and not read", variable=name)
         for warning in loaded.warnings:
             log.warning(warning)
-    process = _Assembly(loaded)
+    process = _Assembly(loaded, groups(sweepers, sinks))
     for sweeper, settings in zip(sweepers, loaded.sweepers, strict=True):
         process.register(sweeper, settings)
     process.register_notifier()
@@ -108,9 +111,10 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
 class _Assembly:
     """The parts of one process."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, declared: Sequence[type[config.Settings]]) -> None:
         worker, store = loaded.worker, loaded.redis
         self.loaded = loaded
+        self.groups = declared
         self.role = this_process()
         self.pool = postgres.pool(loaded.database, worker.lease / 2)  # before its lock is lost, a run is ended
         self.queue: Client = connect(store, answer_within=ANSWER_WITHIN)
@@ -303,9 +307,32 @@ class _Assembly:
             shown = shows_replica or this_replica() is None
             try:
                 exposition = Exposition(self.shared_values, collectors) if shown else None
-                probes.serve((host, port), self.readiness, exposition)
+                probes.serve((host, port), self._probes(exposition))
             except OSError:
                 self._fail(f"{address}: {host}:{port} cannot be listened on; is it taken?")
+
+    def _probes(self, exposition: Exposition | None) -> Probes:
+        """Return what the probes' address answers: the page is the worker's, a notifier says so."""
+        page = self.loaded.worker.page == "on"
+        site = self._site if page and self.role.kind is Kind.WORKER else None
+        return Probes(self.readiness, exposition, site, page_elsewhere=page and site is None)
+
+    @property
+    def _site(self) -> Site:
+        deployment = self.loaded.notification.deployment
+        asked = Asked(
+            pairs=self.pairs,
+            targets=list(self.router.targets),
+            namespace=self.loaded.redis.namespace,
+            most_pages=self.loaded.worker.pages,
+            deployment=deployment,
+        )
+        return Site(
+            deployment,
+            list(config.rows(*self.groups)),
+            lambda: deployment_overview.read(self.pool, self.client, asked),
+            lambda: self.readiness.state,
+        )
 
     def _fleet_watch(self) -> FleetWatch:
         return FleetWatch(
