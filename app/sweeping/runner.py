@@ -399,7 +399,7 @@ class _Attempt(Generic[S]):
 
     def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[int, bool]:
         """Write the failure into the ledger; return how many there were in a row, and whether its rows are reported."""
-        now = ledger.begun(self._begin(cursor.connection)).now
+        now = ledger.look(cursor, self._sweeper.rests_without(self._settings), self._limits)
         if self.newest is not None:
             return ledger.fail(cursor, self.newest.claimed, failure)
         name, slot = self._sweeper.name, slot_at(microseconds(now), self._settings.tick)

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "rules.yml"
 RUNBOOKS = ROOT / "docs" / "runbooks"
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
+PREFIX = "SecretsBridge"
 #: The package that has `prometheus` and `promtool`.
 PACKAGE = "prometheus"
 
@@ -36,10 +37,20 @@ def without_annotations() -> str:
     return _ANNOTATIONS.sub("", text())
 
 
-def hurried(factor: int) -> str:
-    """Return the rules with every `for` and every range that many times shorter, and the expressions as they are."""
+def hurried(factor: int, shortest_range: int) -> str:
+    """Return the rules with every `for` and every range that many times shorter, and the expressions as they are.
 
-    def shorter(match: re.Match[str]) -> str:
-        return f"{int(match[1]) * _UNITS[match[2]] * 1000 // factor}ms"
+    A range is no shorter than `shortest_range`, seconds: a rate needs two samples.
+    """
 
-    return _RANGE.sub(shorter, _FOR.sub(shorter, text()))
+    def patience(match: re.Match[str]) -> str:
+        return f"{_seconds(match) * 1000 // factor}ms"
+
+    def past(match: re.Match[str]) -> str:
+        return f"{max(_seconds(match) // factor, shortest_range)}s"
+
+    return _RANGE.sub(past, _FOR.sub(patience, text()))
+
+
+def _seconds(match: re.Match[str]) -> int:
+    return int(match[1]) * _UNITS[match[2]]
