@@ -173,6 +173,8 @@ NOTIFIED = Counter(
     ["sink", "state"],
 )
 
+HEARTBEATS = Counter("worker_heartbeat_total", "GETs to the dead man's switch outside, by how they ended.", ["outcome"])
+
 MESSAGES_MALFORMED = Counter(
     "worker_messages_malformed_total",
     "Messages that no actor could be called with, by what is wrong.",
@@ -205,6 +207,12 @@ def preset_polls(outcomes: Iterable[str]) -> None:
         GITOPS_POLLS.labels(outcome)
 
 
+def preset_heartbeat() -> None:
+    """Create both series of heartbeats with value zero, for the same reason as `preset`."""
+    for outcome in ("success", "failure"):
+        HEARTBEATS.labels(outcome)
+
+
 def preset_process() -> None:
     """Create every series that is about the process with value zero."""
     for reason in LOST:
@@ -223,7 +231,7 @@ def preset(task: str) -> None:
     """Create every series of a task with value zero, so that a rate is right from the first increment on."""
     for outcome in ("success", "failure", "skipped_lock"):
         RUNS.labels(task, outcome)
-    for reason in ("stale", "superseded", "lock_error"):
+    for reason in ("stale", "superseded", "lock_error", "paused", "braked"):
         TICKS_DROPPED.labels(task, reason)
     for metric in _PER_TASK:
         metric.labels(task)

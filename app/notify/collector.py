@@ -26,7 +26,7 @@ SELECT configured.name, open.number AS pending, dead.number AS dead,
        greatest(coalesce(extract(epoch FROM now() - open.oldest), 0), 0) AS oldest,
        CASE WHEN coalesce(failures, 0) < %(breaker_failures)s THEN 0
             WHEN rests_until > now() THEN 2 ELSE 1 END AS breaker,
-       (off_fingerprint IS NOT NULL)::int AS off
+       (off_fingerprint IS NOT NULL)::int AS off, coalesce(muted_until > now(), false)::int AS muted
   FROM unnest(%(targets)s::text[]) AS configured (name)
   LEFT JOIN secrets_bridge_worker.notification_target AS target USING (name)
  CROSS JOIN LATERAL (
@@ -46,6 +46,7 @@ _FAMILIES = (
     ("dead", "worker_notification_dead", f"Dead letters; {MOST_COUNTED} stands for more."),
     ("breaker", "worker_notification_breaker_state", "0 closed, 1 half open, 2 open."),
     ("off", "worker_notification_sink_off", "1 while a sink is switched off."),
+    ("muted", "worker_notification_sink_muted", "1 while a sink is muted by hand: what is for it waits."),
 )
 _AGE = "worker_notification_gauges_age_seconds"
 

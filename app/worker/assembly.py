@@ -26,10 +26,12 @@ from app.core import config, metrics, threads
 from app.core.errors import BootError, ConfigError, LeaseLost, SchemaError
 from app.core.logging import configure_logging
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind, speaks_for_all, this_process, this_replica
-from app.fleet.heartbeat import Heartbeat, Identity
+from app.fleet.heartbeat import Heartbeat as SignsOfLife
+from app.fleet.heartbeat import Identity
 from app.gitops.settings import GitopsSettings
 from app.notify import routing
 from app.notify.collector import NotificationCollector
+from app.notify.heartbeat.beat import LOOK_EVERY, Heartbeat
 from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
 from app.storage import migrations, postgres
@@ -41,6 +43,7 @@ from app.sweeping.actor import SweepActor
 from app.sweeping.lock import RunOutcome
 from app.sweeping.runner import Runner
 from app.sweeping.schedule import Every
+from app.sweeping.streak import Telling
 from app.sweeping.sweeper import SweeperSettings
 from app.sweeping.unserved import KNOWN_SCHEMA, Pair, Unserved, unserved
 from app.worker import file_limit, probes
@@ -63,7 +66,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("worker")
 
-DELIVER, RELAY = "notification-deliver", "notification-relay"
+DELIVER, RELAY, BEAT = "notification-deliver", "notification-relay", "heartbeat"
 #: How long Dramatiq waits for a sign of life before it gives a worker's messages to others.
 HEARTBEAT = timedelta(seconds=30)
 #: How long a call to Redis may take, those that wait for messages included; a lock's calls take less.
@@ -88,9 +91,10 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
     for sweeper, settings in zip(sweepers, loaded.sweepers, strict=True):
         process.register(sweeper, settings)
     process.register_notifier()
+    process.register_heartbeat()
     if process.role.kind is Kind.SCHEDULER:
         process.pool.open()
-        threads.start("heartbeat", process.heartbeat.keep)
+        threads.start("heartbeat", process.signs_of_life.keep)
     dramatiq.set_broker(process.broker)
     return process.broker
 
@@ -122,6 +126,7 @@ class _Assembly:
             lease=worker.lease,
             retention=worker.ledger_retention,
             outbox=self.outbox,
+            telling=Telling(loaded.notification.failures_before, loaded.notification.remind_after),
             budget=worker.budget,
             most_pages=worker.pages,
             stopping=lambda: self.readiness.draining,
@@ -199,21 +204,42 @@ class _Assembly:
         self.registered.append(RELAY)
 
     @cached_property
-    def heartbeat(self) -> Heartbeat:
+    def signs_of_life(self) -> SignsOfLife:
         """The signs of life of this process, once every sweeper is registered."""
         identity = Identity(
             self.role.kind,
-            socket.gethostname(),
+            self.loaded.notification.deployment,
             {watched.name: watched.interval for watched in self.watched},
             {sweeper.name: own.switch for sweeper, own in self.pairs if not own.enabled},
         )
         ticks = self.role.kind is Kind.SCHEDULER
-        return Heartbeat(
+        return SignsOfLife(
             self.pool,
             identity,
             draining=lambda: self.readiness.draining,
             ticked_at=lambda: self.broker.ticked_at if ticks else -math.inf,
         )
+
+    def register_heartbeat(self) -> None:
+        """Make the actor that tells a dead man's switch of good runs; without a URL it has no ticks."""
+        settings, common = self.loaded.heartbeat, self.loaded.notification
+        chosen = settings.chosen(sweeper.name for sweeper, of_it in self.pairs if of_it.enabled)
+        told = Heartbeat(self.pool, settings, chosen, common.timeout, self._attempt)
+
+        def heartbeat() -> RunOutcome:
+            tick = lock.current.get()
+            if tick is not None:  # none where there is no URL, and another replica has one
+                fine = told.beat()
+                metrics.RUNS.labels(BEAT, "success" if fine else "failure").inc()
+                if fine:
+                    metrics.LAST_SUCCESS.labels(BEAT).set(tick.taken_at / 1e6)
+            return lock.DONE
+
+        cadence: dict[str, Any] = {}
+        if settings.enabled:
+            cadence["periodic"] = Every(LOOK_EVERY)
+            self.registered.append(BEAT)
+        dramatiq.actor(actor_name=BEAT, queue_name=SINK_QUEUE, broker=self.broker, **cadence)(heartbeat)
 
     def _trigger(self, delivery: int) -> None:
         self.broker.get_actor(DELIVER).send(delivery)
@@ -238,13 +264,7 @@ class _Assembly:
         except (BootError, SchemaError) as error:
             self._fail(str(error), error.sql if isinstance(error, SchemaError) else "")
         self.pool.open()
-        for name in self.registered:
-            metrics.preset(name)
-        metrics.preset_messages(self.role.queues, Fault)
-        for target in self.loaded.targets:
-            metrics.preset_sink(target.sink.name)
-        metrics.preset_process()
-        metrics.BUILD_INFO.labels(__version__).set(1)
+        self._preset()
         collectors: list[Collector] = []
         shows_replica = this_replica() is not None and self.role.kind is Kind.WORKER
         if self.role.notifies or shows_replica:
@@ -254,7 +274,7 @@ class _Assembly:
                 self._loops  # noqa: B018 - loaded now, not under the first deadline
             except ValueError as error:  # the one setting that only TLS itself can judge
                 refuse(ConfigError([str(error)]))
-        threads.start("heartbeat", self.heartbeat.keep)
+        threads.start("heartbeat", self.signs_of_life.keep)
         if self.role.first:
             if SWEEP_QUEUE in self.role.queues:
                 overdue = Overdue(self.pool, self.watched)
@@ -268,7 +288,19 @@ class _Assembly:
                 self._fail(f"{address}: {host}:{port} cannot be listened on; is it taken?")
 
     def _end(self) -> None:
-        self.heartbeat.end()
+        self.signs_of_life.end()
+
+    def _preset(self) -> None:
+        """Create every series that this process may count in."""
+        for name in self.registered:
+            metrics.preset(name)
+        metrics.preset_messages(self.role.queues, Fault)
+        for target in self.loaded.targets:
+            metrics.preset_sink(target.sink.name)
+        if self.loaded.heartbeat.enabled and self.role.notifies:
+            metrics.preset_heartbeat()
+        metrics.preset_process()
+        metrics.BUILD_INFO.labels(__version__).set(1)
 
     def _fail(self, problem: str, remedy: str = "") -> NoReturn:
         """Log what keeps this process from its work, once for all siblings, and exit with status 1."""

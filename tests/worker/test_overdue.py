@@ -25,7 +25,7 @@ def pool(database: str) -> Iterator[ConnectionPool[Connection[Any]]]:
 
 
 def shown(overdue: Overdue) -> dict[str, float]:
-    (family,) = overdue.collect()
+    family, _ = overdue.collect()
     return {sample.labels["task"]: sample.value for sample in family.samples}
 
 
