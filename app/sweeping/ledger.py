@@ -58,7 +58,7 @@ SELECT now() AS now,{PRESENT} AS present,
   LEFT JOIN pg_class AS swept USING (oid)
 """  # noqa: S608 - all its parts are literals
 # How large a table is nobody learns while somebody holds it; that a run has failed for this must be written down.
-LOOK = f"SELECT now() AS now, {PRESENT} AS present"  # noqa: S608 - the same
+LOOK = f"SELECT now() AS now, {PRESENT} AS present"
 DURABLE = "SET LOCAL synchronous_commit TO DEFAULT"
 
 # The newest slot that is due, or the tick's own, which may be ahead of this clock by half an interval: one that is

@@ -13,7 +13,7 @@ import redis
 from psycopg import Connection
 
 from tests.support.processes import WORKER, Process, finished
-from tests.support.rows import FIXED, insert_agent, insert_job, insert_wrap
+from tests.support.rows import FIXED, insert_agent, insert_connection, insert_job, insert_wrap
 from tests.support.waiting import eventually
 
 EVERYWHERE = "SELECT, INSERT, UPDATE, DELETE"
@@ -95,11 +95,13 @@ def a_pause_that_is_forgotten(world: World) -> Iterator[None]:
 
 
 @contextmanager
-def a_brake(world: World) -> Iterator[None]:
-    state = "UPDATE secrets_bridge_worker.sweep_state SET braked_at = %s, braked_for = %s WHERE name = %s"
-    world.sql.execute(state, [_ago(world, "0 s"), "volume", "discover-scheduler"])
+def far_more_than_usual_is_due(world: World) -> Iterator[None]:
+    """Have every connection be due at once, which the brake of this deployment holds until somebody approves."""
+    for number in range(30):
+        insert_connection(world.sql, f"connection-{number}")
     yield
-    world.sql.execute(state, [None, None, "discover-scheduler"])
+    done = finished(("sb-worker", "sweep", "discover-scheduler", "--approve"), world.env)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @contextmanager
@@ -143,14 +145,23 @@ def _ago(world: World, how_long: str) -> Any:
     return moment
 
 
+@contextmanager
+def a_switch_that_is_broken(world: World) -> Iterator[None]:
+    world.answers["/beat"] = 500
+    yield
+    world.answers.pop("/beat", None)
+
+
 #: What is done to one deployment, whose servers are well, and what fires for it, of what.
 FAULTS: list[tuple[Callable[[World], AbstractContextManager[None]], set[tuple[str, str]]]] = [
     (
         receivers_that_refuse,
         {("SinkOff", "webhook"), ("DeadLetters", "webhook"), ("DeadLetters", "slack"), ("DeliveriesWaiting", "teams")},
     ),
+    (a_switch_that_is_broken, {("HeartbeatFailing", "")}),
     (a_lock_that_nobody_of_ours_holds, {("LockHeldByStranger", "agents-stale"), ("SweepOverdue", "agents-stale")}),
     (a_privilege_that_is_taken_away, {("SweepFailing", "secrets-stale"), ("SweepOverdue", "secrets-stale")}),
+    (far_more_than_usual_is_due, {("SweepBraked", "discover-scheduler")}),
     (a_row_that_is_refused, {("RowsFailed", "jobs-recovery"), ("SweepBacklogOld", "jobs-recovery")}),
     (
         a_table_that_somebody_holds,
@@ -161,7 +172,6 @@ FAULTS: list[tuple[Callable[[World], AbstractContextManager[None]], set[tuple[st
     ),
     (a_row_that_somebody_holds, {("SweepBacklogOld", "wraps-expired")}),
     (a_pause_that_is_forgotten, {("SweepPausedForLong", "discover-stuck")}),
-    (a_brake, {("SweepBraked", "discover-scheduler")}),
     (a_worker_with_another_cadence, {("CadencesDiffer", "wraps-expired")}),
     (a_clock_that_is_ahead, {("ClockOff", "notifier")}),
 ]

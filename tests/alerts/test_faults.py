@@ -1,6 +1,6 @@
 """Real faults under a real Prometheus: each fires its own alerts, no other ones, and they clear once it is mended.
 
-Four deployments have their faults at once, since each takes its time to be noticed. The rules are those of deploy/, with
+Four deployments have their faults at once, since each takes its time to be noticed. The rules are those of deploy, with
 shorter patience; limits are as they stand there.
 """
 
@@ -30,7 +30,7 @@ from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environme
 from tests.support.waiting import eventually
 
 #: How much less patient the rules are here; a range has some seconds at least.
-HURRY, SHORTEST_RANGE = 180, 10
+HURRY, SHORTEST_RANGE = 180, 30
 #: Seconds within which alerts fire, and clear: limits are up to half a minute, and so far back a counter is looked at.
 LIMIT = 100
 TASKS = {sweeper.name for sweeper in SWEEPERS} - {"gitops-poller", "gitops-timeout", "sessions-expired"}
@@ -43,6 +43,11 @@ SINKS = {
     "SB_NOTIFICATION_PACE": "0s",
 }
 WATCHDOG = ("Watchdog", "", "")
+#: Of a sweeper whose table appears a run is owed since its process began, until its next tick: shorter than any `for`
+#: of deploy/, and longer than those of here.
+APPEARED = {("SweepOverdue", "busy", "reveal-sessions-expired")}
+#: Of a Prometheus that evaluates before its first scrape.
+NOTHING_YET = ("NoReplica", "", "")
 #: The api of one deployment is older than reveal sessions, from the beginning.
 OLDER_API = ("TableMissing", "busy", "reveal-sessions-expired")
 
@@ -91,6 +96,8 @@ def a_busy_deployment(sql: Connection[Any], role: str, own: redis_py.Redis, plac
         sinks = {
             f"SB_NOTIFICATION_{name.upper()}_URL": f"{receiver.url}/{name}" for name in ("webhook", "slack", "teams")
         }
+        sinks["SB_SWEEP_DISCOVER_BRAKE"] = "25%,never"
+        sinks["SB_WORKER_HEARTBEAT_URL"] = f"{receiver.url}/beat"
         probes = {"SB_NOTIFICATION_LOCAL_ADDR": f"127.0.0.1:{port}"}
         env = environment(database, redis_url, **QUICK, **SINKS, **sinks, **probes)
         yield World("busy", env, place, sql, own, role, answers)
@@ -157,10 +164,14 @@ def test_each_fault_fires_its_alerts_and_no_other_ones_and_they_clear(  # noqa: 
         places["scheduler"].append(f"127.0.0.1:{second.port}")
         prometheus = enter(Prometheus(tmp_path / "prometheus", places, rules.hurried(HURRY, SHORTEST_RANGE)))
         until(prometheus, {WATCHDOG, OLDER_API})
+        first = prometheus.has_fired()
+        assert first <= {WATCHDOG, OLDER_API, NOTHING_YET}
 
         expected: set[Alert] = {WATCHDOG, OLDER_API}
         with ExitStack() as faults:
             for fault, alerts in FAULTS:
+                if all(alert in awaited() for alert, _ in alerts):
+                    continue
                 faults.enter_context(fault(busy))
                 expected |= {(alert, "busy", subject) for alert, subject in alerts}
             schedulers["scheduler"].end()
@@ -178,7 +189,7 @@ def test_each_fault_fires_its_alerts_and_no_other_ones_and_they_clear(  # noqa: 
             start("scheduler", env["scheduler"] | {"SB_WORKER_LOCAL_ADDR": places["scheduler"][1]}, *WORKER)
         sql.execute("ALTER TABLE not_yet RENAME TO reveal_sessions")
         until(prometheus, {WATCHDOG})
-        assert prometheus.has_fired() == expected
+        assert prometheus.has_fired() - first - APPEARED == expected - first
         assert not [text for text in texts if "no value" in text or "error" in text]
 
         workers["redis"].end(signal.SIGKILL)

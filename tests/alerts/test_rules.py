@@ -145,7 +145,7 @@ FAULTS = [
 #: Counters: minutes of the fault in which they rise by one.
 RISING = [
     ("RowsFailed", f'worker_sweep_rows_failed_total{{{A},task="wraps-expired"}}', SWEEP, 91),
-    ("HeartbeatFailing", f'worker_heartbeat_total{{{A},outcome="failure"}}', {"job": "w", "instance": "a"}, 6),
+    ("HeartbeatFailing", f'worker_heartbeat_total{{{A},outcome="failure"}}', {"job": "w"}, 6),
 ]
 
 
@@ -280,6 +280,14 @@ def test_a_worker_that_notifies_as_well_needs_no_notifier(promtool: Promtool) ->
         f'worker_notification_oldest_pending_seconds{{{A},sink="slack"}}': always(5),
     }
     promtool.check("NotifierDown", series, dict.fromkeys(range(0, 60, 5)))
+
+
+def test_a_heartbeat_that_another_notifier_sends_is_one(promtool: Promtool) -> None:
+    series = {
+        f'worker_heartbeat_total{{{A},outcome="failure"}}': NOW,
+        f'worker_heartbeat_total{{{B},outcome="success"}}': NOW,
+    }
+    promtool.check("HeartbeatFailing", series, dict.fromkeys(range(0, 60, 5)))
 
 
 def test_without_a_scheduler_redis_is_not_to_blame(promtool: Promtool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -59,8 +58,8 @@ def families(text: str) -> set[str]:
 
 
 @pytest.fixture
-def exposed(database: str, redis_server: Redis, redis: redis_py.Redis, tmp_path: Path) -> Iterator[set[str]]:
-    """Yield the metrics that a replica shows, and those that are made when something happens."""
+def exposed(database: str, redis_server: Redis, redis: redis_py.Redis, tmp_path: Path) -> set[str]:
+    """Return the metrics that a replica shows, and those that are made when something happens."""
     with reserved_port() as port:
         env = environment(database, redis_server.url(), **QUICK, SB_NOTIFICATION_LOCAL_ADDR=f"127.0.0.1:{port}")
         with Process(("sb-worker", "run"), env, tmp_path / "replica.log") as replica:
@@ -68,7 +67,7 @@ def exposed(database: str, redis_server: Redis, redis: redis_py.Redis, tmp_path:
             text = eventually(lambda: (shown := replica.get("/metrics")).is_success and shown.text)
     metrics.poll_seconds()
     made = {f"{family.name}_total" if family.type == "counter" else family.name for family in REGISTRY.collect()}
-    yield families(text) | made
+    return families(text) | made
 
 
 def test_every_metric_of_rules_and_dashboard_exists(exposed: set[str]) -> None:
@@ -143,7 +142,7 @@ def test_a_page_says_what_it_is_how_to_find_it_how_to_mend_it_and_what_it_is_not
 
 def test_the_list_of_runbooks_has_each() -> None:
     listed = re.findall(
-        r"^\| \[(\w+)\]\((\w+)\.md\) \| (\w+) \|", (rules.RUNBOOKS / "README.md").read_text("utf-8"), re.M
+        r"^\| \[(\w+)\]\((\w+)\.md\) \| (\w+) \|", (rules.RUNBOOKS / "README.md").read_text("utf-8"), re.MULTILINE
     )
     assert {page for _, page, _ in listed} == set(rules.alerts())
     for name, page, severity in listed:
