@@ -41,6 +41,9 @@ _OWN_TABLES = (
     "notification_target",
     "notification_hold",
     "gitops_rest",
+    "process",
+    "sweeper_pause",
+    "sweep_obstacle",
 )
 _OFF = "SELECT name, off_reason FROM secrets_bridge_worker.notification_target WHERE off_fingerprint IS NOT NULL"
 _OWN_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 #: From so many messages on, a queue seems to have no worker.
 LONG_QUEUE = 1_000
-#: Every command that a worker or scheduler sends, its scripts included.
+#: Every command that a worker, a scheduler or `sb-worker status` sends, its scripts included.
 COMMANDS = (
     *("auth", "select", "cluster|info", "ping", "time", "evalsha", "script|load"),
-    *("get", "set", "del", "exists", "pexpire", "llen", "lpop", "rpush", "blmove"),
+    *("get", "set", "del", "exists", "pexpire", "pttl", "llen", "lpop", "rpush", "blmove"),
     *("hset", "hget", "hmget", "hdel", "hexists", "sadd", "srem", "smembers", "zadd", "zrem", "zrangebyscore"),
 )
 
@@ -54,7 +54,10 @@ def redis_findings(settings: RedisSettings, answer_within: timedelta) -> Iterato
         yield Finding("redis", True, "answers")
         waiting = WaitingClient(settings, answer_within, connections=1)
         broker = Broker(client=client, waiting=waiting, namespace=settings.queue_namespace, middleware=[])
-        yield _attempted("redis locks", lambda: _use_locks(client, settings), settings, broker)
+        locks = _attempted("redis locks", lambda: _use_locks(client, settings), settings, broker)
+        yield locks
+        if locks.fine:
+            yield from _expiry(client, settings, broker)
         queues = _attempted("redis queues", lambda: _use_queues(broker), settings, broker)
         yield queues
         if queues.fine:
@@ -131,6 +134,17 @@ def _waits(broker: Broker, settings: RedisSettings) -> Iterator[Finding]:
         if reason(error) == "NOPERM":
             text += f"; these rights suffice: {acl_rules(settings.namespace, broker.namespace)}"
         yield Finding("redis waits", False, text, warning=True)
+
+
+def _expiry(client: Client, settings: RedisSettings, broker: Broker) -> Iterator[Finding]:
+    """Yield a warning when nobody can say when a lock runs out; no work depends on it."""
+    try:
+        client.pttl(f"{settings.namespace}:lock:worker:sweeper:check-{secrets.token_hex(4)}")
+    except redis.RedisError as error:
+        text = "PTTL is refused: `sb-worker status` cannot say when a lock runs out"
+        if reason(error) == "NOPERM":
+            text += f"; these rights suffice: {acl_rules(settings.namespace, broker.namespace)}"
+        yield Finding("redis expiry", False, text, warning=True)
 
 
 def _forget(client: redis.Redis, *keys: str) -> None:

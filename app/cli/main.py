@@ -7,27 +7,25 @@ import multiprocessing
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from actors import SWEEPERS
 from app import __version__
-from app.cli import check, check_receivers, check_redis, check_tokens, configuration, mute, status
+from app.cli import check, check_receivers, check_redis, check_tokens, configuration, mute
 from app.cli.finding import Finding
 from app.cli.guard import GuardedGroup
 from app.cli.notify import dead, notify
+from app.cli.status import status
 from app.cli.steering.pause import pause_command, resume_command
 from app.cli.steering.sweep import sweep_command
 from app.cli.steering.unlock import unlock_command
 from app.core import config
-from app.core.errors import BootError
 from app.core.logging import configure_logging
 from app.core.role import new_replica
 from app.core.values import parse_int
@@ -69,7 +67,7 @@ def main() -> None:
 
 notify.add_command(mute.mute_command)
 notify.add_command(mute.unmute_command)
-for command in (notify, dead, sweep_command, pause_command, resume_command, unlock_command):
+for command in (notify, dead, sweep_command, pause_command, resume_command, unlock_command, status):
     main.add_command(command)
 
 
@@ -145,33 +143,6 @@ def migrate(sql: bool) -> None:
         version = migrations.migrate(connection)
     done = f"version {version}, nothing to do" if before == version else f"version {before} -> {version}"
     click.echo(f"schema secrets_bridge_worker: {done}")
-
-
-@main.command("status")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
-@click.option("--watch", is_flag=True, help="Keep the table up to date until Ctrl-C.")
-def status_command(as_json: bool, watch: bool) -> None:
-    """Show each sweeper's next tick, its last run, what it changed and who ran it."""
-    configure_logging("error")
-    loaded = _load()
-    pairs = zip(SWEEPERS, loaded.sweepers, strict=True)
-    cadences = [(sweeper.name, settings.tick) for sweeper, settings in pairs if settings.enabled]
-    console = Console()
-    with suppress(KeyboardInterrupt), postgres.connect(loaded.database) as connection:
-        if migrations.installed(connection) == 0:
-            raise BootError("the schema secrets_bridge_worker is not there; run `sb-worker migrate`")
-        if as_json or not sys.stdout.isatty():
-            for sweeper in status.read(connection, cadences):
-                click.echo(json.dumps(sweeper.as_json()))
-            return
-        table = status.table(status.read(connection, cadences), console.width)
-        if watch:
-            with Live(console=console, screen=True, auto_refresh=False) as live, suppress(KeyboardInterrupt):
-                while True:
-                    table = status.table(status.read(connection, cadences), *console.size)
-                    live.update(table, refresh=True)
-                    time.sleep(0.5)
-        console.print(table)
 
 
 @main.command()

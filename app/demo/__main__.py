@@ -26,8 +26,8 @@ from rich.live import Live
 from rich.text import Text
 
 from actors import SWEEPERS
-from app.cli import status
 from app.demo import data
+from app.demo import view as status
 from app.demo.argocd import Argocd
 from app.demo.binaries import ServerMissing
 from app.demo.receiver import Receiver

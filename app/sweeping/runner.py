@@ -516,7 +516,6 @@ def _count_loss(name: str, error: BaseException) -> None:
 
 def _report_done(name: str, state: RunState) -> None:
     claimed, sweep = state.claimed, state.sweep
-    metrics.LAST_SUCCESS.labels(name).set(claimed.began.timestamp())  # the database's time, as all others read it
     metrics.HANDED_OVER.labels(name).inc(state.handed_over)
     metrics.RUNS_A_PASS.labels(name).set(state.runs_a_pass)
     level = log.info if sweep.changed or claimed.claim.covered else log.debug

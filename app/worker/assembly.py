@@ -26,14 +26,16 @@ from app.core import config, metrics, threads
 from app.core.errors import BootError, ConfigError, LeaseLost, SchemaError
 from app.core.logging import configure_logging
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind, speaks_for_all, this_process, this_replica
-from app.fleet.heartbeat import Heartbeat as SignsOfLife
-from app.fleet.heartbeat import Identity
+from app.fleet.signs_of_life import Identity, SignsOfLife
 from app.gitops.settings import GitopsSettings
 from app.notify import routing
 from app.notify.collector import NotificationCollector
 from app.notify.heartbeat.beat import LOOK_EVERY, Heartbeat
 from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
+from app.overview.gauges import FleetGauges
+from app.overview.sources.standings import Watched
+from app.overview.watch import FleetWatch
 from app.storage import migrations, postgres
 from app.storage.redis import Client, WaitingClient, check_shards, connect
 from app.storage.redis_reasons import explain
@@ -55,7 +57,6 @@ from app.worker.middleware.lifecycle import Lifecycle
 from app.worker.middleware.lock import SweepLock
 from app.worker.middleware.metrics import dramatiq_metrics
 from app.worker.middleware.retries import SweepAndSinkRetries
-from app.worker.overdue import Overdue, Watched
 from app.worker.readiness import Check, Readiness, Unready, postgres_check, redis_check
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
     process.register_heartbeat()
     if process.role.kind is Kind.SCHEDULER:
         process.pool.open()
-        threads.start("heartbeat", process.signs_of_life.keep)
+        threads.start("signs-of-life", process.signs_of_life.keep)
     dramatiq.set_broker(process.broker)
     return process.broker
 
@@ -194,7 +195,7 @@ class _Assembly:
                 fine = notifier.relay(tick.lease.check)
             metrics.RUNS.labels(RELAY, "success" if fine else "failure").inc()
             if fine:
-                metrics.LAST_SUCCESS.labels(RELAY).set(tick.taken_at / 1e6)
+                metrics.relay_last_success().set(tick.taken_at / 1e6)
             return lock.DONE
 
         declare = dramatiq.actor(actor_name=DELIVER, queue_name=SINK_QUEUE, broker=self.broker, throws=(RetryLater,))
@@ -211,6 +212,7 @@ class _Assembly:
             self.loaded.notification.deployment,
             {watched.name: watched.interval for watched in self.watched},
             {sweeper.name: own.switch for sweeper, own in self.pairs if not own.enabled},
+            self.role.queues,
         )
         ticks = self.role.kind is Kind.SCHEDULER
         return SignsOfLife(
@@ -231,8 +233,6 @@ class _Assembly:
             if tick is not None:  # none where there is no URL, and another replica has one
                 fine = told.beat()
                 metrics.RUNS.labels(BEAT, "success" if fine else "failure").inc()
-                if fine:
-                    metrics.LAST_SUCCESS.labels(BEAT).set(tick.taken_at / 1e6)
             return lock.DONE
 
         cadence: dict[str, Any] = {}
@@ -270,22 +270,33 @@ class _Assembly:
         if self.role.notifies or shows_replica:
             collectors.append(NotificationCollector(self.pool, list(self.router.targets)))
         if self.role.notifies:
+            metrics.relay_last_success()
             try:
                 self._loops  # noqa: B018 - loaded now, not under the first deadline
             except ValueError as error:  # the one setting that only TLS itself can judge
                 refuse(ConfigError([str(error)]))
-        threads.start("heartbeat", self.signs_of_life.keep)
+        threads.start("signs-of-life", self.signs_of_life.keep)
         if self.role.first:
             if SWEEP_QUEUE in self.role.queues:
-                overdue = Overdue(self.pool, self.watched)
-                collectors.append(overdue)
-                threads.start("overdue", overdue.watch)
+                watch = self._fleet_watch()
+                collectors.append(FleetGauges(watch))
+                threads.start("fleet-watch", watch.watch)
             shown = shows_replica or this_replica() is None
             try:
                 exposition = Exposition(self.shared_values, collectors) if shown else None
                 probes.serve((host, port), self.readiness, exposition)
             except OSError:
                 self._fail(f"{address}: {host}:{port} cannot be listened on; is it taken?")
+
+    def _fleet_watch(self) -> FleetWatch:
+        return FleetWatch(
+            self.pool,
+            self.client,
+            self.watched,
+            [pair for pair in self.pairs if pair[1].enabled],
+            namespace=self.loaded.redis.namespace,
+            retention=self.loaded.worker.ledger_retention,
+        )
 
     def _end(self) -> None:
         self.signs_of_life.end()

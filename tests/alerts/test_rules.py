@@ -65,9 +65,9 @@ def sinks(alert: str, metric: str, bad: object, fires_after: float, blip: float,
     return Fault(alert, {f'{metric}{{{A},sink="slack"}}': (0, bad)}, SINK, fires_after, blip, beside)
 
 
-def alive(alert: str, kind: str, fires_after: float, blip: float, **beside: str) -> Fault:
+def alive(alert: str, kind: str, fires_after: float, blip: float) -> Fault:
     series = {f'worker_processes_alive{{{one},kind="{kind}"}}': (2, 0) for one in (A, B)}
-    return Fault(alert, series, {"job": "w"}, fires_after, blip, beside)
+    return Fault(alert, series, {"job": "w"}, fires_after, blip)
 
 
 SUCCESS = f'worker_sweep_last_success_timestamp_seconds{{{A},task="wraps-expired"}}'
@@ -84,7 +84,7 @@ FAULTS = [
     ),
     alive("SchedulerDead", "scheduler", 3, 1),
     alive("WorkerDown", "worker", 3, 1),
-    alive("NotifierDown", "notifier", 6, 3, **{f'worker_notification_oldest_pending_seconds{{{A},sink="x"}}': NOW}),
+    alive("NotifierDown", "notifier", 3, 1),
     Fault(
         "ClockOff",
         {f'worker_processes_clock_skew_seconds{{{A},kind="notifier"}}': (0.02, 7.5)},
@@ -272,14 +272,6 @@ def test_rows_that_wait_for_a_run_that_nobody_makes_are_no_backlog(promtool: Pro
 def test_a_success_of_any_replica_overrules_one_that_still_shows_a_missing_table(promtool: Promtool) -> None:
     missing = {f'worker_sweep_table_missing{{{B},task="wraps-expired"}}': always(1)}
     promtool.check("TableMissing", {**missing, SUCCESS: NOW}, dict.fromkeys(range(0, 60, 5)))
-
-
-def test_a_worker_that_notifies_as_well_needs_no_notifier(promtool: Promtool) -> None:
-    series = {
-        f'worker_processes_alive{{{A},kind="notifier"}}': always(0),
-        f'worker_notification_oldest_pending_seconds{{{A},sink="slack"}}': always(5),
-    }
-    promtool.check("NotifierDown", series, dict.fromkeys(range(0, 60, 5)))
 
 
 def test_a_heartbeat_that_another_notifier_sends_is_one(promtool: Promtool) -> None:

@@ -12,7 +12,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -24,6 +24,7 @@ from psycopg.types.json import Jsonb
 from psycopg_pool import PoolTimeout
 
 from app import __version__
+from app.core import metrics
 from app.core.errors import describe
 from app.core.role import Kind
 
@@ -43,9 +44,9 @@ _PRUNE_EVERY = 720
 
 _BEAT: LiteralString = """
 INSERT INTO secrets_bridge_worker.process AS known
-       (id, kind, deployment, host, pid, version, clock_ahead, cadences, off, draining, ticked_at)
-VALUES (%(id)s, %(kind)s, %(deployment)s, %(host)s, %(pid)s, %(version)s, %(local)s - clock_timestamp(), %(cadences)s,
-        %(off)s, %(draining)s, clock_timestamp() - %(tick_age)s::interval)
+       (id, kind, queues, deployment, host, pid, version, clock_ahead, cadences, off, draining, ticked_at)
+VALUES (%(id)s, %(kind)s, %(queues)s, %(deployment)s, %(host)s, %(pid)s, %(version)s, %(local)s - clock_timestamp(),
+        %(cadences)s, %(off)s, %(draining)s, clock_timestamp() - %(tick_age)s::interval)
     ON CONFLICT (id) DO UPDATE
    SET seen_at = clock_timestamp(), clock_ahead = excluded.clock_ahead, draining = excluded.draining,
        ticked_at = coalesce(excluded.ticked_at, known.ticked_at), ended_at = NULL
@@ -69,6 +70,8 @@ class Identity:
     cadences: Mapping[str, timedelta]
     #: The sweepers that are off, by the variable that switches them on.
     off: Mapping[str, str]
+    #: The queues that it serves.
+    queues: Collection[str] = ()
     id: str = field(default_factory=lambda: secrets.token_hex(16))
 
     def row(self) -> dict[str, object]:
@@ -76,6 +79,7 @@ class Identity:
         return {
             "id": self.id,
             "kind": self.kind.value,
+            "queues": sorted(self.queues),
             "deployment": self.deployment,
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -85,7 +89,7 @@ class Identity:
         }
 
 
-class Heartbeat:
+class SignsOfLife:
     """Gives the signs of life of this process."""
 
     def __init__(
@@ -116,18 +120,20 @@ class Heartbeat:
         age = time.monotonic() - self._ticked_at()
         words = {
             **self._identity.row(),
-            "local": datetime.now(UTC),
             "draining": self._draining(),
             "tick_age": None if age == math.inf else timedelta(seconds=age),
         }
         try:
             with self._pool.connection(timeout=1.0) as connection:
-                connection.execute(_BEAT, words)
+                # Only now: to be lent a connection may take a second, in which this clock would seem to be behind.
+                connection.execute(_BEAT, {**words, "local": datetime.now(UTC)})
                 if self._beats % _PRUNE_EVERY == 0:
                     connection.execute(_PRUNE, {"kept": KEPT})
         except (psycopg.Error, PoolTimeout) as error:
+            metrics.SIGNS_OF_LIFE.labels("failure").inc()
             self._tell(error)
         else:
+            metrics.SIGNS_OF_LIFE.labels("success").inc()
             self._told = False
             self._beats += 1
 
