@@ -441,7 +441,8 @@ class _Attempt(Generic[S]):
 
     def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[Counted | None, bool]:
         """Write the failure into the ledger; return its streak, if it is one, and whether its rows are reported."""
-        now, telling = ledger.begun(self._begin(cursor.connection)).now, self._runner.telling
+        now = ledger.look(cursor, self._sweeper.rests_without(self._settings), self._limits)
+        telling = self._runner.telling
         if self.newest is not None:
             return ledger.fail(cursor, self.newest.claimed, failure, telling)
         name, slot = self._sweeper.name, slot_at(microseconds(now), self._settings.tick)
