@@ -119,7 +119,8 @@ class _Deployment:
             try:
                 self._connection = postgres.connect(self._loaded.database, ANSWER_WITHIN)
             except BootError as error:
-                self._connection, no_connection = None, str(error)
+                self._connection = None
+                no_connection = str(error).removeprefix("DATABASE_URL: PostgreSQL cannot be reached: ")
         overview = reading.read(self._connection, self._redis, self._asked, no_connection=no_connection)
         if any(server.problem for server in overview.servers if server.name == "postgres"):
             self._drop()  # where the URL leads by the next look is another server, it may be

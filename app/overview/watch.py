@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("scheduler")
 
 #: Seconds between two looks; every so many of them the processes are looked at, and what is due is counted.
-LOOK_SECONDS, PROCESSES_EVERY, BACKLOGS_EVERY = 3.0, 2, 10
+LOOK_SECONDS, PROCESSES_EVERY, BACKLOGS_EVERY = 3.0, 2, 20
 #: What counting one backlog may take, and all of them together.
 EACH_BACKLOG, BACKLOGS = timedelta(milliseconds=250), timedelta(seconds=2)
 #: So many intervals without a run are worth a line.

@@ -126,6 +126,12 @@ CASES: dict[str, tuple[Overview, str, str, str]] = {
         "its lock is held for 40s by somebody who is no run of ours, and runs out in 9s unless renewed; overdue by 50s",
         "`sb-worker unlock wraps-expired`",
     ),
+    "a run that does not end": (
+        one(overdue_since=ago(50 * SECOND), holder=Holder("host:7", ago(2 * MINUTE), 3 * SECOND)),
+        "wraps-expired",
+        "its run in host:7 has not ended for 2m; overdue by 50s",
+        "see that process's log",
+    ),
     "no privilege": (
         failing("InsufficientPrivilege", "42501"),
         "wraps-expired",

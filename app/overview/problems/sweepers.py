@@ -36,7 +36,7 @@ def overdue(overview: Overview, *, explained: bool) -> Iterator[Problem]:
 
     `explained`: something else that was found keeps all of them from running.
     """
-    owing = [one for one in overview.sweepers if one.overdue_since and not one.failures and not _foreign(one)]
+    owing = [one for one in overview.sweepers if one.overdue_since and not one.failures and not one.holder]
     if not owing:
         return
     longest = max(overview.now - one.overdue_since for one in owing if one.overdue_since)
@@ -46,23 +46,20 @@ def overdue(overview: Overview, *, explained: bool) -> Iterator[Problem]:
     yield Problem(listed([one.name for one in owing]), f"nobody runs it, overdue by {many}{length(longest)}", remedy)
 
 
-def foreign_locks(overview: Overview) -> Iterator[Problem]:
-    """Yield overdue sweepers whose lock is held by somebody who is no run of ours."""
+def held(overview: Overview) -> Iterator[Problem]:
+    """Yield overdue sweepers whose lock is held: by a run that does not end, or by somebody who is no run of ours."""
     for one in overview.sweepers:
-        if not _foreign(one) or one.holder is None or one.overdue_since is None:
+        if one.holder is None or one.overdue_since is None or one.failures:
             continue
+        late = f"; overdue by {length(overview.now - one.overdue_since)}"
         since = f" for {length(overview.now - one.holder.since)}" if one.holder.since else ""
+        if one.holder.worker:
+            text = f"its run in {one.holder.worker} has not ended{since}{late}"
+            yield Problem(one.name, text, "see that process's log; without progress it loses its lock by itself")
+            continue
         left = f", and runs out in {length(one.holder.expires_in)} unless renewed" if one.holder.expires_in else ""
-        late = length(overview.now - one.overdue_since)
-        yield Problem(
-            one.name,
-            f"its lock is held{since} by somebody who is no run of ours{left}; overdue by {late}",
-            f"unless a Go worker runs it: `sb-worker unlock {one.name}`",
-        )
-
-
-def _foreign(one: SweeperView) -> bool:
-    return one.overdue_since is not None and one.holder is not None and not one.holder.worker
+        text = f"its lock is held{since} by somebody who is no run of ours{left}{late}"
+        yield Problem(one.name, text, f"unless a Go worker runs it: `sb-worker unlock {one.name}`")
 
 
 def failing(overview: Overview) -> Iterator[Problem]:
