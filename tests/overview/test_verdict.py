@@ -120,6 +120,12 @@ CASES: dict[str, tuple[Overview, str, str, str]] = {
         "nobody runs it, overdue by 50s",
         "`sb-worker why wraps-expired`",
     ),
+    "overdue by a lock of its table": (
+        one(overdue_since=ago(50 * SECOND), blockers=(BLOCKER,)),
+        "wraps-expired",
+        "overdue by 50s; secret_wraps is held",
+        "see below by whom",
+    ),
     "a stranger's lock": (
         one(overdue_since=ago(50 * SECOND), holder=STRANGER),
         "wraps-expired",

@@ -36,7 +36,15 @@ def overdue(overview: Overview, *, explained: bool) -> Iterator[Problem]:
 
     `explained`: something else that was found keeps all of them from running.
     """
-    owing = [one for one in overview.sweepers if one.overdue_since and not one.failures and not one.holder]
+    owing = []
+    for one in overview.sweepers:
+        if one.overdue_since is None or one.failures or (one.holder and not one.blockers):
+            continue
+        if one.blockers:
+            text = f"overdue by {length(overview.now - one.overdue_since)}; {_held_tables([one])} is held"
+            yield Problem(one.name, text, "see below by whom")
+        else:
+            owing.append(one)
     if not owing:
         return
     longest = max(overview.now - one.overdue_since for one in owing if one.overdue_since)
@@ -49,7 +57,7 @@ def overdue(overview: Overview, *, explained: bool) -> Iterator[Problem]:
 def held(overview: Overview) -> Iterator[Problem]:
     """Yield overdue sweepers whose lock is held: by a run that does not end, or by somebody who is no run of ours."""
     for one in overview.sweepers:
-        if one.holder is None or one.overdue_since is None or one.failures:
+        if one.holder is None or one.overdue_since is None or one.failures or one.blockers:
             continue
         late = f"; overdue by {length(overview.now - one.overdue_since)}"
         since = f" for {length(overview.now - one.holder.since)}" if one.holder.since else ""
@@ -77,15 +85,17 @@ def failing(overview: Overview) -> Iterator[Problem]:
 
 
 def _remedy(error: str, sqlstate: str, sweepers: list[SweeperView]) -> str:
-    blockers = [blocker for one in sweepers for blocker in one.blockers]
-    if blockers and sqlstate in WAITED:
-        held = listed(sorted({blocker.table or "rows" for blocker in blockers}))
-        return f"{held} is held: see below by whom"
+    if sqlstate in WAITED and (tables := _held_tables(sweepers)):
+        return f"{tables} is held: see below by whom"
     if sqlstate in _REMEDIES:
         return _REMEDIES[sqlstate]
     if error.startswith(_AWAY) or sqlstate.startswith(("08", "57P")):
         return "PostgreSQL was away; it is tried again by itself. Else `sb-worker check`"
     return f"`sb-worker why {sweepers[0].name}`, and the line `scheduler: task failed` in the workers' log"
+
+
+def _held_tables(sweepers: list[SweeperView]) -> str:
+    return listed(sorted({blocker.table or "rows" for one in sweepers for blocker in one.blockers}))
 
 
 def paused(overview: Overview) -> Iterator[Problem]:
