@@ -205,9 +205,9 @@ class FleetWatch:
         schedulers = [one for one in self.seen.fleet if one.schedules]
         if not schedulers:
             return Obstacle.NO_SCHEDULER
-        patience = fleet.silence(schedulers)
-        age = time.monotonic() - self.seen.ticked_at
-        return Obstacle.NO_TICKS if patience is not None and age > patience.total_seconds() else None
+        patience, now = fleet.silence(schedulers), self._now()
+        last = max(one.ticked_at or one.started_at for one in schedulers)  # one that has just begun will send one soon
+        return Obstacle.NO_TICKS if patience and now and now - last > patience else None
 
     def _write_down(
         self, cursor: Cursor[dict[str, Any]], found: Mapping[str, Obstacle], now: float

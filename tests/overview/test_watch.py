@@ -267,6 +267,17 @@ def test_a_table_that_somebody_holds_is_an_obstacle(
         assert eventually(seen) == ["table_locked"]
 
 
+@pytest.mark.parametrize(("ticked", "kinds"), [(1, []), (600, ["no_ticks"])])
+def test_schedulers_that_send_no_ticks_are_an_obstacle(
+    ticked: float, kinds: list[str], pool: ConnectionPool[Connection[Any]], sql: Connection[Any], redis: redis_py.Redis
+) -> None:
+    newest(sql, "wraps-expired", 5000)
+    sign_of_life(sql, "scheduler", seen=100, ticked=2000)  # one that is gone
+    sign_of_life(sql, "scheduler", ticked=ticked, cadences={"wraps-expired": 60})
+    watching(pool, redis, WRAPS).look()
+    assert column(sql, "SELECT kind FROM secrets_bridge_worker.sweep_obstacle") == kinds
+
+
 def test_a_redis_that_is_away_is_an_obstacle(pool: ConnectionPool[Connection[Any]], sql: Connection[Any]) -> None:
     newest(sql, "wraps-expired", 5000)
     sign_of_life(sql, "scheduler", ticked=1, cadences={"wraps-expired": 60})
