@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, LiteralString, TypeVar
 
 import structlog
 from pydantic import BeforeValidator
@@ -106,26 +106,30 @@ class GitopsPoller(GitopsSettings, KmsSettings):
         return self.key_problems(dev=dev)
 
 
+# A stamp or a rest that reaches further ahead than any that is written here is from a clock that was ahead, and counts
+# for nothing.
+OPEN: LiteralString = """
+      FROM gitops_observations AS o
+      JOIN argocd_endpoints AS e ON e.id = o.argocd_endpoint_id AND e.enabled AND e.deleted_at IS NULL
+     WHERE o.polling_state IN ('queued', 'active')
+       AND (o.last_polled_at IS NULL OR o.last_polled_at < (SELECT began FROM slot)
+            OR o.last_polled_at > now() + %(interval)s)
+       AND NOT EXISTS (SELECT FROM secrets_bridge_worker.gitops_rest AS r
+                        WHERE r.endpoint_id = o.argocd_endpoint_id
+                          AND r.until > now() AND r.until <= now() + %(longest)s)"""
+
 # Due is what was not polled since the slot began; of a run that outlives its time for a slow endpoint's sake, since
-# the slot that has come meanwhile. A stamp or a rest that reaches further ahead than any that is written here is from
-# a clock that was ahead, and counts for nothing. Python has no year beyond 9999, and no time without an end.
-CLAIM = """
+# the slot that has come meanwhile. Python has no year beyond 9999, and no time without an end.
+CLAIM = f"""
 WITH slot AS (
     SELECT CASE WHEN %(late)s THEN greatest(date_bin(%(interval)s, now(), timestamptz 'epoch'), %(slot)s)
                 ELSE %(slot)s END AS began
 ), due AS (
     SELECT o.id, o.argocd_endpoint_id, o.application_name, o.application_namespace, o.polls_count, o.last_polled_at,
            o.created_at, coalesce(o.last_polled_at > now() + %(interval)s, false) AS ahead
-      FROM gitops_observations AS o
-      JOIN argocd_endpoints AS e ON e.id = o.argocd_endpoint_id AND e.enabled AND e.deleted_at IS NULL
-     WHERE o.polling_state IN ('queued', 'active')
-       AND (o.last_polled_at IS NULL OR o.last_polled_at < (SELECT began FROM slot)
-            OR o.last_polled_at > now() + %(interval)s)
+{OPEN}
        AND o.id <> ALL (%(claimed)s::uuid[])
        AND o.argocd_endpoint_id <> ALL (%(busy)s::uuid[])
-       AND NOT EXISTS (SELECT FROM secrets_bridge_worker.gitops_rest AS r
-                        WHERE r.endpoint_id = o.argocd_endpoint_id
-                          AND r.until > now() AND r.until <= now() + %(longest)s)
      ORDER BY CASE WHEN o.last_polled_at <= now() + %(interval)s THEN o.last_polled_at END NULLS FIRST, o.created_at
      LIMIT %(limit)s
        FOR NO KEY UPDATE OF o SKIP LOCKED
@@ -141,7 +145,12 @@ SELECT d.id::text, d.argocd_endpoint_id::text AS endpoint, d.application_name, d
            AND m.deleted_at IS NULL
         HAVING count(DISTINCT m.project_name) = 1) AS project
   FROM due AS d
-"""
+"""  # noqa: S608 - all its parts are literals
+
+COUNT = f"""
+WITH slot AS (SELECT %(slot)s::timestamptz AS began)
+SELECT count(*) AS due FROM (SELECT {OPEN} LIMIT %(most)s) AS due
+"""  # noqa: S608 - all its parts are literals
 
 # Each of them is due once an interval, from the end of its last poll's on.
 BACKLOG = Due(
@@ -363,6 +372,20 @@ class Polling(Strategy):
         return [_observation(row, own) for row in due]
 
 
+class Counting(Strategy):
+    """Counts what a run would poll, and asks no ArgoCD."""
+
+    def __init__(self, settings: GitopsPoller) -> None:
+        self._interval = settings.interval
+
+    def step(self, run: Run, *, over: bool) -> Step:
+        """Count."""
+        del over
+        found = run.row(COUNT, interval=self._interval, slot=run.slot_start, longest=LONGEST_REST, most=run.most_rows)
+        all_seen = found["due"] != run.most_rows
+        return Step(found, last=all_seen, enough=not all_seen)
+
+
 @sweeper(
     "gitops-poller",
     needs={
@@ -391,6 +414,8 @@ class Polling(Strategy):
         "endpoints_recovered",
         "endpoint_disabled",
     ),
+    dry_run=Counting,
+    size=("succeeded", "failed"),
 )
 def gitops_poller(settings: GitopsPoller) -> Polling:
     """Poll what is due."""

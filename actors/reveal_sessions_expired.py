@@ -156,6 +156,7 @@ class _Sessions(KeysetScan):
     ),
     counts=("sessions_swept", "wraps_expired", "wrap_errors"),
     fails_by="wrap_errors",
+    size=("sessions_swept",),
 )
 def reveal_sessions_expired(_settings: RevealSessionsExpired) -> KeysetScan:
     """End sessions whose time is over, the oldest first."""

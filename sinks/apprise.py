@@ -66,17 +66,21 @@ async def apprise(notification: Notification, settings: Apprise, receiver: str, 
     """Send by the library to one service."""
     assert settings.apprise_urls is not None
     url = settings.apprise_urls.get_secret_value().split()[int(receiver) - 1]
-    event = notification.event
-    content = {
-        "url": url,
-        "title": headline(event),
-        "body": "\n".join([*body_lines(notification), event.component, notification.id]),
-        "kind": _KINDS[event.severity],
-    }
-    status = await transport.child(apprise_child.__name__, json.dumps(content).encode())
+    content = json.dumps({"url": url, **message(notification)})
+    status = await transport.child(apprise_child.__name__, content.encode())
     if status == UNKNOWN_URL:
         raise SinkRejected(Fault.TEMPLATE, "url")
     if status == BLOCKED:
         raise SinkRejected(Fault.BLOCKED_ADDRESS)
     if status != DELIVERED:  # the library does not say why
         raise SinkUnavailable(Fault.SERVER_ERROR, "refused" if status == REFUSED else "crashed")
+
+
+def message(notification: Notification) -> dict[str, str]:
+    """Return title, body and kind, as the library calls them."""
+    event = notification.event
+    return {
+        "title": headline(notification),
+        "body": "\n".join([*body_lines(notification), event.component, notification.id]),
+        "kind": _KINDS[event.severity],
+    }

@@ -57,13 +57,13 @@ def message(notification: Notification) -> dict[str, Any]:
     """Return the body."""
     event = notification.event
     embed = {
-        "title": truncate(headline(event), _TITLE),
+        "title": truncate(headline(notification), _TITLE),
         "description": truncate("\n".join(body_lines(notification)) or event.title, _DESCRIPTION),
         "color": _COLORS[event.severity],
         "timestamp": timestamp(notification.time),
         "footer": {"text": f"{event.component} · {notification.id}"},
     }
-    return {"content": truncate(headline(event), _CONTENT), "embeds": [embed], "allowed_mentions": {"parse": []}}
+    return {"content": truncate(headline(notification), _CONTENT), "embeds": [embed], "allowed_mentions": {"parse": []}}
 
 
 def _retry_after(answer: Answer, transport: Transport) -> float | None:

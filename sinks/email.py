@@ -172,10 +172,11 @@ def _own_name() -> str:
 def message(notification: Notification, sender: str, recipient: str) -> EmailMessage:
     """Return the message. Its id and date are the event's, so that repeated attempts are seen as one mail."""
     event, domain = notification.event, sender.rpartition("@")[2]
+    title = headline(notification)
     mail = EmailMessage(policy=SMTP)
     mail["From"] = sender
     mail["To"] = recipient
-    mail["Subject"] = truncate(one_line(headline(event)), _SUBJECT)
+    mail["Subject"] = truncate(one_line(title), _SUBJECT)
     mail["Date"] = format_datetime(notification.time)
     mail["Message-ID"] = f"<{notification.id}.email@{domain}>"
     thread = hashlib.sha256(event.component.encode()).hexdigest()[:16]
@@ -185,8 +186,8 @@ def message(notification: Notification, sender: str, recipient: str) -> EmailMes
     mail["X-Auto-Response-Suppress"] = "All"
     lines = list(body_lines(notification)) or [event.title]
     foot = f"{event.component}, {timestamp(notification.time)}, event {notification.id}"
-    mail.set_content("\n".join([headline(event), "", *lines, "", foot]) + "\n")
-    mail.add_alternative(_html(headline(event), lines, foot), subtype="html")
+    mail.set_content("\n".join([title, "", *lines, "", foot]) + "\n")
+    mail.add_alternative(_html(title, lines, foot), subtype="html")
     return mail
 
 

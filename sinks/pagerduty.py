@@ -104,8 +104,8 @@ def message(notification: Notification) -> tuple[str, dict[str, Any]]:
     if event.kind is Kind.RECOVERED:
         return "/v2/enqueue", {"event_action": "resolve", "dedup_key": key}
     payload: dict[str, Any] = {
-        "summary": truncate(headline(event), _SUMMARY),
-        "source": _SOURCE,
+        "summary": truncate(headline(notification), _SUMMARY),
+        "source": notification.deployment or _SOURCE,
         "timestamp": notification.time.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "+0000",
         "custom_details": {"said": list(body_lines(notification)), "event_id": notification.id, **event.metadata},
     }

@@ -121,7 +121,7 @@ async def slack(notification: Notification, settings: Slack, receiver: str, tran
 def message(notification: Notification) -> dict[str, Any]:
     """Return text and blocks, escaped: an event that quotes `<!channel>` must not notify everybody."""
     event = notification.event
-    title = truncate(headline(event), _HEADER)
+    title = truncate(headline(notification), _HEADER)
     text = slack_escape(truncate("\n".join(body_lines(notification)) or event.title, _TOTAL // 2))
     blocks = [
         {"type": "header", "text": {"type": "plain_text", "text": title, "emoji": False}},

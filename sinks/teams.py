@@ -54,7 +54,7 @@ def message(notification: Notification) -> bytes:
 
 def _card(notification: Notification, lines: list[str]) -> dict[str, Any]:
     event = notification.event
-    title = {"text": truncate(headline(event), _TITLE), "weight": "Bolder", "size": "Medium", "style": "heading"}
+    title = {"text": truncate(headline(notification), _TITLE), "weight": "Bolder", "size": "Medium", "style": "heading"}
     title["color"] = _COLORS[event.severity]
     texts = [title, *({"text": line} for line in lines)]
     texts.append({"text": f"{event.component} · {timestamp(notification.time)} · {notification.id}", "size": "Small"})

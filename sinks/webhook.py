@@ -11,6 +11,7 @@ import json
 import re
 from functools import cached_property
 from typing import Annotated
+from urllib.parse import quote
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
 
@@ -121,7 +122,8 @@ async def webhook(notification: Notification, settings: Webhook, receiver: str, 
     content, kind = _content(notification, settings)
     custom: dict[str, str] = json.loads(settings.headers.get_secret_value()) if settings.headers else {}
     signature = signed(notification.id, int(transport.now.timestamp()), content, settings.secrets)
-    headers = {**JSON, **kind, **custom, **signature}
+    replayed = {"webhook-replays": str(notification.replays)} if notification.replays else {}
+    headers = {**JSON, **kind, **custom, **signature, **replayed}
     answer = await transport.post(settings.address, content, headers, private=settings.private)
     judge(answer, transport.now, settings.retry_statuses)
 
@@ -134,7 +136,7 @@ def _content(notification: Notification, settings: Webhook) -> tuple[bytes, dict
     envelope = {
         "specversion": "1.0",
         "id": notification.id,
-        "source": "/secrets-bridge/worker",
+        "source": _source(notification.deployment),
         "type": f"io.secrets-bridge.worker.{notification.event.kind}",
         "subject": notification.event.component,
         "time": timestamp(notification.time),
@@ -144,11 +146,21 @@ def _content(notification: Notification, settings: Webhook) -> tuple[bytes, dict
     return to_json(envelope), {"Content-Type": "application/cloudevents+json; charset=utf-8"}
 
 
+def _source(deployment: str) -> str:
+    """Return the URI reference of who sends an event."""
+    return "/secrets-bridge/worker" + (f"/{quote(deployment, safe='')}" if deployment else "")
+
+
 def slack_text(notification: Notification) -> str:
-    """Return the line of the Go worker's Slack form, and the counts that it left out, escaped for Slack."""
+    """Return the line of the Go worker's Slack form, escaped for Slack; behind it what that left out.
+
+    That is the counts, whose event it is, and of a replay that it is one.
+    """
     event = notification.event
     detail = f" — {event.detail}" if event.detail else ""
-    return slack_escape(f"[{event.severity}] {event.title}{detail}{in_brackets(event.metadata)}")
+    where = f" · {notification.deployment}" if notification.deployment else ""
+    replayed = f" · replayed by hand; first told at {timestamp(notification.time)}" if notification.replays else ""
+    return slack_escape(f"[{event.severity}] {event.title}{detail}{in_brackets(event.metadata)}{where}{replayed}")
 
 
 def signed(identity: str, moment: int, content: bytes, secrets: SecretStr | None) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_network
 
 from app.cli.finding import Finding
@@ -20,11 +20,12 @@ _NETWORKS = "SB_NOTIFICATION_ALLOWED_NETWORKS"
 
 
 def receiver_findings(
-    common: NotificationSettings, proxy: Proxy | None, targets: Sequence[Target]
+    common: NotificationSettings, proxy: Proxy | None, targets: Sequence[Target], heartbeat: Mapping[str, Destination]
 ) -> Iterator[Finding]:
-    """Yield whether each receiver, and the proxy, may be dialled; what would be refused, and what allows it."""
+    """Yield whether receivers, the `heartbeat` and the proxy may be dialled; what is refused, and what allows it."""
     settings = {id(target.settings): (target.settings, target.sink.name) for target in targets}.values()
     places = [(f"sink {sink}", name, place) for one, sink in settings for name, place in one.destinations.items()]
+    places += [("heartbeat", name, place) for name, place in heartbeat.items()]
     yield from asyncio.run(_all(common, proxy, places))
 
 

@@ -17,11 +17,14 @@ from rich.table import Table
 
 from actors import SWEEPERS
 from app import __version__
-from app.cli import check, check_receivers, check_redis, check_tokens, configuration
+from app.cli import check, check_receivers, check_redis, check_tokens, configuration, mute
 from app.cli.finding import Finding
 from app.cli.guard import GuardedGroup
 from app.cli.notify import dead, notify
 from app.cli.status import status
+from app.cli.steering.pause import pause_command, resume_command
+from app.cli.steering.sweep import sweep_command
+from app.cli.steering.unlock import unlock_command
 from app.core import config
 from app.core.logging import configure_logging
 from app.core.role import new_replica
@@ -62,9 +65,10 @@ def main() -> None:
     """
 
 
-main.add_command(notify)
-main.add_command(dead)
-main.add_command(status)
+notify.add_command(mute.mute_command)
+notify.add_command(mute.unmute_command)
+for command in (notify, dead, sweep_command, pause_command, resume_command, unlock_command, status):
+    main.add_command(command)
 
 
 @main.command("check")
@@ -80,7 +84,8 @@ def check_command(as_json: bool) -> None:
     ]
     findings += [Finding("settings", False, warning, warning=True) for warning in loaded.warnings]
     findings.append(Finding("sinks", True, ", ".join(target.name for target in loaded.targets)))
-    findings += check_receivers.receiver_findings(loaded.notification, loaded.egress.proxy, loaded.targets)
+    heartbeat = loaded.heartbeat.destinations
+    findings += check_receivers.receiver_findings(loaded.notification, loaded.egress.proxy, loaded.targets, heartbeat)
     findings += check_redis.redis_findings(loaded.redis, loaded.worker.lease / 5)
     pairs = list(zip(SWEEPERS, loaded.sweepers, strict=True))
     findings += [

@@ -52,6 +52,8 @@ class NameType(click.ParamType[str, str]):
 
 #: A sweeper's name.
 SWEEPER = NameType("sweeper", "actors")
+#: A sweeper's name, or all of them.
+SWEEPER_OR_ALL = NameType("sweeper", "actors", also=("all",))
 #: What a notification may be about: a sweeper, or notifications themselves.
 COMPONENT = NameType("sweeper", "actors", also=(NOTIFICATIONS,))
 #: A sink's name, or that of one receiver of it as `sb-worker notify log` shows it (`email:3f2a9c1b`).

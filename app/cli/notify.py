@@ -32,7 +32,7 @@ from app.notify.settings import NotificationSettings
 from app.notify.sink import SinkSettings
 from app.storage import migrations, postgres
 from app.storage.settings import DatabaseSettings
-from app.worker.loading import load, refuse
+from app.worker.loading import Loaded, load, refuse
 from sinks import SINKS
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def test_command(sink: str | None, severity: str, as_json: bool) -> None:
     common, targets = _sinks()
     chosen = [target for target in targets if sink in (None, target.name, target.sink.name)]
     if not chosen:
-        _refuse_sink(sink, targets)
+        refuse_sink(sink, targets)
     event = Event(
         "notify-test",
         Severity(severity),
@@ -70,7 +70,7 @@ def test_command(sink: str | None, severity: str, as_json: bool) -> None:
         {"test": 1},
         Kind.TEST,
     )
-    notification = Notification(str(uuid.uuid4()), datetime.now(UTC), event)
+    notification = Notification(str(uuid.uuid4()), datetime.now(UTC), event, common.deployment)
     outcomes = asyncio.run(_send_all(chosen, notification, common))
     _enable_those_that_answer(outcome["sink"] for outcome in outcomes if outcome["outcome"] == "delivered")
     _show(outcomes, ("sink", "outcome", "reason", "code", "ms"), as_json)
@@ -123,7 +123,7 @@ def _tell_enabled(names: Iterable[str]) -> None:
 @click.argument("sink", type=SINK)
 def enable_command(sink: str) -> None:
     """Switch SINK, or one receiver of it, on again after it was switched off; what waited for it goes out."""
-    with _outbox() as connection:
+    with outbox() as connection:
         names = dead_letters.enable(connection, sink)
     _tell_enabled(names)
     if not names:
@@ -140,10 +140,10 @@ def enable_command(sink: str) -> None:
 @_JSON
 def explain(sweeper: str, severity: str, recovery: bool, as_json: bool) -> None:
     """Show which sinks would get such an event, and why the others would not."""
-    loaded = _loaded()
+    loaded = loaded_settings()
     kind = Kind.RECOVERED if recovery else Kind.FAILED if severity == "error" else Kind.SWEPT
     event = Event(sweeper, Severity(severity), "", kind=kind)
-    with _outbox() as connection:
+    with outbox(loaded) as connection:
         known, held = dead_letters.targets(connection), dead_letters.held(connection, event)
     routes = routing.Router(loaded.targets).route(event)
     rows = [_explained(route, known.get(route.target.name), held.get(route.target.name)) for route in routes]
@@ -164,14 +164,23 @@ def _explained(route: routing.Route, known: Mapping[str, Any] | None, held: date
         why = f"its sweepers are {', '.join(target.settings.sweepers)}"
     else:
         why = ""
-    if known and known["off_fingerprint"] == target.fingerprint:
-        probe = f", probed from {known['off_until']:%H:%M:%SZ} on" if known["off_until"] else ""
+    if known and known["muted_until"]:
+        because = f": {known['muted_reason']}" if known["muted_reason"] else ""
+        until = _utc(known["muted_until"], "%Y-%m-%d %H:%M:%SZ")
+        why = why or f"later: muted until {until} by {known['muted_by']}{because}"
+    elif known and known["off_fingerprint"] == target.fingerprint:
+        probe = f", probed from {_utc(known['off_until'])} on" if known["off_until"] else ""
         why = why or f"switched off ({known['off_reason']}) until its configuration changes{probe}; it waits"
     elif known and known["rests_until"] and known["rests_until"] > known["now"]:
-        why = why or f"later: left alone until {known['rests_until']:%H:%M:%SZ}"
+        why = why or f"later: left alone until {_utc(known['rests_until'])}"
     elif held:
-        why = why or f"later, if equal to one that was sent: those are held until {held:%H:%M:%SZ}"
+        why = why or f"later, if equal to one that was sent: those are held until {_utc(held)}"
     return {"sink": target.name, "gets it": "no" if route.filtered_by else "later" if why else "yes", "why": why}
+
+
+def _utc(moment: datetime, form: str = "%H:%M:%SZ") -> str:
+    """Return a time as text; PostgreSQL hands it out in the session's time zone."""
+    return moment.astimezone(UTC).strftime(form)
 
 
 def _first_variable(sink: routing.AnySink) -> str:
@@ -215,7 +224,7 @@ _COLUMNS = (
 @_JSON
 def log_command(as_sums: bool, as_json: bool, **filters: Any) -> None:
     """Show deliveries, newest first."""
-    with _outbox() as connection:
+    with outbox() as connection:
         if as_sums:
             _show(dead_letters.sums(connection), ("target", "state", "reason", "number"), as_json)
         else:
@@ -232,7 +241,7 @@ def dead() -> None:
 @_JSON
 def list_command(as_json: bool, **filters: Any) -> None:
     """List dead letters, newest first."""
-    with _outbox() as connection:
+    with outbox() as connection:
         _show(dead_letters.find(connection, DeliveryFilter(**filters, state="dead")), _COLUMNS, as_json)
 
 
@@ -240,7 +249,7 @@ def list_command(as_json: bool, **filters: Any) -> None:
 @click.argument("ids", type=click.IntRange(1, 2**63 - 1), nargs=-1, required=True)
 def show(ids: tuple[int, ...]) -> None:
     """Show all that is known of these deliveries, as JSON."""
-    with _outbox() as connection:
+    with outbox() as connection:
         rows = list(dead_letters.find(connection, DeliveryFilter(ids=ids, limit=len(ids))))
     _show(rows, (), as_json=True)
     if len(rows) < len(set(ids)):
@@ -256,12 +265,16 @@ def show(ids: tuple[int, ...]) -> None:
 def replay(ids: tuple[int, ...], everything: bool, rate: float, **filters: Any) -> None:
     """Deliver dead letters after all: under their old ids, one by one, at a rate."""
     _ids_or_all(ids, everything)
-    with _outbox() as connection:
+    with outbox() as connection:
         replayed = dead_letters.replay(connection, DeliveryFilter(ids=ids, **filters), per_second=rate)
         known = dead_letters.targets(connection)
     number = len(replayed)
     click.echo(f"{number} to be delivered again, over {max(0, number - 1) / rate:.0f}s")
     for name in sorted(set(replayed)):
+        if name in known and known[name]["muted_until"]:
+            until = _utc(known[name]["muted_until"], "%Y-%m-%d %H:%M:%SZ")
+            text = f"warning: {name} is muted: they wait until {until}, or `sb-worker notify unmute {name}`"
+            click.echo(text, err=True)
         if name in known and known[name]["off_fingerprint"] is not None:
             reason = known[name]["off_reason"]
             text = f"warning: {name} is switched off ({reason}): they wait until `sb-worker notify enable {name}`,"
@@ -275,7 +288,7 @@ def replay(ids: tuple[int, ...], everything: bool, rate: float, **filters: Any) 
 def purge(ids: tuple[int, ...], everything: bool, **filters: Any) -> None:
     """Close dead letters for good."""
     _ids_or_all(ids, everything)
-    with _outbox() as connection:
+    with outbox() as connection:
         click.echo(f"{dead_letters.purge(connection, DeliveryFilter(ids=ids, **filters))} closed")
 
 
@@ -284,7 +297,8 @@ def _ids_or_all(ids: tuple[int, ...], everything: bool) -> None:
         raise click.UsageError("give ids, or --all with options that choose")
 
 
-def _loaded() -> Any:
+def loaded_settings() -> Loaded:
+    """Return every setting; whatever is wrong with them ends the command."""
     configure_logging("error")
     try:
         return load(SWEEPERS, SINKS)
@@ -304,7 +318,8 @@ def _sinks() -> tuple[NotificationSettings, list[routing.Target]]:
     return loaded[0], targets
 
 
-def _refuse_sink(name: str | None, targets: Iterable[routing.Target]) -> NoReturn:
+def refuse_sink(name: str | None, targets: Iterable[routing.Target]) -> NoReturn:
+    """End the command because there is no such receiver, and say which there are or how to get one."""
     for sink in SINKS:
         if sink.name == name:
             click.echo(f"error: {name} is not configured; set {_first_variable(sink)}", err=True)
@@ -314,8 +329,9 @@ def _refuse_sink(name: str | None, targets: Iterable[routing.Target]) -> NoRetur
 
 
 @contextmanager
-def _outbox() -> Iterator[Connection[Any]]:
-    loaded = _loaded()
+def outbox(loaded: Loaded | None = None) -> Iterator[Connection[Any]]:
+    """Yield a connection to where the outbox is; a server that fails, or an old schema, ends the command."""
+    loaded = loaded or loaded_settings()
     try:
         with postgres.connect(loaded.database) as connection:
             if migrations.installed(connection) < migrations.VERSION:

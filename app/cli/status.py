@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.live import Live
 
 from actors import SWEEPERS
-from app.cli import overview_screen
-from app.cli.overview_json import as_json
+from app.cli.overview import screen
+from app.cli.overview.document import as_json
 from app.core.errors import BootError
 from app.core.logging import configure_logging
 from app.overview import reading
@@ -79,7 +79,7 @@ def _watch(console: Console, deployment: _Deployment, *, wide: bool) -> None:
     with suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             overview = deployment.read()
-            live.update(overview_screen.fitted(overview, *console.size, wide=wide), refresh=True)
+            live.update(screen.fitted(overview, *console.size, wide=wide), refresh=True)
             time.sleep(REFRESH_SECONDS)
     if overview is not None:
         _print(console, overview, wide=wide)
@@ -88,7 +88,7 @@ def _watch(console: Console, deployment: _Deployment, *, wide: bool) -> None:
 def _print(console: Console, overview: Overview, *, wide: bool) -> None:
     """Print all of it, with lines as long as they come if that was asked for."""
     console.width = max(console.width, _WIDE) if wide else console.width
-    console.print(overview_screen.whole(overview, console.width, wide=wide))
+    console.print(screen.whole(overview, console.width, wide=wide))
 
 
 class _Deployment:

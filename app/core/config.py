@@ -12,6 +12,7 @@ import os
 import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -206,6 +207,19 @@ def unknown(*groups: type[Settings]) -> list[str]:
         name for name in sorted(os.environ) if name.startswith(OWN_PREFIXES) and name.removesuffix(_FILE) not in known
     ]
     return [name + _hint(name, known) for name in strays]
+
+
+def names_of(group: type[Settings], field: str) -> tuple[str, ...]:
+    """Return the published names of a field's variable; none where a subclass is to give them."""
+    return _variable(group.model_fields[field]).names
+
+
+def rename(group: type[Settings], field: str, name: str) -> None:
+    """Publish a field that is declared once, for many groups, under a name of this group's own."""
+    info = copy(group.model_fields[field])
+    extra: Any = {"variable": _variable(info)._replace(names=(name,))}
+    info.json_schema_extra = extra
+    group.model_fields[field] = info
 
 
 def name_of(group: type[Settings], field: str) -> str:

@@ -6,7 +6,7 @@ WorkerError
 ├── SchemaError      our own tables are missing and may not be created
 ├── LeaseLost        the Redis lock of a running sweep is gone
 │   └── Fenced       and a newer run has begun
-├── NotDue           the tick is not to be run: superseded, from the future, or its table is missing
+├── NotDue           the tick is not to be run: superseded, paused, braked, or its table is missing
 ├── PartlyFailed     some of a run's targets failed, the others are done
 ├── SweepFailed      a run ended by an error; carries a class name and an SQLSTATE, never a text
 ├── AddressBlocked   a host has no address that may be dialled
@@ -76,6 +76,8 @@ class Reason(StrEnum):
 
     SUPERSEDED = "superseded"
     TABLE_MISSING = "table_missing"
+    PAUSED = "paused"
+    BRAKED = "braked"
 
 
 class NotDue(WorkerError):

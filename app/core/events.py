@@ -68,8 +68,14 @@ class Event:
 
 @dataclass(frozen=True)
 class Notification:
-    """An event on its way to a sink. `id` is the same on every attempt and in every sink; `time` is aware, UTC."""
+    """An event on its way to a sink. `id` is the same on every attempt and in every sink; `time` is aware, UTC.
+
+    `deployment` is the name of whose event it is, empty where nobody is to read it; `replays` is how often its delivery
+    was replayed by hand.
+    """
 
     id: str
     time: datetime
     event: Event
+    deployment: str = ""
+    replays: int = 0

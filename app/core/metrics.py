@@ -132,7 +132,7 @@ CLOCKS = ("scheduler", "redis", "worker")
 TARGETS_SKIPPED = Counter(
     "worker_discover_targets_skipped_total", "Discover targets whose agent is unknown or revoked.", ["task"]
 )
-HEARTBEATS = Counter("worker_heartbeat_total", "Signs of life that processes gave in PostgreSQL.", ["outcome"])
+SIGNS_OF_LIFE = Counter("worker_signs_of_life_total", "Signs of life that processes gave in PostgreSQL.", ["outcome"])
 BUILD_INFO = Gauge("worker_build_info", "1, with the version.", ["version"], multiprocess_mode="max")
 
 GITOPS_POLLS = Counter("worker_gitops_polls_total", "Polls of ArgoCD by how they ended.", ["outcome"])
@@ -178,6 +178,8 @@ NOTIFIED = Counter(
     ["sink", "state"],
 )
 
+HEARTBEATS = Counter("worker_heartbeat_total", "GETs to the dead man's switch outside, by how they ended.", ["outcome"])
+
 MESSAGES_MALFORMED = Counter(
     "worker_messages_malformed_total",
     "Messages that no actor could be called with, by what is wrong.",
@@ -210,6 +212,12 @@ def preset_polls(outcomes: Iterable[str]) -> None:
         GITOPS_POLLS.labels(outcome)
 
 
+def preset_heartbeat() -> None:
+    """Create both series of heartbeats with value zero, for the same reason as `preset`."""
+    for outcome in ("success", "failure"):
+        HEARTBEATS.labels(outcome)
+
+
 def preset_process() -> None:
     """Create every series that is about the process with value zero."""
     for reason in LOST:
@@ -217,7 +225,7 @@ def preset_process() -> None:
     for clock in CLOCKS:
         CLOCK_SKEW.labels(clock)
     for outcome in ("success", "failure"):
-        HEARTBEATS.labels(outcome)
+        SIGNS_OF_LIFE.labels(outcome)
 
 
 def preset_messages(queues: Iterable[str], faults: Iterable[str]) -> None:
@@ -230,7 +238,7 @@ def preset(task: str) -> None:
     """Create every series of a task with value zero, so that a rate is right from the first increment on."""
     for outcome in ("success", "failure", "skipped_lock"):
         RUNS.labels(task, outcome)
-    for reason in ("stale", "superseded", "lock_error"):
+    for reason in ("stale", "superseded", "lock_error", "paused", "braked"):
         TICKS_DROPPED.labels(task, reason)
     for metric in _PER_TASK:
         metric.labels(task)

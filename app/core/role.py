@@ -1,18 +1,64 @@
-"""What this process is, found out once: a worker's child that serves queues, a scheduler, or an operator's command."""
+"""What this process is, found out once: a worker's child that serves queues, a scheduler, or an operator's command.
+
+And which deployment it is a process of, as people call it.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import secrets
+import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator
+
+from app.core.config import Settings, variable
 
 #: The queues: sweepers' ticks, and deliveries to sinks.
 SWEEP_QUEUE, SINK_QUEUE = "sweeps", "sinks"
+
+#: Code points of a deployment's name, at most: as many as a label of a host name may have.
+MOST_NAME = 63
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+def _name(value: str) -> str:
+    if not _is_name(value):
+        raise ValueError(
+            f"not a name; accepted: 1 to {MOST_NAME} printable characters, none of them a blank at its ends"
+        )
+    return value
+
+
+def _is_name(text: str) -> bool:
+    return 1 <= len(text) <= MOST_NAME and text.isprintable() and text == text.strip()
+
+
+def usual_name(namespace: Path = _NAMESPACE) -> str:
+    """Return what a deployment is called that has no name: its Kubernetes namespace, else this host's name."""
+    found = [os.environ.get("POD_NAMESPACE", "")]
+    with suppress(OSError, UnicodeDecodeError):
+        found.append(namespace.read_text(encoding="utf-8").strip())
+    found.append(socket.gethostname()[:MOST_NAME].strip())
+    return next(filter(_is_name, found), "secrets-bridge-worker")
+
+
+class DeploymentSettings(Settings):
+    """What all processes share that work on one database. Others inherit it: it is one variable, read where needed."""
+
+    deployment: Annotated[str, AfterValidator(_name)] = variable(
+        "SB_WORKER_NAME",
+        default=usual_name(),
+        documented="the Kubernetes namespace (POD_NAMESPACE, or the service account's), else the host's name",
+        meaning="what this deployment is called in each message to people, such as prod-eu",
+    )
 
 
 class Kind(Enum):

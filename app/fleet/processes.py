@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind
-from app.fleet.heartbeat import GONE_AFTER
+from app.fleet.signs_of_life import GONE_AFTER
 from app.storage.postgres import only_row
 
 if TYPE_CHECKING:

@@ -46,7 +46,7 @@ _FAMILIES = (
     ("dead", "worker_notification_dead", f"Dead letters; {MOST_COUNTED} stands for more."),
     ("breaker", "worker_notification_breaker_state", "0 closed, 1 half open, 2 open."),
     ("off", "worker_notification_sink_off", "1 while a sink is switched off."),
-    ("muted", "worker_notification_sink_muted", "1 while a sink is muted by hand."),
+    ("muted", "worker_notification_sink_muted", "1 while a sink is muted by hand: what is for it waits."),
 )
 _AGE = "worker_notification_gauges_age_seconds"
 

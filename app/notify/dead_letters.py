@@ -34,6 +34,9 @@ class DeliveryFilter:
 # What an unfinished delivery waits for, in words, and until when.
 _WAITS: LiteralString = """
        CASE WHEN state <> 'pending' THEN ''
+            WHEN receiver.muted_until > now() THEN 'muted until '
+                || to_char(receiver.muted_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')
+                || ' by ' || receiver.muted_by || coalesce(': ' || nullif(receiver.muted_reason, ''), '')
             WHEN receiver.off_fingerprint IS NOT NULL THEN 'off (' || receiver.off_reason || '), probed from '
                 || to_char(coalesce(receiver.off_until, now()) AT TIME ZONE 'UTC', 'HH24:MI:SS"Z"')
             WHEN receiver.rests_until > now() THEN 'left alone until '
@@ -57,7 +60,7 @@ _FILTERED: LiteralString = """
 
 LIST: LiteralString = (
     """
-SELECT delivery.id, target, state, reason, code, attempts, created_at, queued_at, due_at, finished_at, digest,
+SELECT delivery.id, target, state, reason, code, attempts, replays, created_at, queued_at, due_at, finished_at, digest,
        event_id::text AS event, component, severity, title, detail, metadata,
 """
     + _WAITS
@@ -80,7 +83,8 @@ REPLAY: LiteralString = (
     """
 UPDATE secrets_bridge_worker.notification_delivery AS dead_letter
    SET state = 'pending', reason = '', code = '', finished_at = NULL, queued_at = now() + chosen.turn * %(spacing)s,
-       attempts = greatest(attempts, 1), due_at = now() + chosen.turn * %(spacing)s
+       attempts = greatest(attempts, 1), replays = replays + 1,
+       due_at = now() + chosen.turn * %(spacing)s
   FROM (SELECT delivery.id, row_number() OVER (ORDER BY delivery.id) - 1 AS turn
 """
     + _FILTERED
@@ -107,7 +111,7 @@ SELECT target, state, reason, count(*) AS number FROM secrets_bridge_worker.noti
 
 TARGETS: LiteralString = """
 SELECT name, failures >= %(breaker_failures)s AS broken, rests_until, off_fingerprint, off_reason, off_at, off_until,
-       now() AS now
+       CASE WHEN muted_until > now() THEN muted_until END AS muted_until, muted_by, muted_reason, now() AS now
   FROM secrets_bridge_worker.notification_target
 """
 

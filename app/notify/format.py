@@ -7,17 +7,24 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from app.core.events import Event, Kind, Notification
+from app.core.events import Kind, Notification
 
 #: Tallies of a digest that are listed at most; the rest is counted.
 MOST_LINES = 20
 
 
-def headline(event: Event) -> str:
-    """Return one line: severity, what happened, to how many."""
-    mark = "[test] " if event.kind is Kind.TEST else ""
+def headline(notification: Notification) -> str:
+    """Return one line: severity, where, what happened, to how many."""
+    event = notification.event
+    where = f"{notification.deployment}: " if notification.deployment else ""
     numbers = event.metadata if len(event.tallies) <= 1 else {}  # those of several tallies are in the body
-    return f"{mark}[{event.severity}] {event.title}{in_brackets(numbers)}"
+    return f"{marks(notification)}[{event.severity}] {where}{event.title}{in_brackets(numbers)}"
+
+
+def marks(notification: Notification) -> str:
+    """Return what a line for people begins with when it is not news: a test, or a replay."""
+    test = "[test] " if notification.event.kind is Kind.TEST else ""
+    return f"{test}[replayed] " if notification.replays else test
 
 
 def counts(metadata: Mapping[str, int]) -> str:
@@ -28,6 +35,8 @@ def counts(metadata: Mapping[str, int]) -> str:
 def body_lines(notification: Notification) -> Iterator[str]:
     """Yield the lines below the title: the detail, and the tallies of a digest or else the numbers."""
     event = notification.event
+    if notification.replays:
+        yield f"replayed by hand; first told at {timestamp(notification.time)}"
     if event.detail:
         yield event.detail
     for tally in event.tallies[:MOST_LINES]:

@@ -1,6 +1,7 @@
 """What a receiver is sent next: a batch of deliveries, many in one digest, or nothing yet. No SQL, no clock of its own.
 
-resting, probed by another, off       nothing
+resting, probed by another, off,      nothing
+or muted
 probing                               one that was attempted before, else a digest of all
 attempted before                      each by itself, side by side: an attempt may have arrived although we think it
                                       failed, so its id must not change
@@ -63,7 +64,8 @@ class Health(NamedTuple):
     """What is known of a receiver; times aware.
 
     `failures` in a row, `trips` of the breaker in a row, `catch_up` after an outage: what has piled up is one digest.
-    `off_until` is when it is probed although it is switched off; None when it is not.
+    `off_until` is when it is probed although it is switched off; None when it is not. `muted_until` is the end of the
+    newest mute by hand, past or to come.
     """
 
     failures: int
@@ -73,6 +75,7 @@ class Health(NamedTuple):
     catch_up: bool
     paced_until: datetime
     off_until: datetime | None = None
+    muted_until: datetime | None = None
 
     @property
     def broken(self) -> bool:
@@ -83,11 +86,19 @@ class Health(NamedTuple):
         """Return whether it is left alone until a later time."""
         return self.rests_until is not None and now < self.rests_until
 
+    def muted(self, now: datetime) -> bool:
+        """Return whether somebody wants nothing sent there until a later time."""
+        return self.muted_until is not None and now < self.muted_until
+
+    def age(self, queued_at: datetime, now: datetime) -> timedelta:
+        """Return how long a delivery has been due: time before the end of a mute does not count against it."""
+        return now - max(queued_at, self.muted_until or queued_at)
+
     def closed_to_all(self, now: datetime) -> bool:
-        """Return whether nothing may be sent now: it rests, it is off, or another process probes it."""
+        """Return whether nothing may be sent now: it rests, it is off, muted, or another process probes it."""
         probed = self.broken and self.probe_until is not None and now < self.probe_until
         off = self.off_until is not None and now < self.off_until
-        return self.resting(now) or probed or off
+        return self.resting(now) or probed or off or self.muted(now)
 
 
 class Waiting(NamedTuple):

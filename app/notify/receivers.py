@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("notification")
 
+#: A mute that begins further ahead of the clock than this was made while the clock was ahead.
+MUTE_AHEAD = timedelta(minutes=1)
+
 ADD = """
 INSERT INTO secrets_bridge_worker.notification_target AS target (name) VALUES (%(name)s)
     ON CONFLICT (name) DO NOTHING
@@ -31,7 +34,8 @@ INSERT INTO secrets_bridge_worker.notification_target AS target (name) VALUES (%
 # Columns are named: with a star, one that a newer release adds would break the statement where it is prepared.
 LOCK = """
 SELECT failures, trips, rests_until, probe_until, catch_up, paced_until, off_fingerprint, off_reason,
-       CASE WHEN off_fingerprint IS NOT NULL THEN coalesce(off_until, off_at) END AS off_until, now() AS now
+       CASE WHEN off_fingerprint IS NOT NULL THEN coalesce(off_until, off_at) END AS off_until,
+       muted_at, muted_until, now() AS now
   FROM secrets_bridge_worker.notification_target WHERE name = %(name)s FOR UPDATE
 """
 PUT_RIGHT = """
@@ -39,6 +43,13 @@ UPDATE secrets_bridge_worker.notification_target
    SET rests_until = %(rests_until)s, probe_until = %(probe_until)s, paced_until = %(paced_until)s,
        off_until = %(off_until)s
  WHERE name = %(name)s
+"""
+# A mute that was made while the clock was ahead lasts as long as it was to last.
+PUT_MUTE_RIGHT = """
+UPDATE secrets_bridge_worker.notification_target
+   SET muted_at = now(), muted_until = now() + (muted_until - muted_at)
+ WHERE name = %(name)s
+RETURNING muted_until
 """
 
 WINDOWS = """
@@ -148,6 +159,9 @@ def lock(cursor: Cursor[dict[str, Any]], name: str, policy: Policy, settings: No
         row = only_row(cursor.execute(LOCK, {"name": name}))
     now = row["now"]
     row |= _put_right(cursor, name, row, _farthest(now, policy, settings))
+    if row["muted_at"] is not None and (ahead := row["muted_at"] - now) > MUTE_AHEAD:
+        row |= only_row(cursor.execute(PUT_MUTE_RIGHT, {"name": name}))
+        tell_ahead(name, ["muted_until"], ahead)
     health = Health(
         row["failures"],
         row["trips"],
@@ -156,6 +170,7 @@ def lock(cursor: Cursor[dict[str, Any]], name: str, policy: Policy, settings: No
         row["catch_up"],
         row["paced_until"],
         row["off_until"],
+        row["muted_until"],
     )
     return Receiver(health, now, row["off_fingerprint"] or "")
 

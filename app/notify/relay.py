@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from app.notify.policy import MOST_AT_ONCE
+from app.notify.receivers import MUTE_AHEAD
 from app.storage.postgres import only_row
 from app.storage.transaction import bounded
 
@@ -26,7 +27,7 @@ MOST_PRUNED = 2_000
 #: How long a message may take before it counts as lost. The second of two messages finds nothing to do.
 REDELIVER_AFTER = timedelta(seconds=10)
 
-# Nothing is triggered for a receiver that rests or is switched off; the first trigger after its rest is the probe, and
+# Nothing is triggered for a receiver that rests, is muted or is off; the first trigger after its rest is the probe, and
 # one at a time are those of a receiver that is off. A time that is further ahead than it can be counts as over: the
 # claim puts it right. The recursion goes from receiver to receiver and the lateral join reads the open deliveries of
 # each, both by one index. What was triggered a moment ago is left out, or a backlog would fill the queue with messages
@@ -58,6 +59,7 @@ SELECT due.id
                    WHEN target.off_fingerprint IS NOT NULL THEN 1 ELSE %(foreign)s END
           FOR UPDATE SKIP LOCKED) AS due
  WHERE (target.rests_until IS NULL OR target.rests_until NOT BETWEEN now() AND now() + %(farthest)s)
+   AND (target.muted_until IS NULL OR target.muted_until <= now() OR target.muted_at > now() + %(mute_ahead)s)
    AND (target.off_fingerprint IS NULL OR target.off_fingerprint <> configured.fingerprint
         OR coalesce(target.off_until, now()) NOT BETWEEN now() AND now() + %(farthest)s))
 RETURNING id, target
@@ -77,14 +79,18 @@ UPDATE secrets_bridge_worker.notification_delivery AS delivery
 RETURNING target, ahead
 """
 
+# What waited for a mute to end is as old as that end is long ago.
 GIVE_UP = """
 UPDATE secrets_bridge_worker.notification_delivery
    SET state = 'dead', reason = 'gave_up', finished_at = clock_timestamp(), lease_until = NULL
- WHERE id = ANY (ARRAY(SELECT id FROM secrets_bridge_worker.notification_delivery
+ WHERE id = ANY (ARRAY(SELECT delivery.id FROM secrets_bridge_worker.notification_delivery AS delivery
+                         LEFT JOIN secrets_bridge_worker.notification_target AS receiver
+                                ON receiver.name = delivery.target
                         WHERE state IN ('pending', 'sending') AND (state = 'pending' OR lease_until <= now())
                           AND queued_at <= now() - %(age)s
+                          AND (receiver.muted_until IS NULL OR receiver.muted_until <= now() - %(age)s)
                         ORDER BY queued_at LIMIT 5000
-                          FOR UPDATE SKIP LOCKED))
+                          FOR UPDATE OF delivery SKIP LOCKED))
 RETURNING target
 """
 
@@ -121,7 +127,9 @@ def due(connection: Connection[Any], targets: Sequence[tuple[str, str]], farthes
     names, fingerprints = [name for name, _ in targets], [fingerprint for _, fingerprint in targets]
     query = {"targets": names, "fingerprints": fingerprints, "most": MOST_TRIGGERS, "foreign": MOST_FOREIGN}
     with bounded(connection) as cursor:
-        cursor.execute(DUE, {**query, "redeliver_after": REDELIVER_AFTER, "farthest": farthest})
+        cursor.execute(
+            DUE, {**query, "redeliver_after": REDELIVER_AFTER, "farthest": farthest, "mute_ahead": MUTE_AHEAD}
+        )
         found: dict[str, list[int]] = {}
         for row in cursor:
             found.setdefault(row["target"], []).append(row["id"])

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from app.core.config import name_of
+from app.core.config import Settings, name_of
 from app.core.events import Event
 from app.notify.egress import NEVER, OPEN, EgressPolicy
 from app.notify.settings import NotificationSettings
@@ -74,17 +74,27 @@ def targets(sinks: Sequence[AnySink], settings: Sequence[SinkSettings]) -> list[
 
 def problems(common: NotificationSettings, targets: Iterable[Target], sweepers: Iterable[str]) -> Iterator[str]:
     """Yield what is wrong across settings: addresses that are never dialled, sweepers that do not exist."""
-    egress = EgressPolicy(common.allowed_networks)
     known = set(sweepers)
     for settings in {id(target.settings): target.settings for target in targets}.values():
-        for name, place in settings.destinations.items():
-            refusal = (OPEN if place.private else egress).foreseen(place.host, cleartext=place.cleartext)
-            if refusal:
-                yield f"{name}: {_NEVER if refusal == NEVER else _closed(place)}"
-        for name in settings.sweepers:
-            if name.removeprefix("-") not in known:
-                variable, accepted = name_of(type(settings), "sweepers"), ", ".join(sorted(known))
-                yield f"{variable}: no sweeper is called {name.removeprefix('-')}; accepted: {accepted}"
+        yield from closed_places(common, settings.destinations)
+        yield from unknown_sweepers(type(settings), settings.sweepers, known)
+
+
+def closed_places(common: NotificationSettings, places: Mapping[str, Destination]) -> Iterator[str]:
+    """Yield which of these places, by their variables, are never dialled, as far as that shows without a look-up."""
+    egress = EgressPolicy(common.allowed_networks)
+    for name, place in places.items():
+        refusal = (OPEN if place.private else egress).foreseen(place.host, cleartext=place.cleartext)
+        if refusal:
+            yield f"{name}: {_NEVER if refusal == NEVER else _closed(place)}"
+
+
+def unknown_sweepers(group: type[Settings], names: Iterable[str], known: Collection[str]) -> Iterator[str]:
+    """Yield which names in the variable `sweepers` of a group of settings are of no sweeper."""
+    for name in names:
+        if name.removeprefix("-") not in known:
+            variable, accepted = name_of(group, "sweepers"), ", ".join(sorted(known))
+            yield f"{variable}: no sweeper is called {name.removeprefix('-')}; accepted: {accepted}"
 
 
 _NEVER = (

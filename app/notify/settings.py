@@ -9,8 +9,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
-from app.core.config import Settings, variable
+from app.core.config import variable
 from app.core.egress import IPNetwork
+from app.core.role import DeploymentSettings
 from app.core.values import Cadence, Duration, HostPort, PositiveDuration, PositiveInt, WholeNumber
 
 
@@ -29,7 +30,7 @@ def _readable(value: str | None) -> str | None:
     return value
 
 
-class NotificationSettings(Settings):
+class NotificationSettings(DeploymentSettings):
     """How notifications are delivered, whatever the sink."""
 
     local_address: HostPort = variable(
@@ -44,6 +45,16 @@ class NotificationSettings(Settings):
         "SB_NOTIFICATION_GIVE_UP",
         default="24h",
         meaning="age at which an undelivered notification becomes a dead letter",
+    )
+    failures_before: PositiveInt = variable(
+        "SB_NOTIFICATION_FAILURES_BEFORE",
+        default="1",
+        meaning="attempts of a sweeper that fail in a row before it is told; what was not told has no recovery told",
+    )
+    remind_after: Duration = variable(
+        "SB_NOTIFICATION_REMIND_AFTER",
+        default="24h",
+        meaning="a sweeper that fails for so long is told again, and so on; 0s: never",
     )
     allowed_networks: Annotated[tuple[IPNetwork, ...], BeforeValidator(_networks)] = variable(
         "SB_NOTIFICATION_ALLOWED_NETWORKS",

@@ -214,6 +214,10 @@ class Transport(Protocol):
         """
         ...
 
+    async def get(self, url: SecretStr) -> Answer:
+        """GET once, as `post` does."""
+        ...
+
     async def mail(self, server: MailServer, message: EmailMessage, recipient: str) -> None:
         """Hand one message for one recipient to an SMTP server. Raises SinkUnavailable or SinkRejected."""
         ...

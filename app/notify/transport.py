@@ -107,9 +107,18 @@ class NetworkTransport:
 
     async def post(self, url: SecretStr, body: bytes, headers: Mapping[str, str], *, private: bool = False) -> Answer:
         """POST once and return the answer; of its body what comes in time, at most MOST_BODY."""
+        return await self._exchange("POST", url, body, headers, private=private)
+
+    async def get(self, url: SecretStr) -> Answer:
+        """GET once and return the answer, as `post` does."""
+        return await self._exchange("GET", url, None, {}, private=False)
+
+    async def _exchange(
+        self, method: str, url: SecretStr, body: bytes | None, headers: Mapping[str, str], *, private: bool
+    ) -> Answer:
         client = self._clients[private]
         try:
-            request = client.build_request("POST", url.get_secret_value(), content=body, headers=dict(headers))
+            request = client.build_request(method, url.get_secret_value(), content=body, headers=dict(headers))
             response = await client.send(request)
             try:
                 content = await http.read(response, MOST_BODY, patience=_BODY_PATIENCE)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import redis
 
 from app.fleet import processes
-from app.fleet.heartbeat import KEPT
+from app.fleet.signs_of_life import KEPT
 from app.overview import verdict
 from app.overview.model import Blocker, Overview, ServerView, SinkView, SweeperView
 from app.overview.sources import backlogs, blockers, locks, obstacles, receivers, servers, standings

@@ -19,7 +19,7 @@ import structlog
 from psycopg_pool import PoolTimeout
 
 from app.fleet import processes
-from app.fleet.heartbeat import GONE_AFTER
+from app.fleet.signs_of_life import GONE_AFTER
 from app.overview.model import State
 from app.overview.problems import fleet
 from app.overview.sources import backlogs, blockers, locks, obstacles, standings

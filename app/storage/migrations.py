@@ -223,11 +223,21 @@ COMMENT ON COLUMN secrets_bridge_worker.sweep_state.server IS
     'system identifier and timeline of the PostgreSQL that it last ran on; a restored backup has others';
 
 ALTER TABLE secrets_bridge_worker.notification_target
+    ADD COLUMN muted_at     timestamptz,
     ADD COLUMN muted_until  timestamptz,
     ADD COLUMN muted_by     text,
     ADD COLUMN muted_reason text;
+COMMENT ON COLUMN secrets_bridge_worker.notification_target.muted_until IS
+    'until when nothing is sent; stays when it is over: from then on the age of what waited counts';
 ALTER TABLE secrets_bridge_worker.notification_delivery ADD COLUMN replays integer NOT NULL DEFAULT 0;
 COMMENT ON COLUMN secrets_bridge_worker.notification_delivery.replays IS 'how often it was replayed by hand';
+
+CREATE TABLE secrets_bridge_worker.heartbeat (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    run_at   timestamptz NOT NULL
+);
+COMMENT ON TABLE secrets_bridge_worker.heartbeat IS
+    'when the newest good run ended that the dead man''s switch outside was told of';
 """,
 )
 VERSION = len(_VERSIONS)

@@ -76,7 +76,8 @@ class SweepActor:
             return lock.NOT_DONE
         metrics.TICKS_DROPPED.labels(name, reason.value).inc()
         metrics.RUNS.labels(name, "skipped_lock").inc()
-        metrics.LOCK_SKIPPED.labels(name).inc()
+        if reason is Reason.SUPERSEDED:
+            metrics.LOCK_SKIPPED.labels(name).inc()
         return lock.DONE  # so that no other replica asks PostgreSQL
 
     def _rest(self, *, missing: bool) -> None:

@@ -18,10 +18,14 @@ from app.core.errors import Failure, Fenced, NotDue, Reason
 from app.storage.postgres import only_row
 from app.sweeping import clocks
 from app.sweeping.scans.tables import PAGES_OF_SWEPT
-from app.sweeping.schedule import Slot, microseconds, moment
+from app.sweeping.schedule import Slot, microseconds, moment, slot_at
+from app.sweeping.steering import pauses
+from app.sweeping.streak import Counted, Streak, Telling, count_failure
 
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
+
+    from app.sweeping.steering.order import Order
 
 # All limits are shorter than the lease: a statement, a wait or a pause that outlives the lock must end first. They come
 # before all else: even to ask how large a table is waits for who has locked it. Tables are gone through by their pages
@@ -58,29 +62,42 @@ DURABLE = "SET LOCAL synchronous_commit TO DEFAULT"
 # further ahead stands for the newest slot that is due, as an old one does. It may be claimed when it is the newest one,
 # or when it was claimed and never finished: whoever claimed it has lost the lock that we hold. A newest slot that lies
 # further ahead than a slot may comes from a database whose clock was wrong for a while, and does not count.
-CLAIM = """
-WITH clock AS (
-    SELECT date_bin(%(interval)s, now(), 'epoch') AS current, %(tick)s::timestamptz AS tick
-), due AS (
-    SELECT CASE WHEN tick > current AND tick - now() <= %(interval)s / 2 THEN tick ELSE current END AS slot FROM clock
-), before AS (
+#
+# A run by hand has a slot of its own: this moment, or the next one after a slot that was claimed a little early. So it
+# comes after all that was claimed, and the tick of the slot that it lies in finds its work done. What it leaves behind
+# when it fails is the slot before, whichever that was.
+CLAIM = f"""
+WITH before AS (
     SELECT last_slot FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s
+), clock AS (
+    SELECT date_bin(%(interval)s, now(), 'epoch') AS current, %(tick)s::timestamptz AS tick,
+           CASE WHEN (SELECT last_slot FROM before) BETWEEN now() AND now() + %(interval)s
+                THEN (SELECT last_slot FROM before) + interval '1 microsecond' ELSE now() END AS by_hand
+), due AS (
+    SELECT CASE WHEN %(by_hand)s THEN by_hand
+                WHEN tick > current AND tick - now() <= %(interval)s / 2 THEN tick ELSE current END AS slot FROM clock
+), paused AS (
+    SELECT NOT %(despite_pause)s AND EXISTS (
+           SELECT FROM secrets_bridge_worker.sweeper_pause WHERE name = %(name)s AND {pauses.HOLDS}) AS paused
 ), claimed AS (
     INSERT INTO secrets_bridge_worker.sweep_state AS state (name, last_slot, previous_slot, token)
-    SELECT %(name)s, slot, 'epoch', 1 FROM due
+    SELECT %(name)s, slot, 'epoch', 1 FROM due, paused WHERE NOT paused
         ON CONFLICT (name) DO UPDATE
        SET last_slot = excluded.last_slot,
            previous_slot = CASE WHEN state.last_slot = excluded.last_slot THEN state.previous_slot
+                                WHEN %(by_hand)s AND state.last_slot < excluded.last_slot THEN state.last_slot
                                 ELSE least(state.last_slot, excluded.last_slot - %(interval)s) END,
            token = state.token + 1
-     WHERE (state.last_slot <= excluded.last_slot OR state.last_slot > now() + %(interval)s)
+     WHERE (state.last_slot < excluded.last_slot OR state.last_slot > now() + %(interval)s
+            OR state.last_slot = excluded.last_slot AND NOT %(by_hand)s)
        AND NOT EXISTS (SELECT FROM secrets_bridge_worker.sweep_run
                         WHERE name = %(name)s AND slot = excluded.last_slot AND outcome = 'success')
- RETURNING token, previous_slot, position, failures, rows_failed, pass_rows_failed, batch_rows
+ RETURNING token, previous_slot, position, failures, failing_since, reported_at, rows_failed, pass_rows_failed,
+           batch_rows, braked_for IS NOT NULL AS braked
 )
-SELECT due.slot, before.last_slot, claimed.*
-  FROM due LEFT JOIN before ON true LEFT JOIN claimed ON true
-"""
+SELECT paused.paused, due.slot, before.last_slot, claimed.*
+  FROM paused CROSS JOIN due LEFT JOIN before ON true LEFT JOIN claimed ON true
+"""  # noqa: S608 - all its parts are literals
 
 # Slots that a clock ahead has run are to be run when their time has come.
 FORGET = """
@@ -95,8 +112,10 @@ UPDATE secrets_bridge_worker.sweep_state AS state
  WHERE name = %(name)s AND last_slot > now() + %(interval)s
 """
 
+# A failure of the run before may be counted while this one is under way, but not while the row is held.
 FENCE = """
-SELECT FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s AND token = %(token)s FOR SHARE
+SELECT failures, failing_since, reported_at FROM secrets_bridge_worker.sweep_state
+ WHERE name = %(name)s AND token = %(token)s FOR SHARE
 """
 
 # Whoever left a row open is fenced off by our claim; what it had committed is reported by us.
@@ -108,8 +127,9 @@ RETURNING changed, counts, cutoff
 """
 
 OPEN = """
-INSERT INTO secrets_bridge_worker.sweep_run (name, slot, covered, token, worker, started_at, cutoff, outcome)
-VALUES (%(name)s, %(slot)s, %(covered)s, %(token)s, %(worker)s, now(), %(cutoff)s, 'running')
+INSERT INTO secrets_bridge_worker.sweep_run
+       (name, slot, covered, token, worker, requested_by, started_at, cutoff, outcome)
+VALUES (%(name)s, %(slot)s, %(covered)s, %(token)s, %(worker)s, %(requested_by)s, now(), %(cutoff)s, 'running')
     ON CONFLICT (name, slot) WHERE outcome IN ('running', 'success') DO NOTHING
 RETURNING id
 """
@@ -128,7 +148,7 @@ WITH finished AS (
      WHERE id = %(run)s
 )
 UPDATE secrets_bridge_worker.sweep_state
-   SET position = %(position)s, failures = 0, rows_failed = %(rows_failed)s,
+   SET position = %(position)s, failures = 0, failing_since = NULL, reported_at = NULL, rows_failed = %(rows_failed)s,
        pass_rows_failed = %(pass_rows_failed)s, batch_rows = %(batch_rows)s
  WHERE name = %(name)s AND token = %(token)s
    AND (position, failures, rows_failed, pass_rows_failed, batch_rows)
@@ -141,6 +161,10 @@ UPDATE secrets_bridge_worker.sweep_state SET position = %(position)s WHERE name 
 """
 
 PRUNE = """
+WITH pauses AS (
+    DELETE FROM secrets_bridge_worker.sweeper_pause
+     WHERE name = %(name)s AND coalesce(resumed_at, until) < now() - %(retention)s
+)
 DELETE FROM secrets_bridge_worker.sweep_run
  WHERE id = ANY (ARRAY(SELECT id FROM secrets_bridge_worker.sweep_run
                         WHERE name = %(name)s AND outcome <> 'running' AND started_at < now() - %(retention)s
@@ -152,15 +176,6 @@ DELETE FROM secrets_bridge_worker.sweep_run
 GIVE_BACK = """
 UPDATE secrets_bridge_worker.sweep_state SET last_slot = previous_slot
  WHERE name = %(name)s AND token = %(token)s
-"""
-
-# The streak of failures is counted in the transaction that stores their events. So the first failure that can be stored
-# is the one that is reported, and whatever was reported has an end.
-COUNT_FAILURE = """
-INSERT INTO secrets_bridge_worker.sweep_state AS state (name, last_slot, previous_slot, token, failures)
-VALUES (%(name)s, 'epoch', 'epoch', 0, 1)
-    ON CONFLICT (name) DO UPDATE SET failures = state.failures + 1
-RETURNING failures
 """
 
 # A run that its successor has closed as interrupted, before it could write that it failed, has failed all the same. Its
@@ -178,8 +193,9 @@ RETURNING (SELECT outcome FROM before) AS outcome
 
 RECORD_FAILED = """
 INSERT INTO secrets_bridge_worker.sweep_run
-       (name, slot, worker, started_at, finished_at, outcome, error_class, sqlstate)
-VALUES (%(name)s, %(slot)s, %(worker)s, %(started_at)s, clock_timestamp(), 'failure', %(error)s, %(sqlstate)s)
+       (name, slot, worker, requested_by, started_at, finished_at, outcome, error_class, sqlstate)
+VALUES (%(name)s, %(slot)s, %(worker)s, %(requested_by)s, %(started_at)s, clock_timestamp(), 'failure', %(error)s,
+        %(sqlstate)s)
 """
 
 
@@ -252,12 +268,14 @@ class Claim(NamedTuple):
     #: Where the run before it stopped for lack of time.
     position: int
     #: Failed attempts since the last success.
-    failures: int
+    streak: Streak
     #: Rows that could not be swept in the last pass through the table, and so far in the one under way.
     rows_failed: int
     pass_rows_failed: int
     #: Rows a batch, where a run before found the usual number too slow.
     batch_rows: int | None
+    #: Whether a brake has held the runs before it.
+    braked: bool = False
 
 
 class Claimed(NamedTuple):
@@ -310,17 +328,26 @@ def begun(cursor: Cursor[dict[str, Any]]) -> Begun:
     return Begun(row["now"], row["pages"] or 0, row["partitions"] or 1, row["rows_per_page"] or 0.0)
 
 
-def claim(connection: Connection[Any], name: str, tick: Slot | None, interval: timedelta) -> Cursor[dict[str, Any]]:
-    """Take the newest due slot, or the tick's."""
-    return _send(connection, CLAIM, name=name, tick=None if tick is None else moment(tick), interval=interval)
+def claim(
+    connection: Connection[Any], name: str, tick: Slot | None, interval: timedelta, order: Order | None = None
+) -> Cursor[dict[str, Any]]:
+    """Take the newest due slot, or the tick's, or one for a run by hand."""
+    hand = {"by_hand": order is not None, "despite_pause": order is not None and order.despite_pause}
+    return _send(connection, CLAIM, name=name, tick=None if tick is None else moment(tick), interval=interval, **hand)
 
 
 def claimed(
     cursor: Cursor[dict[str, Any]], name: str, now: datetime, tick: Slot | None, interval: timedelta
 ) -> Claim | None:
-    """Read the answer to `claim`; None, with something to commit, when the slot or a newer one was claimed."""
+    """Read the answer to `claim`; None, with something to commit, when the slot or a newer one was claimed.
+
+    Raises NotDue while the sweeper is paused.
+    """
     row = only_row(cursor)
     slot, last, previous, token = row.pop("slot"), row.pop("last_slot"), row.pop("previous_slot"), row.pop("token")
+    if row.pop("paused"):
+        raise NotDue(Reason.PAUSED)
+    streak = Streak(row.pop("failures"), row.pop("failing_since"), row.pop("reported_at"))
     if tick is not None and moment(tick) > slot:
         clocks.report("redis", moment(tick) - now, interval / 2, name)
     if last is not None and last > now + interval:
@@ -330,17 +357,30 @@ def claimed(
         cursor.connection.execute(FORGET, words)
     if token is None:
         return None
-    # The very first claim follows "the epoch", which is not a slot that anybody missed.
-    covered = max(0, (slot - previous) // interval - 1) if previous != moment(0) else 0
-    return Claim(microseconds(slot), token, covered, **row)
+    return Claim(microseconds(slot), token, _covered(slot, previous, interval), streak=streak, **row)
 
 
-def open_run(connection: Connection[Any], name: str, claim: Claim, *, worker: str, cutoff: datetime) -> Answers:
+def _covered(slot: datetime, previous: datetime, interval: timedelta) -> int:
+    """Return how many slots of the cadence lie between those in which two runs begin."""
+    if previous == moment(0):  # the very first claim follows "the epoch", which is not a slot that anybody missed
+        return 0
+    ours, theirs = (moment(slot_at(microseconds(time), interval)) for time in (slot, previous))
+    return max(0, (ours - theirs) // interval - 1)
+
+
+def open_run(  # noqa: PLR0913 - what a row begins with
+    connection: Connection[Any],
+    name: str,
+    claim: Claim,
+    *,
+    worker: str,
+    cutoff: datetime,
+    requested_by: str | None = None,
+) -> Answers:
     """Close what runs before have left open, and open the claim's row."""
     row = {"name": name, "slot": moment(claim.slot), "covered": claim.covered, "token": claim.token}
-    return Answers(
-        _send(connection, INTERRUPT, name=name), _send(connection, OPEN, **row, worker=worker, cutoff=cutoff)
-    )
+    who = {"worker": worker, "requested_by": requested_by}
+    return Answers(_send(connection, INTERRUPT, name=name), _send(connection, OPEN, **row, **who, cutoff=cutoff))
 
 
 def opened(answers: Answers, name: str, claim: Claim, *, began: datetime, cutoff: datetime) -> Claimed:
@@ -358,10 +398,12 @@ def fence(connection: Connection[Any], claimed: Claimed) -> Cursor[dict[str, Any
     return _send(connection, FENCE, name=claimed.name, token=claimed.claim.token)
 
 
-def fenced(cursor: Cursor[dict[str, Any]]) -> None:
-    """Read the answer to `fence`. Raises Fenced when a newer run has moved it."""
-    if cursor.fetchone() is None:
+def fenced(cursor: Cursor[dict[str, Any]]) -> Streak:
+    """Read the answer to `fence`: the sweeper's streak of failures. Raises Fenced when a newer run has moved it."""
+    row = cursor.fetchone()
+    if row is None:
         raise Fenced
+    return Streak.of(row)
 
 
 def count(cursor: Cursor[dict[str, Any]], claimed: Claimed, progress: Progress) -> None:
@@ -388,29 +430,33 @@ def prune(cursor: Cursor[dict[str, Any]], name: str, retention: timedelta) -> No
     cursor.execute(PRUNE, {"name": name, "retention": retention})
 
 
-def fail(cursor: Cursor[dict[str, Any]], claimed: Claimed, failure: Failure) -> tuple[int, bool]:
+def fail(
+    cursor: Cursor[dict[str, Any]], claimed: Claimed, failure: Failure, telling: Telling
+) -> tuple[Counted | None, bool]:
     """Close the run as failed, give its slot back and count the failure.
 
-    Return how many failures there were in a row, 0 when it is none: its last commit was done although the answer was
-    lost, or the sweep has succeeded since. And whether a newer run has reported already what this one had changed.
+    Return the streak, None when it is no failure: its last commit was done although the answer was lost, or the sweep
+    has succeeded since. And whether a newer run has reported already what this one had changed.
     """
     closed = {"run": claimed.run, "name": claimed.name, **failure._asdict()}
     row = cursor.execute(CLOSE_FAILED, closed).fetchone()
     if row is None:
-        return 0, True
+        return None, True
     cursor.execute(GIVE_BACK, {"name": claimed.name, "token": claimed.claim.token})
-    return _count_failure(cursor, claimed.name), row["outcome"] == "interrupted"
+    return count_failure(cursor, claimed.name, telling), row["outcome"] == "interrupted"
 
 
-def record_failed(  # noqa: PLR0913 - the same
-    cursor: Cursor[dict[str, Any]], name: str, slot: Slot, *, started_at: datetime, worker: str, failure: Failure
-) -> int:
-    """Write down an attempt that failed before its claim was committed; return how many failed in a row."""
-    attempt = {"name": name, "slot": moment(slot), "started_at": started_at, "worker": worker}
-    cursor.execute(RECORD_FAILED, {**attempt, **failure._asdict()})
-    return _count_failure(cursor, name)
+def record_failed(  # noqa: PLR0913, PLR0917 - what a row of a failure has
+    cursor: Cursor[dict[str, Any]],
+    name: str,
+    slot: Slot,
+    attempt: Mapping[str, object],
+    failure: Failure,
+    telling: Telling,
+) -> Counted:
+    """Write down an attempt that failed before its claim was committed; return the streak that it belongs to.
 
-
-def _count_failure(cursor: Cursor[dict[str, Any]], name: str) -> int:
-    failures: int = only_row(cursor.execute(COUNT_FAILURE, {"name": name}))["failures"]
-    return failures
+    `attempt` has its `started_at`, its `worker` and by whom it was `requested_by`.
+    """
+    cursor.execute(RECORD_FAILED, {"name": name, "slot": moment(slot), **attempt, **failure._asdict()})
+    return count_failure(cursor, name, telling)

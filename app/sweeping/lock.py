@@ -36,6 +36,8 @@ from app.sweeping.target_locks import RedisTargetLocks
 if TYPE_CHECKING:
     from psycopg import Connection
 
+    from app.sweeping.steering.order import Order
+
 log = structlog.get_logger("lease")
 
 #: How long a server may take to cancel a statement, seconds.
@@ -61,7 +63,9 @@ if slot and mark and mark >= slot and mark <= micros + interval then return {'do
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then return {'held', '', ahead} end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return {'acquired', slot and string.format('%.0f', slot) or '', ahead, string.format('%.0f', micros)}
+if mark and mark > micros + interval then mark = nil end
+return {'acquired', slot and string.format('%.0f', slot) or '', ahead, string.format('%.0f', micros),
+        mark and string.format('%.0f', mark) or ''}
 """
 
 _RENEW = """
@@ -196,6 +200,10 @@ class Tick:
     ahead: int = 0
     #: Locks of single targets that its run may take.
     targets: TargetLocks = field(default_factory=TargetLocks)
+    #: The newest slot that this Redis knows as finished.
+    mark: Slot | None = None
+    #: Who has asked for the run by hand; None for a tick.
+    order: Order | None = None
 
 
 #: The tick that this thread is working on.
@@ -253,7 +261,7 @@ class Locks:
         except redis.ConnectionError:  # the reply may be lost, not the call: ask again, as the same holder
             before = time.monotonic()
             answer = self._acquire(keys=self._keys(name), args=args)
-        word, due, clamped, *taken_at = (part.decode() if isinstance(part, bytes) else part for part in answer)
+        word, due, clamped, *more = (part.decode() if isinstance(part, bytes) else part for part in answer)
         clocks.report("scheduler", timedelta(microseconds=int(clamped)), timedelta(0), name)
         if word != "acquired":
             return Refusal(word)
@@ -262,7 +270,8 @@ class Locks:
             self._held[token] = lease
             self._changed.notify()
         targets = RedisTargetLocks(self._client, self._namespace)
-        return Tick(lease, interval, int(due) if due else None, attempt, int(taken_at[0]), ahead, targets)
+        taken_at, mark = int(more[0]), int(more[1]) if more[1] else None
+        return Tick(lease, interval, int(due) if due else None, attempt, taken_at, ahead, targets, mark)
 
     def renew(self, lease: Lease) -> bool:
         """Have the lock's key live for another lease; return whether it is still ours. Raises redis.RedisError."""
@@ -286,7 +295,7 @@ class Locks:
             log.warning("lock not released; it expires by itself", task=lease.name, error=describe(error).error)
 
     def _keys(self, name: str) -> list[str]:
-        lock = f"{self._namespace}:lock:worker:sweeper:{name}"
+        lock = lock_key(self._namespace, name)
         return [lock, f"{{{lock}}}:tick"]
 
     def _keep(self) -> None:
@@ -325,6 +334,11 @@ class Locks:
             held = self._held.pop(lease.token, None)
         if held is not None:  # else it was released while we asked, and nothing is lost
             lease.lose()
+
+
+def lock_key(namespace: str, name: str) -> str:
+    """Return the key of a sweeper's lock."""
+    return f"{namespace}:lock:worker:sweeper:{name}"
 
 
 def _ms(length: timedelta) -> int:

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, LiteralString, TypeVar
@@ -32,7 +32,9 @@ from app.sweeping import clocks, ledger
 from app.sweeping.ledger import Answers, Begun, Claim, Claimed, Interrupted, Progress, Rest
 from app.sweeping.lock import Tick
 from app.sweeping.schedule import microseconds, moment, slot_at
+from app.sweeping.steering.brake import Brake, Claiming
 from app.sweeping.strategy import Run, Step, Stopwatch, Strategy
+from app.sweeping.streak import Counted, Streak, Telling
 from app.sweeping.sweeper import Sweep, Sweeper, SweeperSettings
 
 if TYPE_CHECKING:
@@ -94,12 +96,16 @@ class Runner:
     lease: timedelta
     retention: timedelta
     outbox: Outbox
+    #: When people are told of failures.
+    telling: Telling = field(default_factory=Telling)
     budget: timedelta | None = None
     #: How many pages of a table one run goes through at most; None for all.
     most_pages: int | None = None
     stopping: Callable[[], bool] = lambda: False
     #: Called with the duration of each committed transaction, in seconds.
     on_batch: Callable[[float], None] = lambda _seconds: None
+    #: Called after it with what the run has done so far.
+    on_progress: Callable[[RunState], None] = lambda _state: None
 
     def run(self, sweeper: Sweeper[S], settings: S, tick: Tick) -> RunState:
         """Do one run under a held lock and return how it ended.
@@ -138,11 +144,18 @@ class _Attempt(Generic[S]):
         self._settings = settings
         self._tick = tick
         self._limits = ledger.Limits.below(runner.lease)
+        self._brake = Brake(settings.brake, sweeper.backlog(settings), sweeper.size)
         self._started = time.perf_counter()
         budget = runner.budget or min(BUDGET_MOST, settings.tick * BUDGET_SHARE)
         self._ends = time.monotonic() + budget.total_seconds()
         #: The shortest that a round trip took, seconds.
         self._round_trip = math.inf
+        #: Failures before this run, as the transaction under way has found them.
+        self._streak = Streak()
+
+    @property
+    def _requested_by(self) -> str | None:
+        return self._tick.order.requested_by if self._tick.order else None
 
     @property
     def seconds(self) -> float:
@@ -170,20 +183,20 @@ class _Attempt(Generic[S]):
             self._runner.outbox.trigger(self.newest.deliveries)
 
     def write_failure(self, failure: Failure) -> None:
-        """Write the failure down where that is possible, with an event when it is the first of a streak."""
+        """Write the failure down where that is possible, with an event when people are to be told of the streak."""
         sweep = self.newest.sweep if self.newest else Sweep()
         try:
             with self._runner.pool.connection() as connection, connection.transaction():
                 cursor = connection.cursor(row_factory=dict_row)
-                failures, reported = self._count_failure(cursor, failure)
-                events = self._failed_events(failure, Sweep() if reported else sweep, failures)
+                counted, reported = self._count_failure(cursor, failure)
+                events = self._failed_events(failure, Sweep() if reported else sweep, counted)
                 written = self._runner.outbox.write(cursor, events)
                 ledger.prune(cursor, self._sweeper.name, self._runner.retention)
         except NotDue:
             return  # the api's table has gone meanwhile: then the sweep rests
         except psycopg.Error:
             # PostgreSQL is what failed, and the outbox is in it: the log is the one sink that is left.
-            for event in self._failed_events(failure, sweep, 1):
+            for event in self._failed_events(failure, sweep, Counted(Streak(1), tell=True)):
                 log.error("event not stored", component=event.component, title=event.title, detail=event.detail)
         else:
             self._runner.outbox.trigger(written)
@@ -257,6 +270,7 @@ class _Attempt(Generic[S]):
         strategy.committed(took)
         self._runner.on_batch(took.seconds)
         self.newest = after
+        self._runner.on_progress(after)
         return after
 
     def _claim(
@@ -274,7 +288,7 @@ class _Attempt(Generic[S]):
         name, tick, interval = self._sweeper.name, self._tick, self._settings.tick
         with transaction.begin():
             beginning = self._begin(connection)
-            claiming = ledger.claim(connection, name, tick.slot, interval)
+            claiming = ledger.claim(connection, name, tick.slot, interval, tick.order)
         watch.begun()
         begun = ledger.begun(beginning)
         self._observe_clocks(begun.now)
@@ -283,16 +297,36 @@ class _Attempt(Generic[S]):
             with transaction.commit():
                 pass  # what was put right of a clock that was ahead
             raise NotDue(Reason.SUPERSEDED)
+        self._judge(transaction, connection, claim)
         cutoff = begun.now - older_than
+        self._streak = claim.streak
         run = self._run(connection, begun, claim, began=begun.now, cutoff=cutoff)
         claimed = _answered(
             transaction.together(),
-            lambda: ledger.open_run(connection, name, claim, worker=self._runner.worker, cutoff=cutoff),
+            lambda: ledger.open_run(
+                connection, name, claim, worker=self._runner.worker, cutoff=cutoff, requested_by=self._requested_by
+            ),
             partial(ask, run),
             lambda answers: ledger.opened(answers, name, claim, began=begun.now, cutoff=cutoff),
         )
         deliveries = self._runner.outbox.write(run.cursor, self._interrupted_events(claimed.interrupted))
         return RunState(claimed, Sweep(cutoff=cutoff), deliveries=tuple(deliveries)), run
+
+    def _judge(self, transaction: PipelinedTransaction, connection: Connection[Any], claim: Claim) -> None:
+        """Have the brake judge what this run would do. Raises NotDue, with the slot given back, if that is held."""
+        if self._settings.brake is None and not claim.braked:
+            return
+        name, tick, cursor = self._sweeper.name, self._tick, connection.cursor(row_factory=dict_row)
+        claiming = Claiming(name, claim.token, claim.covered, tick.mark, tick.order, self._limits.statement)
+        hold = self._brake.judge(cursor, claiming)
+        tick.lease.check()
+        if hold is None:
+            return
+        written = [] if hold.known else self._runner.outbox.write(cursor, [self._sweeper.braked(hold)])
+        with transaction.commit():
+            pass
+        self._runner.outbox.trigger(written)
+        raise NotDue(Reason.BRAKED)
 
     def _go_on(
         self,
@@ -303,7 +337,7 @@ class _Attempt(Generic[S]):
     ) -> Run:
         """Begin the transaction after another. Raises Fenced."""
         run = self._run(connection, self._begun, claimed.claim, began=claimed.began, cutoff=claimed.cutoff)
-        begun = _answered(
+        begun, self._streak = _answered(
             transaction.begin(),
             lambda: Answers(self._begin(connection, durable=False), ledger.fence(connection, claimed)),
             partial(ask, run),
@@ -369,6 +403,7 @@ class _Attempt(Generic[S]):
             return after
         rest = _rest(claim, strategy, step.resume_at if handed_over else None)
         ledger.finish(cursor, claimed, progress, rest)
+        self._brake.settle(cursor, claimed.name, claim.token, handed_over=handed_over)
         ledger.prune(cursor, claimed.name, self._runner.retention)
         written = self._runner.outbox.write(cursor, self._done_events(claim, sweep, strategy.rows_failed))
         return replace(after, deliveries=(*after.deliveries, *written))
@@ -397,25 +432,28 @@ class _Attempt(Generic[S]):
         metrics.BATCH_SECONDS.labels(name).observe(seconds)
         metrics.ROWS_CHANGED.labels(name).inc(after.sweep.changed - before.sweep.changed)
 
-    def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[int, bool]:
-        """Write the failure into the ledger; return how many there were in a row, and whether its rows are reported."""
-        now = ledger.begun(self._begin(cursor.connection)).now
+    def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[Counted | None, bool]:
+        """Write the failure into the ledger; return its streak, if it is one, and whether its rows are reported."""
+        now, telling = ledger.begun(self._begin(cursor.connection)).now, self._runner.telling
         if self.newest is not None:
-            return ledger.fail(cursor, self.newest.claimed, failure)
+            return ledger.fail(cursor, self.newest.claimed, failure, telling)
         name, slot = self._sweeper.name, slot_at(microseconds(now), self._settings.tick)
         began, worker = now - timedelta(seconds=self.seconds), self._runner.worker
-        return ledger.record_failed(cursor, name, slot, started_at=began, worker=worker, failure=failure), True
+        attempt = {"started_at": began, "worker": worker, "requested_by": self._requested_by}
+        return ledger.record_failed(cursor, name, slot, attempt, failure, telling), True
 
-    def _failed_events(self, failure: Failure, sweep: Sweep, failures: int) -> list[Event]:
-        """Return the events of what was changed before the failure, and of the failure if it begins a streak."""
-        events = [self._sweeper.done(sweep)] if sweep.changed and failures else []
-        if failures == 1:
-            events.append(self._sweeper.failed(str(SweepFailed(failure)), sweep))
+    def _failed_events(self, failure: Failure, sweep: Sweep, counted: Counted | None) -> list[Event]:
+        """Return the events of what was changed before the failure, and of its streak if that is to be told now."""
+        if counted is None:
+            return []
+        events = [self._sweeper.done(sweep)] if sweep.changed else []
+        if counted.tell:
+            events.append(self._sweeper.failed(str(SweepFailed(failure)), sweep, counted.streak))
         return events
 
     def _done_events(self, claim: Claim, sweep: Sweep, rows_failed: int) -> list[Event]:
         """Return the events of a run's end; rows that it could not sweep are news unless the run before had some."""
-        events = [self._sweeper.recovered(claim.failures)] if claim.failures else []
+        events = [self._sweeper.recovered(self._streak.failures)] if self._streak.told else []
         if sweep.changed:
             events.append(self._sweeper.done(sweep))
         if rows_failed and not (claim.rows_failed or claim.pass_rows_failed):
@@ -463,12 +501,10 @@ def _rest(claim: Claim, strategy: Strategy, resume_at: int | None) -> Rest:
     return Rest(resume_at, claim.rows_failed, failed, strategy.batch_rows)
 
 
-def _fenced(answers: Answers) -> Begun:
+def _fenced(answers: Answers) -> tuple[Begun, Streak]:
     """Read what begins a transaction. Raises Fenced, and NotDue when the table is gone."""
     beginning, fencing = answers.cursors
-    begun = ledger.begun(beginning)
-    ledger.fenced(fencing)
-    return begun
+    return ledger.begun(beginning), ledger.fenced(fencing)
 
 
 def _count_loss(name: str, error: BaseException) -> None:

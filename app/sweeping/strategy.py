@@ -105,6 +105,8 @@ class Run:
     rows_per_page: float = 0.0
     #: How many pages it goes through at most; None for all.
     most_pages: int | None = None
+    #: How many rows its next step may change at most; None for as many as it thinks best.
+    most_rows: int | None = None
     #: How long its statements wait for a lock where nothing else is said, as PostgreSQL has it.
     lock_timeout: str = "0"
     targets: TargetLocks = field(default_factory=TargetLocks)

@@ -8,22 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from app.core.config import Settings
+from app.core.config import Settings, names_of, rename, variable
 from app.core.events import Event, Kind, Severity
 from app.core.values import Cadence
 from app.sweeping.scans.due import Due
 from app.sweeping.scans.tables import Index
+from app.sweeping.steering.brake import Hold
+from app.sweeping.steering.limits import BrakeSetting
 from app.sweeping.strategy import Strategy
+from app.sweeping.streak import Streak
 
 
 class SweeperSettings(Settings):
-    """What every sweeper's settings have: a cadence. Subclasses declare `interval` with its variable names."""
+    """What every sweeper's settings have: a cadence, and a brake. Subclasses declare `interval` with its names.
+
+    The brake's variable has the name of the interval's, with another end.
+    """
 
     interval: Cadence
+    brake: BrakeSetting = variable(
+        default=None,
+        meaning="what holds a run that would change far more than usual: 10x (the usual number), 25% (of the table) or "
+        "both, and for how long: 10x,25%,1h; never: until it is approved; unset: nothing",
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **words: Any) -> None:
+        """Name the brake after the interval."""
+        super().__pydantic_init_subclass__(**words)
+        if names := names_of(cls, "interval"):
+            rename(cls, "brake", names[0].removesuffix("_INTERVAL") + "_BRAKE")
 
     @property
     def tick(self) -> timedelta:
@@ -121,6 +139,10 @@ class Sweeper(Generic[S]):
     index: Index | None = None
     #: What is due by these settings; None where that is not a matter of one table.
     due: Callable[[S], Due | None] = lambda _settings: None
+    #: What is done in place of a run to see what it would do, where that asks others than PostgreSQL.
+    dry_run: Callable[[S], Strategy] | None = None
+    #: The counts that say how large a run was; `changed` where there are none.
+    size: tuple[str, ...] = ("changed",)
 
     @property
     def table(self) -> str:
@@ -149,13 +171,25 @@ class Sweeper(Generic[S]):
         title = self.text.warning if alarming and self.text.warning else self.text.done
         return Event(self.name, severity, title, detail, {**total, **counts, **more})
 
-    def failed(self, failure: str, sweep: Sweep) -> Event:
-        """Return the event of a streak's first failure: `failure` is a class name and an SQLSTATE."""
-        return Event(self.name, Severity.ERROR, self.text.failed, failure, _not_zero(sweep), Kind.FAILED)
+    def failed(self, failure: str, sweep: Sweep, streak: Streak) -> Event:
+        """Return the event of a streak, told by its newest failure: `failure` is a class name and an SQLSTATE.
+
+        It is the same incident however often it is told, and says since when it lasts from the second failure on.
+        """
+        counts = _not_zero(sweep)
+        if streak.failures > 1 and streak.since is not None:
+            failure = f"{failure}; failing since {streak.since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+            counts["failed_attempts"] = streak.failures
+        return Event(self.name, Severity.ERROR, self.text.failed, failure, counts, Kind.FAILED)
 
     def recovered(self, streak: int) -> Event:
         """Return the event of the end of a streak of failures."""
         return Event(self.name, Severity.INFO, "sweep recovered", "", {"failed_attempts": streak}, Kind.RECOVERED)
+
+    def braked(self, hold: Hold) -> Event:
+        """Return the event of a run that was held before it changed anything."""
+        detail = f"{hold.text}; `sb-worker sweep {self.name} --approve` runs it now"
+        return Event(self.name, Severity.ERROR, "sweep braked, nothing was changed", detail, hold.numbers, Kind.NOTICE)
 
     def rows_failed(self, number: int) -> Event:
         """Return the event of rows that could not be swept."""
@@ -178,6 +212,8 @@ def sweeper(  # noqa: PLR0913 - what a sweeper is
     uses: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
     index: Index | None = None,
     due: Callable[[S], Due | None] = lambda _settings: None,
+    dry_run: Callable[[S], Strategy] | None = None,
+    size: tuple[str, ...] = ("changed",),
 ) -> Callable[[Callable[[S], Strategy]], Sweeper[S]]:
     """Declare the decorated function as the sweeper `name`.
 
@@ -186,11 +222,14 @@ def sweeper(  # noqa: PLR0913 - what a sweeper is
     swept one first, to the privileges that it must have on them; `table.column` where only a table that is new enough
     to have that column will do. The sweeper rests while the first one is not there. `uses` are those without which it
     does all its other work; with `index` it need not read a table that is large. `due` is what its backlog is counted
-    by. A run in which the count `fails_by` is not zero has failed. `name` is a lock key, a metric label and a log word:
-    renaming it is a breaking change.
+    by, in rows that the counts in `size` have the number of once they are done. A run in which the count `fails_by` is
+    not zero has failed. `dry_run` is for a strategy that asks others than PostgreSQL: one that only counts. `name` is a
+    lock key, a metric label and a log word: renaming it is a breaking change.
     """
 
     def declare(strategy: Callable[[S], Strategy]) -> Sweeper[S]:
-        return Sweeper(name, needs, settings, text, strategy, counts, fails_by, uses, index, due)
+        return Sweeper(
+            name, needs, settings, text, strategy, counts, fails_by, uses, index, due, dry_run=dry_run, size=size
+        )
 
     return declare

@@ -26,10 +26,11 @@ from app.core import config, metrics, threads
 from app.core.errors import BootError, ConfigError, LeaseLost, SchemaError
 from app.core.logging import configure_logging
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind, speaks_for_all, this_process, this_replica
-from app.fleet.heartbeat import Heartbeat, Identity
+from app.fleet.signs_of_life import Identity, SignsOfLife
 from app.gitops.settings import GitopsSettings
 from app.notify import routing
 from app.notify.collector import NotificationCollector
+from app.notify.heartbeat.beat import LOOK_EVERY, Heartbeat
 from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
 from app.overview.gauges import FleetGauges
@@ -44,6 +45,7 @@ from app.sweeping.actor import SweepActor
 from app.sweeping.lock import RunOutcome
 from app.sweeping.runner import Runner
 from app.sweeping.schedule import Every
+from app.sweeping.streak import Telling
 from app.sweeping.sweeper import SweeperSettings
 from app.sweeping.unserved import KNOWN_SCHEMA, Pair, Unserved, unserved
 from app.worker import file_limit, probes
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("worker")
 
-DELIVER, RELAY = "notification-deliver", "notification-relay"
+DELIVER, RELAY, BEAT = "notification-deliver", "notification-relay", "heartbeat"
 #: How long Dramatiq waits for a sign of life before it gives a worker's messages to others.
 HEARTBEAT = timedelta(seconds=30)
 #: How long a call to Redis may take, those that wait for messages included; a lock's calls take less.
@@ -90,9 +92,10 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
     for sweeper, settings in zip(sweepers, loaded.sweepers, strict=True):
         process.register(sweeper, settings)
     process.register_notifier()
+    process.register_heartbeat()
     if process.role.kind is Kind.SCHEDULER:
         process.pool.open()
-        threads.start("heartbeat", process.heartbeat.keep)
+        threads.start("signs-of-life", process.signs_of_life.keep)
     dramatiq.set_broker(process.broker)
     return process.broker
 
@@ -124,6 +127,7 @@ class _Assembly:
             lease=worker.lease,
             retention=worker.ledger_retention,
             outbox=self.outbox,
+            telling=Telling(loaded.notification.failures_before, loaded.notification.remind_after),
             budget=worker.budget,
             most_pages=worker.pages,
             stopping=lambda: self.readiness.draining,
@@ -201,22 +205,41 @@ class _Assembly:
         self.registered.append(RELAY)
 
     @cached_property
-    def heartbeat(self) -> Heartbeat:
+    def signs_of_life(self) -> SignsOfLife:
         """The signs of life of this process, once every sweeper is registered."""
         identity = Identity(
             self.role.kind,
-            socket.gethostname(),
+            self.loaded.notification.deployment,
             {watched.name: watched.interval for watched in self.watched},
             {sweeper.name: own.switch for sweeper, own in self.pairs if not own.enabled},
             self.role.queues,
         )
         ticks = self.role.kind is Kind.SCHEDULER
-        return Heartbeat(
+        return SignsOfLife(
             self.pool,
             identity,
             draining=lambda: self.readiness.draining,
             ticked_at=lambda: self.broker.ticked_at if ticks else -math.inf,
         )
+
+    def register_heartbeat(self) -> None:
+        """Make the actor that tells a dead man's switch of good runs; without a URL it has no ticks."""
+        settings, common = self.loaded.heartbeat, self.loaded.notification
+        chosen = settings.chosen(sweeper.name for sweeper, of_it in self.pairs if of_it.enabled)
+        told = Heartbeat(self.pool, settings, chosen, common.timeout, self._attempt)
+
+        def heartbeat() -> RunOutcome:
+            tick = lock.current.get()
+            if tick is not None:  # none where there is no URL, and another replica has one
+                fine = told.beat()
+                metrics.RUNS.labels(BEAT, "success" if fine else "failure").inc()
+            return lock.DONE
+
+        cadence: dict[str, Any] = {}
+        if settings.enabled:
+            cadence["periodic"] = Every(LOOK_EVERY)
+            self.registered.append(BEAT)
+        dramatiq.actor(actor_name=BEAT, queue_name=SINK_QUEUE, broker=self.broker, **cadence)(heartbeat)
 
     def _trigger(self, delivery: int) -> None:
         self.broker.get_actor(DELIVER).send(delivery)
@@ -241,13 +264,7 @@ class _Assembly:
         except (BootError, SchemaError) as error:
             self._fail(str(error), error.sql if isinstance(error, SchemaError) else "")
         self.pool.open()
-        for name in self.registered:
-            metrics.preset(name)
-        metrics.preset_messages(self.role.queues, Fault)
-        for target in self.loaded.targets:
-            metrics.preset_sink(target.sink.name)
-        metrics.preset_process()
-        metrics.BUILD_INFO.labels(__version__).set(1)
+        self._preset()
         collectors: list[Collector] = []
         shows_replica = this_replica() is not None and self.role.kind is Kind.WORKER
         if self.role.notifies or shows_replica:
@@ -258,7 +275,7 @@ class _Assembly:
                 self._loops  # noqa: B018 - loaded now, not under the first deadline
             except ValueError as error:  # the one setting that only TLS itself can judge
                 refuse(ConfigError([str(error)]))
-        threads.start("heartbeat", self.heartbeat.keep)
+        threads.start("signs-of-life", self.signs_of_life.keep)
         if self.role.first:
             if SWEEP_QUEUE in self.role.queues:
                 watch = self._fleet_watch()
@@ -282,7 +299,19 @@ class _Assembly:
         )
 
     def _end(self) -> None:
-        self.heartbeat.end()
+        self.signs_of_life.end()
+
+    def _preset(self) -> None:
+        """Create every series that this process may count in."""
+        for name in self.registered:
+            metrics.preset(name)
+        metrics.preset_messages(self.role.queues, Fault)
+        for target in self.loaded.targets:
+            metrics.preset_sink(target.sink.name)
+        if self.loaded.heartbeat.enabled and self.role.notifies:
+            metrics.preset_heartbeat()
+        metrics.preset_process()
+        metrics.BUILD_INFO.labels(__version__).set(1)
 
     def _fail(self, problem: str, remedy: str = "") -> NoReturn:
         """Log what keeps this process from its work, once for all siblings, and exit with status 1."""

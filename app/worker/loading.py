@@ -11,6 +11,7 @@ from app.core.egress import EgressSettings
 from app.core.errors import ConfigError
 from app.core.role import this_process
 from app.notify import routing
+from app.notify.heartbeat.settings import HeartbeatSettings
 from app.notify.settings import NotificationSettings
 from app.storage.settings import DatabaseSettings, RedisSettings
 from app.sweeping.sweeper import Sweeper, SweeperSettings
@@ -27,6 +28,7 @@ class Loaded(NamedTuple):
     redis: RedisSettings
     egress: EgressSettings
     notification: NotificationSettings
+    heartbeat: HeartbeatSettings
     sweepers: tuple[SweeperSettings, ...]
     targets: tuple[routing.Target, ...]
 
@@ -37,7 +39,7 @@ class Loaded(NamedTuple):
         return [warning for settings in own for warning in settings.warnings]
 
 
-CORE = (WorkerSettings, DatabaseSettings, RedisSettings, EgressSettings, NotificationSettings)
+CORE = (WorkerSettings, DatabaseSettings, RedisSettings, EgressSettings, NotificationSettings, HeartbeatSettings)
 
 
 def groups(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> tuple[type[config.Settings], ...]:
@@ -51,19 +53,24 @@ def load(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> Lo
     if problems := problems + _across(sweepers, sinks, found):
         raise ConfigError(problems)
     read: list[Any] = list(found)
-    worker, database, redis, egress, notification, *others = read
+    worker, database, redis, egress, notification, heartbeat, *others = read
     targets = routing.targets(sinks, others[len(sweepers) :])
-    return Loaded(worker, database, redis, egress, notification, tuple(others[: len(sweepers)]), tuple(targets))
+    of_sweepers = tuple(others[: len(sweepers)])
+    return Loaded(worker, database, redis, egress, notification, heartbeat, of_sweepers, tuple(targets))
 
 
 def _across(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink], groups: Sequence[Any]) -> list[str]:
     """Return what is wrong across groups of settings; None among them stands for one that cannot be read."""
-    worker, _, _, _, notification, *others = groups
+    worker, _, _, _, notification, heartbeat, *others = groups
     of_sweepers, of_sinks = others[: len(sweepers)], others[len(sweepers) :]
     problems: list[str] = []
     if notification is not None and None not in of_sinks:
         targets = routing.targets(sinks, of_sinks)
         problems += routing.problems(notification, targets, [sweeper.name for sweeper in sweepers])
+    if notification is not None and heartbeat is not None and None not in of_sweepers:
+        named = zip(sweepers, of_sweepers, strict=True)
+        on = [sweeper.name for sweeper, settings in named if settings.enabled]
+        problems += heartbeat.problems(notification, [sweeper.name for sweeper in sweepers], on)
     if worker is not None:
         enabled = [settings for settings in of_sweepers if settings is not None and settings.enabled]
         dev = worker.environment == "dev"

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
-from app.core.config import Settings, variable
+from app.core.config import variable
 from app.core.metrics import memory_directory
+from app.core.role import DeploymentSettings
 from app.core.values import HostPort, Level, LongDuration, PositiveDuration, PositiveInt
 
 
@@ -31,7 +32,7 @@ def _role(value: object) -> object:
     return value
 
 
-class WorkerSettings(Settings):
+class WorkerSettings(DeploymentSettings):
     """The process: where it listens, how it stops, how it holds its locks."""
 
     environment: Annotated[Literal["dev", "production"], BeforeValidator(_environment)] = variable(

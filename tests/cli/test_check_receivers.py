@@ -41,7 +41,7 @@ def found(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> list[tuple[st
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     loaded = load(SWEEPERS, SINKS)
-    findings = list(receiver_findings(loaded.notification, loaded.egress.proxy, loaded.targets))
+    findings = list(receiver_findings(loaded.notification, loaded.egress.proxy, loaded.targets, {}))
     assert not any(secret in finding.text for finding in findings for secret in ("canary", ".example", ".invalid"))
     words = ["ok" if finding.fine else "warn" if finding.warning else "FAIL" for finding in findings]
     return [(finding.subject, word, finding.text) for finding, word in zip(findings, words, strict=True)]

@@ -133,6 +133,20 @@ def test_dead_letters_are_listed_shown_replayed_and_purged(run: Run, sql: Connec
     assert sums == {("slack", "pending"): 3, ("webhook", "dead"): 2, ("webhook", "suppressed"): 1}
 
 
+def test_a_sweeper_that_does_not_exist_is_wrong_usage(run: Run) -> None:
+    done = run("notify", "explain", "--sweeper", "nope")
+    assert done.returncode == 2
+    assert "no sweeper is called 'nope'" in done.stderr
+    assert "wraps-expired" in done.stderr
+    assert run("notify", "explain", "--sweeper", "agents-stale").returncode == 0
+
+
+def test_a_replay_is_counted(run: Run, sql: Connection[Any]) -> None:
+    sql.execute(DEAD.encode())
+    assert run("dead", "replay", "--all", "--sink", "slack").returncode == 0
+    assert {(row["target"], row["replays"]) for row in objects(run("notify", "log"))} == {("slack", 1), ("webhook", 0)}
+
+
 def test_a_bad_age_is_told(run: Run) -> None:
     done = run("dead", "list", "--older", "2 days")
     assert done.returncode == 2

@@ -32,6 +32,9 @@ class NoTransport:
     async def post(self, *_: object, **__: object) -> Answer:
         raise AssertionError("nothing may be sent")
 
+    async def get(self, *_: object, **__: object) -> Answer:
+        raise AssertionError("nothing may be sent")
+
     async def mail(self, *_: object, **__: object) -> None:
         raise AssertionError("nothing may be sent")
 

@@ -94,7 +94,7 @@ def rows_read(plan: dict[str, Any]) -> int:
 FEW = {"targets": ["webhook"], "fingerprints": ["x"], "most": 500, "foreign": 10, "redeliver_after": 10 * SECOND}
 ROUND: dict[str, tuple[str, dict[str, Any]]] = {
     "give_up": (relay.GIVE_UP, {"age": DAY}),
-    "due": (relay.DUE, {**FEW, "farthest": HOUR}),
+    "due": (relay.DUE, {**FEW, "farthest": HOUR, "mute_ahead": HOUR}),
     "put_right": (relay.PUT_RIGHT, {"farthest": HOUR}),
 }
 

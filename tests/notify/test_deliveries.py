@@ -12,6 +12,8 @@ from structlog.testing import capture_logs
 
 from app.core.errors import Fault, SinkUnavailable
 from app.core.events import Event, Kind, Severity
+from app.notify import dead_letters
+from app.notify.dead_letters import DeliveryFilter
 from app.notify.notifier import RetryLater
 from app.notify.policy import BREAKER_FAILURES
 from tests.sinks.test_answers import KEY
@@ -211,14 +213,15 @@ def test_a_sink_that_is_gone_or_locked_is_switched_off_until_its_configuration_c
 ) -> None:
     receiver.answer = Reply(status)
     with Receiver() as other:
-        here = harness(**hook(receiver), **OPEN_GATES, SB_NOTIFICATION_DISCORD_URL=other.url)
+        named = {"SB_NOTIFICATION_DISCORD_URL": other.url, "SB_WORKER_NAME": "prod-eu"}
+        here = harness(**hook(receiver), **OPEN_GATES, **named)
         here.tell(event(1), event(2), event(3))
         with capture_logs() as records:
             here.work().later(5 * MINUTE)
         assert len(receiver.seen) == 1
         assert any(record["event"] == "sink switched off until its configuration changes" for record in records)
         loud = [seen.json["content"] for seen in other.seen if "switched off" in seen.json["content"]]
-        assert loud == ["[error] notification sink switched off: webhook"]
+        assert loud == ["[error] prod-eu: notification sink switched off: webhook"]
         assert here.states[f"dead {reason}"] == 1
         receiver.answer = Reply(200)
         changed = harness(**hook(receiver), **OPEN_GATES, SB_NOTIFICATION_WEBHOOK_MIN_SEVERITY="warn")
@@ -370,6 +373,22 @@ def test_a_delivery_for_a_sink_that_is_not_configured_here_waits_and_then_dies(
     assert other.states == {"pending": 1}
     other.later(timedelta(hours=24))
     assert other.states == {"dead gave_up": 1}
+
+
+def test_a_replay_reaches_people_as_one_and_keeps_its_id(harness: Open, receiver: Receiver) -> None:
+    receiver.answer = Reply(400)
+    here = harness(SB_NOTIFICATION_DISCORD_URL=receiver.url, SB_WORKER_NAME="prod-eu")
+    here.tell(event())
+    here.work()
+    receiver.answer = Reply(204, b"")
+    with here.pool.connection() as connection:
+        assert dead_letters.replay(connection, DeliveryFilter(), per_second=1) == ["discord"]
+    here.later(SECOND)
+    first, again = (seen.json for seen in receiver.seen)
+    assert first["content"] == "[warn] prod-eu: expired wraps purged (deleted=1)"
+    assert again["content"] == "[replayed] [warn] prod-eu: expired wraps purged (deleted=1)"
+    assert again["embeds"][0]["footer"] == first["embeds"][0]["footer"]
+    assert again["embeds"][0]["description"].startswith("replayed by hand; first told at 20")
 
 
 def test_what_is_done_is_pruned_and_dead_letters_stay(harness: Open, receiver: Receiver) -> None:

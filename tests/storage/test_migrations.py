@@ -44,6 +44,7 @@ def test_an_older_schema_is_upgraded_and_keeps_its_rows(old: Connection[Any], wa
     assert column(old, "SELECT token FROM secrets_bridge_worker.sweep_state") == [7]
     assert column(old, TABLES) == [
         "gitops_rest",
+        "heartbeat",
         "notification_delivery",
         "notification_event",
         "notification_hold",

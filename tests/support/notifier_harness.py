@@ -113,7 +113,8 @@ _PASS = (
     """
     UPDATE secrets_bridge_worker.notification_target
        SET rests_until = rests_until - %(passed)s, probe_until = probe_until - %(passed)s,
-           paced_until = paced_until - %(passed)s, off_at = off_at - %(passed)s, off_until = off_until - %(passed)s
+           paced_until = paced_until - %(passed)s, off_at = off_at - %(passed)s, off_until = off_until - %(passed)s,
+           muted_at = muted_at - %(passed)s, muted_until = muted_until - %(passed)s
     """,
     "UPDATE secrets_bridge_worker.notification_hold SET until = until - %(passed)s",
 )

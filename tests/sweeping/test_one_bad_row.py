@@ -227,7 +227,7 @@ def explained(sql: Connection[Any], scan: Strategy) -> str:
     plans = []
     for mode in ("auto", "force_generic_plan"):
         sql.execute(f"SET plan_cache_mode = {mode}".encode())
-        for query in scan.sql:
+        for query in (scan.sql.whole, scan.sql.listed, scan.sql.gentle, scan.sql.look):
             plans += sql.execute(f"EXPLAIN {query}".encode(), given, prepare=True).fetchall()
     sql.execute("RESET plan_cache_mode")
     return "\n".join(line for (line,) in plans)

@@ -29,6 +29,7 @@ from app.sweeping.scans.batch_size import BatchSizer
 from app.sweeping.scans.page_scan import PageScan
 from app.sweeping.schedule import microseconds, slot_at
 from app.sweeping.strategy import Passing, Run, Step, Strategy
+from app.sweeping.streak import Telling
 from app.sweeping.sweeper import Sweep, Sweeper
 from bench.chaos import LEDGER
 from tests.support.replica import Replica
@@ -344,7 +345,9 @@ def test_a_run_that_fails_once_its_successor_has_begun_counts_as_run_and_as_fail
     first = claimed(sql)
     await_next_second(sql)
     second = claimed(sql)
-    assert ledger.fail(sql.cursor(row_factory=dict_row), first, Failure("Boom")) == (1, True)
+    counted, reported = ledger.fail(sql.cursor(row_factory=dict_row), first, Failure("Boom"), Telling())
+    assert counted is not None
+    assert (counted.streak.failures, counted.tell, reported) == (1, True, True)
     assert [(run["outcome"], run["error_class"]) for run in rows(sql, RUNS)] == [
         ("interrupted", "Boom"),
         ("running", None),

@@ -74,6 +74,25 @@ def test_a_sweep_is_told_to_every_sink(env: dict[str, str], tmp_path: Path, sql:
             assert worker.end() == told.end() == 0
 
 
+def test_a_dead_mans_switch_hears_of_good_runs_by_the_notifier(env: dict[str, str], tmp_path: Path) -> None:
+    with Receiver() as switch:
+        env["SB_WORKER_HEARTBEAT_URL"] = f"{switch.url}/canary"
+        with (
+            Process(SWEEPER, env, tmp_path / "w.log") as worker,
+            Process(NOTIFIER, env, tmp_path / "n.log") as told,
+            Process(SCHEDULER, env, tmp_path / "s.log") as scheduler,
+        ):
+            worker.ready()
+            told.ready()
+            assert told.metric("worker_heartbeat_total", outcome="failure") == 0
+            eventually(lambda: switch.seen)
+            assert (switch.seen[0].method, switch.seen[0].path) == ("GET", "/canary")
+            eventually(lambda: told.metric("worker_heartbeat_total", outcome="success"))
+            assert worker.end() == told.end() == 0
+            for process in (worker, told, scheduler):
+                assert "canary" not in process.log.read_text(encoding="utf-8")
+
+
 def test_a_notifier_has_probes_and_metrics_of_its_own(env: dict[str, str], tmp_path: Path) -> None:
     with Receiver(Reply(500)) as receiver:
         env["SB_NOTIFICATION_WEBHOOK_URL"] = receiver.url

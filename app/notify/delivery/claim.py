@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ UPDATE secrets_bridge_worker.notification_delivery AS delivery
   FROM secrets_bridge_worker.notification_event AS event
  WHERE delivery.id = ANY (%(ids)s) AND event.id = event_id
    AND (state = 'pending' OR state = 'sending' AND lease_until <= now())
-RETURNING delivery.id, attempts, queued_at, event_id, created_at, kind, component, severity, title, detail,
+RETURNING delivery.id, attempts, queued_at, replays, event_id, created_at, kind, component, severity, title, detail,
           metadata::text AS metadata, tallies::text AS tallies
 """
 ADD_DIGEST = """
@@ -171,9 +172,9 @@ def _claim(
     # Without any the one that was asked for could not be read. Where nothing is sent, nothing else can be, now.
     more = not waiting or (left and bool(decision.alone or decision.together))
     claimed_at = time.monotonic()
-    claimed = [*_claim_alone(cursor, target, decision.alone, settings.lease)]
+    claimed = [*_claim_alone(cursor, target, decision.alone, settings)]
     if decision.together:
-        claimed.append(_claim_digest(cursor, target, decision, settings.lease))
+        claimed.append(_claim_digest(cursor, target, decision, settings))
     reserved = Reserved()
     if claimed:
         caught_up = all(decided.issuperset(heap.ids) for heap in waiting if heap.due and not heap.tried)
@@ -228,17 +229,18 @@ def policy_of(target: Target, settings: NotificationSettings) -> Policy:
 
 
 def _claim_alone(
-    cursor: Cursor[dict[str, Any]], target: Target, ids: Sequence[int], lease: timedelta
+    cursor: Cursor[dict[str, Any]], target: Target, ids: Sequence[int], settings: NotificationSettings
 ) -> Iterable[ClaimedDelivery]:
     """Claim deliveries that are sent each by itself, and return those that can be read; the others are dead now."""
     claimed, unreadable = [], []
-    rows = cursor.execute(CLAIM, {"ids": list(ids), "lease": lease}).fetchall() if ids else []
+    rows = cursor.execute(CLAIM, {"ids": list(ids), "lease": settings.lease}).fetchall() if ids else []
     for row in sorted(rows, key=lambda row: row["id"]):
         try:
             notification = read_notification(row)
         except Unreadable:
             unreadable.append(row["id"])
         else:
+            notification = replace(notification, deployment=settings.deployment, replays=row["replays"])
             claimed.append(ClaimedDelivery(row["id"], notification, row["attempts"], row["queued_at"]))
     if unreadable:
         _bury(cursor, target, unreadable)
@@ -246,7 +248,7 @@ def _claim_alone(
 
 
 def _claim_digest(
-    cursor: Cursor[dict[str, Any]], target: Target, decision: Decision, lease: timedelta
+    cursor: Cursor[dict[str, Any]], target: Target, decision: Decision, settings: NotificationSettings
 ) -> ClaimedDelivery:
     ids = decision.digest
     rows = cursor.execute(TALLY, {"ids": ids}).fetchall()
@@ -254,11 +256,11 @@ def _claim_digest(
     notification = write_event(cursor, digest([read_tally(row) for row in rows], newest))
     # Each event's own age counts, so a digest is as old as the youngest of its events.
     queued_at = max(row["queued_at"] for row in rows)
-    added = {"event": notification.id, "target": target.name, "queued_at": queued_at, "lease": lease}
+    added = {"event": notification.id, "target": target.name, "queued_at": queued_at, "lease": settings.lease}
     number = only_row(cursor.execute(ADD_DIGEST, added))["id"]
     if cursor.execute(DIGESTED, {"digest": number, "ids": ids}).rowcount != len(ids):
         raise psycopg.Rollback  # some were given up or claimed meanwhile; the relay has it decided anew
-    return ClaimedDelivery(number, notification, 1, queued_at)
+    return ClaimedDelivery(number, replace(notification, deployment=settings.deployment), 1, queued_at)
 
 
 def _waiting(cursor: Cursor[dict[str, Any]], target: Target, *, everything: bool) -> list[Waiting]:

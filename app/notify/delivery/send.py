@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -119,7 +119,13 @@ async def attempt(target: Target, notification: Notification, transport: Transpo
 
     An attempt that is cut has another second to tidy up; one that hangs in that is left behind.
     """
-    sending = asyncio.ensure_future(target.sink.send(notification, target.settings, target.receiver, transport))
+    exchange = target.sink.send(notification, target.settings, target.receiver, transport)
+    await within(seconds, exchange, target.sink.name)
+
+
+async def within(seconds: float, exchange: Awaitable[None], sink: str) -> None:
+    """Do one exchange with a receiver within so many seconds. Raises as `attempt` does."""
+    sending = asyncio.ensure_future(exchange)
     try:
         await _until(sending, seconds)
         if sending.done():
@@ -128,7 +134,7 @@ async def attempt(target: Target, notification: Notification, transport: Transpo
         sending.cancel()
         await _until(sending, TIDY_UP)
         if not sending.done():
-            log.error("attempt does not end; it is left behind", sink=target.sink.name)
+            log.error("attempt does not end; it is left behind", sink=sink)
         elif not sending.cancelled() and sending.exception() is None:
             return  # it had got through
         raise SinkUnavailable(Fault.TIMEOUT)  # noqa: TRY301 - as if the sink had raised it
@@ -137,7 +143,7 @@ async def attempt(target: Target, notification: Notification, transport: Transpo
     except TimeoutError:
         raise SinkUnavailable(Fault.TIMEOUT) from None
     except Exception as error:  # noqa: BLE001 - a bug in a sink must not lose a notification
-        log.error("sink failed in a way of its own", sink=target.sink.name, error=describe(error).error)
+        log.error("sink failed in a way of its own", sink=sink, error=describe(error).error)
         raise SinkUnavailable(Fault.PROTOCOL) from None
 
 

@@ -167,7 +167,7 @@ def _outcome(sent: Attempted, health: Health, now: datetime, settings: Notificat
         wait = backoff(delivery.attempt, random.random())  # noqa: S311 - not a secret
         if error.retry_after is not None:
             wait = max(wait, timedelta(seconds=error.retry_after))
-    if age >= settings.give_up:
+    if health.age(delivery.queued_at, now) >= settings.give_up:
         return DeliveryOutcome("dead", GAVE_UP, age=seconds)
     return DeliveryOutcome("pending", error.fault, wait, age=seconds)
 

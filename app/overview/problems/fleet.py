@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 
-from app.fleet.heartbeat import BEAT
 from app.fleet.processes import Process
+from app.fleet.signs_of_life import BEAT
 from app.overview.model import Overview, Problem, State, SweeperView
 from app.overview.words import length, listed
 

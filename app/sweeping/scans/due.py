@@ -72,6 +72,15 @@ SELECT count(*) AS rows, min(since) + %(older_than)s AS since
         row = only_row(cursor.execute(counted, {**words, "most": MOST_COUNTED + 1}))
         return Backlog(min(row["rows"], MOST_COUNTED), row["since"], more=row["rows"] > MOST_COUNTED)
 
+    def at_most(self, cursor: Cursor[dict[str, Any]], most: int) -> int:
+        """Return how many rows are due, counted up to this number, whatever that takes: the caller limits it."""
+        counted: LiteralString = f"""
+SELECT count(*) AS rows FROM (SELECT FROM {self.table} WHERE {self.condition} LIMIT %(most)s) AS due
+"""  # noqa: S608 - all its parts are literals
+        now = only_row(cursor.execute("SELECT now() AS now"))["now"]
+        words = {**self.words, "cutoff": now - self.older_than, "most": most}
+        return int(only_row(cursor.execute(counted, words))["rows"])
+
     def _cheap(self, cursor: Cursor[dict[str, Any]]) -> bool:
         if self.indexed or only_row(cursor.execute(PAGES, {"table": self.table}))["pages"] < LARGE:
             return True

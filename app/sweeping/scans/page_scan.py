@@ -171,8 +171,9 @@ class PageScan(Scan):
         self._ranges.move_behind(last)
 
     def _send(self, run: Run) -> Cursor[dict[str, Any]] | None:
-        start, self._stop = self._ranges.next(self._share(self.sizer.span if self.sizer.dense else self.sizer.pages))
-        query = self.sql.whole if self.sizer.dense else self.sql.listed
+        whole = self.sizer.dense and run.most_rows is None
+        start, self._stop = self._ranges.next(self._share(self.sizer.span if whole else self.sizer.pages))
+        query = self.sql.whole if whole else self.sql.listed
         answer = self._sent(run, query, start=start, stop=self._stop)
         self._sized = run.send(PAGES, table=run.table)
         return answer

@@ -54,6 +54,8 @@ class Scan(Strategy):
         self._gentle_steps = 0
         #: How many rows a step takes after one that failed; None while all is well.
         self._fewer: int | None = None
+        #: How many rows the next step may change, whatever would be best; None for no such bound.
+        self._most: int | None = None
         #: Whether the next step is to begin behind the first row that it finds, and whether one has.
         self._around = False
         self._passed = False
@@ -66,7 +68,8 @@ class Scan(Strategy):
     @property
     def limit(self) -> int:
         """How many rows the next step takes at most."""
-        return self._fewer or self.sizer.rows
+        rows = self._fewer or self.sizer.rows
+        return rows if self._most is None else min(rows, self._most)
 
     @property
     def batch_rows(self) -> int | None:
@@ -108,6 +111,7 @@ class Scan(Strategy):
 
     def ask(self, run: Run) -> None:
         """Send a direct step's statement."""
+        self._most = run.most_rows
         if not self._begun:
             self._begin(run)
             self._begun = True

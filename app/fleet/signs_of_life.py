@@ -89,7 +89,7 @@ class Identity:
         }
 
 
-class Heartbeat:
+class SignsOfLife:
     """Gives the signs of life of this process."""
 
     def __init__(
@@ -130,10 +130,10 @@ class Heartbeat:
                 if self._beats % _PRUNE_EVERY == 0:
                     connection.execute(_PRUNE, {"kept": KEPT})
         except (psycopg.Error, PoolTimeout) as error:
-            metrics.HEARTBEATS.labels("failure").inc()
+            metrics.SIGNS_OF_LIFE.labels("failure").inc()
             self._tell(error)
         else:
-            metrics.HEARTBEATS.labels("success").inc()
+            metrics.SIGNS_OF_LIFE.labels("success").inc()
             self._told = False
             self._beats += 1
 

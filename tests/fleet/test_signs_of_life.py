@@ -15,8 +15,8 @@ from psycopg_pool import ConnectionPool
 from app import __version__
 from app.core.role import Kind
 from app.fleet import processes
-from app.fleet.heartbeat import Heartbeat, Identity
 from app.fleet.processes import Process
+from app.fleet.signs_of_life import Identity, SignsOfLife
 
 HOUR = timedelta(hours=1)
 CADENCES = {"wraps-expired": timedelta(seconds=1.5)}
@@ -34,7 +34,7 @@ def known(sql: Connection[Any]) -> list[Process]:
 
 
 def test_a_process_says_what_it_is(pool: ConnectionPool[Connection[Any]], sql: Connection[Any]) -> None:
-    Heartbeat(pool, Identity(Kind.WORKER, "prod", CADENCES, OFF)).beat()
+    SignsOfLife(pool, Identity(Kind.WORKER, "prod", CADENCES, OFF)).beat()
 
     (one,) = known(sql)
     assert (one.kind, one.deployment, one.version) == ("worker", "prod", __version__)
@@ -47,7 +47,7 @@ def test_a_process_says_what_it_is(pool: ConnectionPool[Connection[Any]], sql: C
 
 def test_a_process_says_which_queues_it_serves(pool: ConnectionPool[Connection[Any]], sql: Connection[Any]) -> None:
     for kind, queues in ((Kind.SCHEDULER, ()), (Kind.WORKER, ("sinks", "sweeps")), (Kind.NOTIFIER, ("sinks",))):
-        Heartbeat(pool, Identity(kind, "prod", {}, {}, queues)).beat()
+        SignsOfLife(pool, Identity(kind, "prod", {}, {}, queues)).beat()
 
     does = {one.kind: (one.schedules, one.sweeps, one.notifies) for one in known(sql)}
     assert does == {
@@ -58,7 +58,7 @@ def test_a_process_says_which_queues_it_serves(pool: ConnectionPool[Connection[A
 
 
 def test_a_scheduler_says_when_it_last_sent_a_tick(pool: ConnectionPool[Connection[Any]], sql: Connection[Any]) -> None:
-    Heartbeat(pool, Identity(Kind.SCHEDULER, "prod", {}, {}), ticked_at=lambda: time.monotonic() - 100).beat()
+    SignsOfLife(pool, Identity(Kind.SCHEDULER, "prod", {}, {}), ticked_at=lambda: time.monotonic() - 100).beat()
 
     (one,) = known(sql)
     assert one.ticked_at is not None
@@ -68,7 +68,7 @@ def test_a_scheduler_says_when_it_last_sent_a_tick(pool: ConnectionPool[Connecti
 def test_one_that_ends_says_so_and_one_that_is_silent_counts_as_gone(
     pool: ConnectionPool[Connection[Any]], sql: Connection[Any]
 ) -> None:
-    ended, silent, alive = (Heartbeat(pool, Identity(kind, "prod", {}, {})) for kind in list(Kind)[:3])
+    ended, silent, alive = (SignsOfLife(pool, Identity(kind, "prod", {}, {})) for kind in list(Kind)[:3])
     for one in (ended, silent, alive):
         one.beat()
     ended.end()
@@ -79,15 +79,15 @@ def test_one_that_ends_says_so_and_one_that_is_silent_counts_as_gone(
 
 
 def test_a_drain_is_seen(pool: ConnectionPool[Connection[Any]], sql: Connection[Any]) -> None:
-    Heartbeat(pool, Identity(Kind.WORKER, "prod", {}, {}), draining=lambda: True).beat()
+    SignsOfLife(pool, Identity(Kind.WORKER, "prod", {}, {}), draining=lambda: True).beat()
 
     assert [one.draining for one in known(sql)] == [True]
 
 
 def test_rows_of_long_ago_are_deleted(pool: ConnectionPool[Connection[Any]], sql: Connection[Any]) -> None:
-    Heartbeat(pool, Identity(Kind.WORKER, "old", {}, {})).beat()
+    SignsOfLife(pool, Identity(Kind.WORKER, "old", {}, {})).beat()
     sql.execute("UPDATE secrets_bridge_worker.process SET seen_at = now() - interval '8 days'")
-    Heartbeat(pool, Identity(Kind.WORKER, "new", {}, {})).beat()
+    SignsOfLife(pool, Identity(Kind.WORKER, "new", {}, {})).beat()
 
     assert [row[0] for row in sql.execute("SELECT deployment FROM secrets_bridge_worker.process")] == ["new"]
 
@@ -95,7 +95,7 @@ def test_rows_of_long_ago_are_deleted(pool: ConnectionPool[Connection[Any]], sql
 def test_without_a_database_nothing_is_raised_and_the_next_one_arrives(
     pool: ConnectionPool[Connection[Any]], sql: Connection[Any]
 ) -> None:
-    heart = Heartbeat(pool, Identity(Kind.WORKER, "prod", {}, {}))
+    heart = SignsOfLife(pool, Identity(Kind.WORKER, "prod", {}, {}))
     sql.execute("ALTER TABLE secrets_bridge_worker.process RENAME TO away")
     heart.beat()
     sql.execute("ALTER TABLE secrets_bridge_worker.away RENAME TO process")

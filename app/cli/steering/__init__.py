@@ -1,0 +1,1 @@
+"""`sb-worker sweep`, `pause`, `resume` and `unlock`: what an operator says about runs."""

@@ -1,0 +1,1 @@
+"""The commands about runs, as an operator types them."""

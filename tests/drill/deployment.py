@@ -1,0 +1,135 @@
+"""A deployment of its own for the drill: servers, a role without more privileges than it needs, three processes."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+
+import psycopg
+import redis as redis_py
+from psycopg import Connection
+
+from app.demo.servers import Postgres, Redis
+from app.storage import migrations
+from tests.support.http_server import Receiver
+from tests.support.ports import reserved_port
+from tests.support.processes import ROOT, SCHEDULER, WORKER, Process, environment, finished
+
+CONTROL_PLANE = ROOT / "app" / "demo" / "control_plane.sql"
+ROLE = "secrets_bridge_worker_role"
+#: Cadences under which an incident shows soon, and a drill of twelve is over in minutes.
+CADENCES = {
+    "SB_SWEEP_WRAPS_INTERVAL": "2s",
+    "SB_SWEEP_SECRETS_INTERVAL": "2s",
+    "SB_SWEEP_AGENTS_INTERVAL": "2s",
+    "SB_SWEEP_JOBS_INTERVAL": "2s",
+    "SB_SWEEP_DISCOVER_STUCK_INTERVAL": "2s",
+    "SB_SWEEP_REVEAL_INTERVAL": "2s",
+    "SB_SWEEP_CROSS_TEAM_FILL_INTERVAL": "2s",
+    "SB_WORKER_NAME": "drill",
+}
+# A worker whose machine's clock is ahead, as far as it says so: the one thing of it that others are shown.
+_CLOCK_AHEAD = """
+import sys
+from datetime import datetime, timedelta
+from app.fleet import signs_of_life
+class Ahead(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.now(tz) + timedelta(minutes=10)
+signs_of_life.datetime = Ahead
+from dramatiq.__main__ import main
+sys.argv[0] = "dramatiq"
+sys.exit(main())
+"""
+
+
+class Deployment:
+    """A worker, a notifier and a scheduler on servers of their own."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._stack = ExitStack()
+        self._logs = 0
+        self.processes: dict[str, Process] = {}
+
+    def __enter__(self) -> Self:
+        enter = self._stack.enter_context
+        self.postgres = enter(Postgres(self._directory, port=enter(reserved_port())))
+        self.redis = enter(Redis(self._directory, port=enter(reserved_port())))
+        self.receiver = enter(Receiver())
+        with self.sql() as sql:
+            sql.execute(CONTROL_PLANE.read_bytes())
+            migrations.migrate(sql)
+            sql.execute(f"CREATE ROLE {ROLE} LOGIN".encode())
+            for line in grants():
+                sql.execute(line.encode())
+        self.env = environment(
+            self.postgres.url(user=ROLE),
+            self.redis.url(),
+            **CADENCES,
+            SB_NOTIFICATION_WEBHOOK_URL=f"{self.receiver.url}/hook",
+            SB_NOTIFICATION_ALLOWED_NETWORKS="127.0.0.0/8",
+            COLUMNS="100",
+        )
+        self.start("worker")
+        self.start("notifier")
+        self.start("scheduler")
+        return self
+
+    def __exit__(self, *words: object) -> None:
+        for process in self.processes.values():
+            process.__exit__(None)
+        self._stack.close()
+
+    @contextmanager
+    def sql(self) -> Iterator[Connection[Any]]:
+        """Yield a superuser's connection, each statement committed."""
+        with psycopg.connect(self.postgres.url(), autocommit=True) as connection:
+            yield connection
+
+    def client(self) -> redis_py.Redis:
+        """Return a client of Redis."""
+        return redis_py.Redis.from_url(self.redis.url())
+
+    def start(self, kind: str, name: str = "", **variables: str) -> None:
+        """Start a process of a kind, under a name of its own where there are several."""
+        words: Sequence[str] = {
+            "worker": (*WORKER, "--queues", "sweeps"),
+            "notifier": (*WORKER, "--queues", "sinks"),
+            "scheduler": SCHEDULER,
+            "worker whose clock is ahead": (sys.executable, "-c", _CLOCK_AHEAD, *WORKER[1:], "--queues", "sweeps"),
+        }[kind]
+        self._logs += 1
+        log = self._directory / f"process-{self._logs}.log"
+        self.processes[name or kind] = Process(words, {**self.env, **variables}, log)
+
+    def stop(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """End a process by a signal, and wait for its end."""
+        process = self.processes.pop(name)
+        process.end(number)
+        process.__exit__(None)
+
+    def command(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of ours, as a line of a shell without anything special in it."""
+        return finished(line.replace('"', "").split(" ") if '"' not in line else _words(line), self.env)
+
+
+def grants() -> list[str]:
+    """Return what an operator is told to grant."""
+    text = (ROOT / "docs" / "operations.md").read_text()
+    return [line.rstrip(";") for line in re.findall(r"^GRANT .*;$", text, re.MULTILINE)]
+
+
+def _words(line: str) -> list[str]:
+    return [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|(\S+)', line)]
+
+
+HOUR = timedelta(hours=1)

@@ -1,0 +1,1 @@
+"""Runs by hand, pauses, brakes, dry runs and locks that nobody gives back."""

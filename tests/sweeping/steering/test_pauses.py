@@ -1,0 +1,175 @@
+"""Pauses: what they keep from beginning, for how long, and what they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis as redis_py
+from psycopg import Connection
+from psycopg_pool import ConnectionPool
+
+from actors.wraps_expired import WrapsExpired, wraps_expired
+from app.core.errors import NotDue, Reason
+from app.overview.sources.standings import Watched
+from app.overview.watch import FleetWatch
+from app.sweeping import lock
+from app.sweeping.actor import SweepActor
+from app.sweeping.lock import Refusal, Tick
+from app.sweeping.steering import pauses
+from tests.support.replica import Replica
+from tests.support.rows import FIXED, column, insert_wrap, rows
+from tests.sweeping.steering.hand import hand
+from tests.sweeping.steering.test_by_hand import RUNS, STATE, back, current
+
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+HOURLY = WrapsExpired(interval=HOUR)
+NAME = "wraps-expired"
+PAUSES = "SELECT * FROM secrets_bridge_worker.sweeper_pause ORDER BY id"
+
+
+def pause(sql: Connection[Any], length: timedelta = HOUR, name: str = NAME) -> None:
+    (made,) = pauses.pause(sql, [name], length, "operator@desk", "the import of team blue")
+    assert made.until - made.began_at == length
+
+
+def paused(replica: Replica, sql: Connection[Any]) -> bool:
+    """Return whether the current tick finds its sweeper paused."""
+    try:
+        replica.run(wraps_expired, HOURLY, current(sql, HOUR))
+    except NotDue as error:
+        if error.reason is Reason.PAUSED:
+            return True
+        raise
+    return False
+
+
+def test_no_run_begins_and_nothing_is_claimed(replica: Replica, sql: Connection[Any]) -> None:
+    pause(sql)
+    assert paused(replica, sql)
+    assert (rows(sql, STATE), rows(sql, RUNS)) == ([], [])
+
+
+def test_another_sweepers_pause_is_none(replica: Replica, sql: Connection[Any]) -> None:
+    pause(sql, name="agents-stale")
+    assert not paused(replica, sql)
+
+
+def test_a_run_that_has_begun_goes_on(replica: Replica, sql: Connection[Any]) -> None:
+    sql.execute(
+        "INSERT INTO secret_wraps (encrypted_value, nonce, data_key_ciphertext, kms_key_id, content_hash, byte_length,"
+        " expires_at) SELECT '\\x01', '\\x02', '\\x03', 'k', '\\x04', 1, '2026-01-01' FROM generate_series(1, 1200)"
+    )
+    replica.runner.on_batch = lambda _seconds: None if pauses.current(sql) else pause(sql)
+    assert replica.run(wraps_expired, HOURLY).changed == 1200
+    assert rows(sql, RUNS)[0]["batches"] > 1
+
+
+def test_the_mark_keeps_other_replicas_from_asking_and_the_next_tick_after_it_runs_and_covers(
+    replica: Replica, sql: Connection[Any]
+) -> None:
+    replica.run(wraps_expired, HOURLY, current(sql, HOUR))
+    back(sql, "3 h")
+    replica.redis.flushall()
+    pause(sql)
+    slot = current(sql, HOUR)
+    tick = replica.acquire(wraps_expired, HOURLY, slot)
+    assert isinstance(tick, Tick)
+    token = lock.current.set(tick)
+    outcome = SweepActor(replica.runner, wraps_expired, HOURLY).run()
+    lock.current.reset(token)
+    replica.locks.release(tick, done=outcome.done, claimed=outcome.claimed)
+    assert replica.acquire(wraps_expired, HOURLY, slot) is Refusal.DONE
+
+    assert pauses.resume(sql, [NAME], "another@desk") == [NAME]
+    replica.redis.flushall()  # as if it were the next slot
+    replica.run(wraps_expired, HOURLY, slot)
+    assert rows(sql, RUNS)[-1]["covered"] == 2
+    assert rows(sql, PAUSES)[0]["resumed_by"] == "another@desk"
+
+
+def test_it_ends_by_itself(replica: Replica, sql: Connection[Any]) -> None:
+    pause(sql)
+    sql.execute("UPDATE secrets_bridge_worker.sweeper_pause SET until = now() + interval '200 ms'")
+    sql.execute("SELECT pg_sleep_until((SELECT until FROM secrets_bridge_worker.sweeper_pause))")
+    assert not paused(replica, sql)
+
+
+def test_one_that_reaches_further_than_any_can_is_from_a_clock_that_was_ahead(
+    replica: Replica, sql: Connection[Any]
+) -> None:
+    pause(sql)
+    sql.execute("UPDATE secrets_bridge_worker.sweeper_pause SET until = now() + interval '31 d'")
+    assert pauses.current(sql) == {}
+    assert not paused(replica, sql)
+
+
+def test_a_run_by_hand_may_be_made_all_the_same(replica: Replica, sql: Connection[Any]) -> None:
+    insert_wrap(sql, FIXED)
+    pause(sql)
+    with pytest.raises(NotDue) as refused:
+        hand(replica, wraps_expired, HOURLY)
+    assert refused.value.reason is Reason.PAUSED
+    assert hand(replica, wraps_expired, HOURLY, despite_pause=True).sweep.changed == 1
+    assert len(rows(sql, RUNS)) == 1
+
+
+def test_another_pause_takes_the_place_of_the_first_and_the_history_stays(sql: Connection[Any]) -> None:
+    pause(sql)
+    pause(sql, MINUTE)
+    first, second = rows(sql, PAUSES)
+    assert first["resumed_at"] is not None
+    assert second["resumed_at"] is None
+    assert pauses.current(sql)[NAME].until == second["until"]
+    assert pauses.resume(sql, [NAME], "x") == [NAME]
+    assert pauses.resume(sql, [NAME], "x") == []
+    assert len(rows(sql, PAUSES)) == 2
+
+
+def test_old_ones_are_pruned_with_the_ledger_and_no_others(replica: Replica, sql: Connection[Any]) -> None:
+    ages = {"over long ago": ("-9 d", None), "resumed long ago": ("1 d", "-8 d"), "over": ("-6 d", None)}
+    for reason, (until, resumed) in {**ages, "holds": ("1 h", None)}.items():
+        sql.execute(
+            "INSERT INTO secrets_bridge_worker.sweeper_pause (name, began_at, until, paused_by, reason, resumed_at)"
+            " VALUES (%s, now() - interval '20 d', now() + %s::interval, 'x', %s, now() + %s::interval)",
+            [NAME, until, reason, resumed],
+        )
+    hand(replica, wraps_expired, HOURLY, despite_pause=True)
+    assert column(sql, "SELECT reason FROM secrets_bridge_worker.sweeper_pause ORDER BY id") == ["over", "holds"]
+
+
+@pytest.fixture
+def pool(database: str) -> Iterator[ConnectionPool[Connection[Any]]]:
+    with ConnectionPool[Connection[Any]](
+        database, kwargs={"autocommit": True}, min_size=0, max_size=1, timeout=5, open=True
+    ) as pool:
+        yield pool
+
+
+def behind(pool: ConnectionPool[Connection[Any]], redis: redis_py.Redis) -> float:
+    """Return by how much the sweeper is overdue."""
+    watched = [Watched(NAME, "secret_wraps", MINUTE)]
+    watch = FleetWatch(pool, redis, watched, namespace="secrets-bridge", retention=MINUTE)
+    watch.look()
+    return watch.behind(NAME)
+
+
+def test_what_is_paused_is_not_overdue_and_what_was_only_since_its_end(
+    pool: ConnectionPool[Connection[Any]], sql: Connection[Any], redis: redis_py.Redis
+) -> None:
+    sql.execute(
+        "INSERT INTO secrets_bridge_worker.sweep_state (name, last_slot, previous_slot, token)"
+        " VALUES (%s, now() - interval '5 h', 'epoch', 1)",
+        [NAME],
+    )
+    assert behind(pool, redis) > 17_000
+    pause(sql)
+    assert behind(pool, redis) == 0
+    pauses.resume(sql, [NAME], "x")
+    assert behind(pool, redis) == 0
+    sql.execute("UPDATE secrets_bridge_worker.sweeper_pause SET resumed_at = now() - interval '10 min'")
+    assert 530 < behind(pool, redis) < 600
+    sql.execute("UPDATE secrets_bridge_worker.sweeper_pause SET resumed_at = now() - interval '9 h'")
+    assert behind(pool, redis) > 17_000
