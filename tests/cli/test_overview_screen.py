@@ -37,11 +37,7 @@ def many(count: int) -> Overview:
 
 def render(overview: Overview, width: int, height: int | None = None, **more: Any) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height or 25)
-    shown = (
-        screen.fitted(overview, width, height, **more)
-        if height
-        else screen.whole(overview, width, **more)
-    )
+    shown = screen.fitted(overview, width, height, **more) if height else screen.whole(overview, width, **more)
     with console.capture() as capture:
         console.print(shown)
     return [line.rstrip() for line in capture.get().splitlines()]
