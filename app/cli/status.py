@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from actors import SWEEPERS
+from app.cli.help import examples
 from app.cli.overview import screen
 from app.cli.overview.document import as_json
 from app.core.errors import BootError
@@ -40,7 +41,11 @@ _WIDE = 250
 _EXIT = {Verdict.FINE: 0, Verdict.DEGRADED: 3, Verdict.UNKNOWN: 1}
 
 
-@click.command("status")
+@click.command(
+    "status",
+    short_help="Show what the deployment does, and what is wrong with it.",
+    epilog=examples("sb-worker status", "sb-worker status --watch", "sb-worker status -o json | jq .problems"),
+)
 @click.option(
     "-o",
     "--output",
