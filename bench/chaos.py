@@ -154,7 +154,7 @@ class Round:
         late = connection.execute(LATENESS).fetchone()[0]
         log = self.postgres.log.read_text()
         begun = len(re.findall(r"^replica\d .*\n\s*SELECT now\(\) AS now,", log, re.MULTILINE))
-        claims = len(re.findall(r"^replica\d .*\n\s*WITH clock AS \(", log, re.MULTILINE))
+        claims = len(re.findall(r"^replica\d .*\n\s*WITH before AS \(\s*SELECT last_slot", log, re.MULTILINE))
         return {
             "round": "a worker killed every second" if self.kill else "left alone",
             "kills": self.kills,

@@ -117,7 +117,9 @@ def _lines(found: Iterable[Findings]) -> Iterator[Text]:
 def _verdict(found: Sequence[Findings], window: timedelta) -> Text:
     faults, slots = sum(findings.faults for findings in found), sum(findings.slots for findings in found)
     if faults:
-        return Text(f"{faults:,} faults in {slots:,} slots of the last {length(window)}", "bold red")
+        return Text(
+            f"{faults:,} fault{'s' * (faults != 1)} in {slots:,} slots of the last {length(window)}", "bold red"
+        )
     if not slots:
         return Text(
             f"no run in the last {length(window)}: nothing to check; `sb-worker status` has the sweepers", "yellow"

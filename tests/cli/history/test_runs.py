@@ -113,7 +113,7 @@ def test_verify_is_quiet_about_a_good_ledger_and_names_what_is_wrong(
     bad = run("verify", "-o", "table")
     assert bad.exit_code == 1
     assert f"wraps-expired: every: slot {ledger.slot(2):%Y-%m-%d %H:%M:%S}: 1 without a run" in bad.output
-    assert "1 faults in" in bad.output
+    assert "1 fault in" in bad.output
     as_json = run("verify", "-o", "json")
     assert as_json.exit_code == 1
     answers = {answer["name"]: answer for answer in map(json.loads, as_json.stdout.splitlines())}
