@@ -2,9 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
+SBOM ?= dist/sbom.cdx.json
 RUN := PYTHONDONTWRITEBYTECODE=1 PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test check bench format docs lock clean
+.PHONY: help demo test check bench format docs lock install image sbom clean
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -33,11 +35,27 @@ docs: $(VENV)/.test ## write the pages of docs/ that are made from the code
 	@$(RUN) $(BIN)/sb-worker config --markdown > docs/configuration.md
 
 lock: ## resolve requirements/*.txt anew (needs uv)
-	for set in run "test --extra test --extra demo --extra build" "check --extra test --extra demo --extra build --extra check"; do \
+	tests="--extra otel --extra test --extra demo --extra build"; \
+	for set in run "otel --extra otel" "test $$tests" "check $$tests --extra check"; do \
 	  set -- $$set; name=$$1; shift; \
 	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	    --quiet "$$@" pyproject.toml --output-file requirements/$$name.txt; \
 	done
+
+install: $(VENV)/.run ## install what runs, and nothing else, into .venv: docs/deploying.md
+
+# The same commit makes the same files: no time of now is in them.
+image: ## build the container image (needs Docker with buildx)
+	docker buildx build --tag secrets-bridge-worker:$(VERSION) \
+	  --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+	  --build-arg SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) --output type=docker,rewrite-timestamp=true .
+
+sbom: $(VENV)/.check ## list what the image's Python packages are, as CycloneDX: dist/sbom.cdx.json
+	@mkdir -p $(dir $(SBOM))
+	@sed 's/^dynamic = .*/version = "$(VERSION)"/' pyproject.toml > $(SBOM).toml
+	@$(BIN)/cyclonedx-py requirements --output-reproducible --pyproject $(SBOM).toml --mc-type application \
+	  --output-file $(SBOM) requirements/run.txt 2>/dev/null || { echo "requirements/run.txt cannot be listed" >&2; exit 1; }
+	@rm $(SBOM).toml
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
@@ -48,15 +66,29 @@ $(VENV)/bin/python:
 	  { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) 2>/dev/null || $(PYTHON) -m venv --clear --without-pip $(VENV)
 
-define install
-	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then pip="$(BIN)/python -m pip"; \
+# Sets `pip`, or ends the recipe.
+FIND_PIP = if $(BIN)/python -m pip --version >/dev/null 2>&1; then pip="$(BIN)/python -m pip"; \
 	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then pip="$(PYTHON) -m pip --python $(BIN)/python"; \
 	else echo "pip is needed: apt-get install python3-pip, or python3-venv" >&2; exit 1; fi; \
+	pip="$$pip install --quiet --disable-pip-version-check"
+
+define install
+	@$(FIND_PIP); \
 	echo "installing the locked packages of requirements/$(1).txt"; \
-	$$pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/$(1).txt && \
-	$$pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$$pip --require-hashes --requirement requirements/$(1).txt && \
+	$$pip --no-deps --no-build-isolation --editable .
 	@touch $@
 endef
+
+# Nothing is built: sources where they lie, and the program that the package would have.
+$(VENV)/.run: $(VENV)/bin/python requirements/run.txt
+	@$(FIND_PIP); \
+	echo "installing the locked packages of requirements/run.txt"; \
+	$$pip --require-hashes --requirement requirements/run.txt
+	@echo "$(CURDIR)" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/sources.pth"
+	@printf '#!%s/python\nfrom app.cli.entry import main\nmain()\n' "$(abspath $(BIN))" > $(BIN)/sb-worker
+	@chmod 755 $(BIN)/sb-worker
+	@touch $@
 
 $(VENV)/.test: $(VENV)/bin/python requirements/test.txt pyproject.toml
 	$(call install,test)

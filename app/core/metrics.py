@@ -76,12 +76,6 @@ LOCK_SKIPPED = Counter(
     "worker_scheduler_lock_skipped_total", "Ticks left to the replica that held the lock or had run the slot.", ["task"]
 )
 
-LAST_SUCCESS = Gauge(
-    "worker_sweep_last_success_timestamp_seconds",
-    "When a run last ended well in this replica, Unix time.",
-    ["task"],
-    multiprocess_mode="max",
-)
 ROWS_CHANGED = Counter("worker_sweep_rows_changed_total", "Rows deleted, flipped or inserted.", ["task"])
 BATCHES = Counter("worker_sweep_batches_total", "Transactions committed.", ["task"])
 BATCH_SECONDS = Histogram(
@@ -138,6 +132,7 @@ CLOCKS = ("scheduler", "redis", "worker")
 TARGETS_SKIPPED = Counter(
     "worker_discover_targets_skipped_total", "Discover targets whose agent is unknown or revoked.", ["task"]
 )
+SIGNS_OF_LIFE = Counter("worker_signs_of_life_total", "Signs of life that processes gave in PostgreSQL.", ["outcome"])
 BUILD_INFO = Gauge("worker_build_info", "1, with the version.", ["version"], multiprocess_mode="max")
 
 GITOPS_POLLS = Counter("worker_gitops_polls_total", "Polls of ArgoCD by how they ended.", ["outcome"])
@@ -150,6 +145,16 @@ def poll_seconds() -> Histogram:
         "worker_gitops_poll_duration_seconds",
         "Duration of one poll that was answered, both of its requests.",
         buckets=_REQUEST_SECONDS,
+    )
+
+
+@cache
+def relay_last_success() -> Gauge:
+    """Return the gauge of the relay, made on demand for the same reason: only who serves the sinks has it."""
+    return Gauge(
+        "worker_notification_relay_last_success_timestamp_seconds",
+        "When the relay last ended well in this replica, Unix time by Redis; 0 before.",
+        multiprocess_mode="max",
     )
 
 
@@ -184,7 +189,7 @@ MESSAGES_MALFORMED = Counter(
 _PER_TASK = (
     ROWS_FAILED,
     SKIPPED_LOCKED,
-    *(RUN_SECONDS, LOCK_SKIPPED, LAST_SUCCESS, ROWS_CHANGED, BATCHES, BATCH_SECONDS, LATENESS),
+    *(RUN_SECONDS, LOCK_SKIPPED, ROWS_CHANGED, BATCHES, BATCH_SECONDS, LATENESS),
     *(HANDED_OVER, RUNS_A_PASS, LEASE_LOST, FENCED, INTERRUPTED, TICKS_LOST, TABLE_MISSING),
 )
 
@@ -219,6 +224,8 @@ def preset_process() -> None:
         CONNECTIONS_LOST.labels(reason)
     for clock in CLOCKS:
         CLOCK_SKEW.labels(clock)
+    for outcome in ("success", "failure"):
+        SIGNS_OF_LIFE.labels(outcome)
 
 
 def preset_messages(queues: Iterable[str], faults: Iterable[str]) -> None:

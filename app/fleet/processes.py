@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString
 
-from app.fleet.heartbeat import GONE_AFTER
+from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind
+from app.fleet.signs_of_life import GONE_AFTER
+from app.storage.postgres import only_row
 
 if TYPE_CHECKING:
     from psycopg import Cursor
 
 _READ: LiteralString = """
-SELECT kind, deployment, host, pid, version, started_at, seen_at, ended_at, draining, clock_ahead, cadences, off,
-       ticked_at, ended_at IS NULL AND seen_at > clock_timestamp() - %(gone_after)s AS alive
+SELECT kind, queues, deployment, host, pid, version, started_at, seen_at, ended_at, draining, clock_ahead, cadences,
+       off, ticked_at, ended_at IS NULL AND seen_at > clock_timestamp() - %(gone_after)s AS alive
   FROM secrets_bridge_worker.process
  WHERE seen_at > clock_timestamp() - %(seen_within)s
  ORDER BY kind, host, pid, started_at
 """
+
+_LAST_TICK: LiteralString = "SELECT max(ticked_at) AS ticked_at FROM secrets_bridge_worker.process"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Process:
     """One process; times aware, by the database's clock."""
 
     kind: str
+    queues: Sequence[str]
     deployment: str
     host: str
     pid: int
@@ -44,6 +49,21 @@ class Process:
     ticked_at: datetime | None
     alive: bool
 
+    @property
+    def sweeps(self) -> bool:
+        """Whether it runs sweepers."""
+        return SWEEP_QUEUE in self.queues
+
+    @property
+    def notifies(self) -> bool:
+        """Whether it delivers notifications."""
+        return SINK_QUEUE in self.queues
+
+    @property
+    def schedules(self) -> bool:
+        """Whether it sends ticks."""
+        return self.kind == Kind.SCHEDULER.value
+
 
 def read(cursor: Cursor[dict[str, Any]], seen_within: timedelta) -> list[Process]:
     """Return the processes that gave a sign of life within so long, alive or not."""
@@ -51,3 +71,9 @@ def read(cursor: Cursor[dict[str, Any]], seen_within: timedelta) -> list[Process
     for row in rows:
         row["cadences"] = {name: timedelta(seconds=number) for name, number in row["cadences"].items()}
     return [Process(**row) for row in rows]
+
+
+def last_tick(cursor: Cursor[dict[str, Any]]) -> datetime | None:
+    """Return when any scheduler that is known last sent a tick."""
+    found: datetime | None = only_row(cursor.execute(_LAST_TICK))["ticked_at"]
+    return found

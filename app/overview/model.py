@@ -54,8 +54,22 @@ class Holder:
 
     worker: str
     since: datetime | None
-    #: When the lock runs out unless it is renewed.
-    expires_in: timedelta
+    #: When the lock runs out unless it is renewed; None where Redis does not let us ask.
+    expires_in: timedelta | None
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """A session that keeps a sweep from a table: its pid, 0 for a prepared transaction, and what the role may see."""
+
+    table: str
+    pid: int
+    #: PostgreSQL's word, such as "idle in transaction"; empty where it is not shown to our role.
+    state: str
+    #: How old its transaction is.
+    age: timedelta | None
+    #: Whether it is of the role that we connect as.
+    own_role: bool
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,8 @@ class SweeperView:
     state: State
     #: Why it is not on: a variable, a table, or who paused it and what for.
     reason: str
+    #: Since when it is paused or braked.
+    since: datetime | None
     #: Until when it is paused or braked.
     until: datetime | None
     next_tick: datetime
@@ -81,8 +97,15 @@ class SweeperView:
     #: Failed attempts in a row, and since when.
     failures: int
     failing_since: datetime | None
+    #: Class name and SQLSTATE of the last failed attempt, while it fails.
+    error: str = ""
+    sqlstate: str = ""
+    #: Who keeps it from its table, where it fails by waiting.
+    blockers: tuple[Blocker, ...] = ()
     #: Runs that a pass through the whole table takes.
     runs_a_pass: int = 1
+    #: Its cadence by the settings of who reads this; `interval` is that of the processes, where any live.
+    own_interval: timedelta | None = None
 
     @property
     def last(self) -> RunPoint | None:
@@ -101,6 +124,8 @@ class SinkView:
     waiting: int
     oldest_waiting: datetime | None
     dead: int
+    #: Since when the longest waiting delivery that may be sent now is due.
+    due_since: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +145,8 @@ class Problem:
     subject: str
     text: str
     remedy: str
+    #: Whether it is worth to be known, and nothing is the worse for it.
+    note: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,5 +159,9 @@ class Overview:
     processes: tuple[Process, ...]
     sinks: tuple[SinkView, ...]
     servers: tuple[ServerView, ...]
+    #: Who keeps whom from our tables, or the api's: looked for only where something has waited.
+    blockers: tuple[Blocker, ...] = ()
+    #: Parts that could not be read.
+    unread: frozenset[str] = frozenset()
     problems: tuple[Problem, ...] = ()
     verdict: Verdict = Verdict.UNKNOWN

@@ -159,6 +159,7 @@ COMMENT ON COLUMN secrets_bridge_worker.sweep_state.pass_rows_failed IS
 CREATE TABLE secrets_bridge_worker.process (
     id          text PRIMARY KEY,
     kind        text NOT NULL CHECK (kind IN ('worker', 'notifier', 'scheduler')),
+    queues      text[] NOT NULL DEFAULT '{}',
     deployment  text NOT NULL,
     host        text NOT NULL,
     pid         integer NOT NULL,

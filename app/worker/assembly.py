@@ -26,17 +26,20 @@ from app.core import config, metrics, threads
 from app.core.errors import BootError, ConfigError, LeaseLost, SchemaError
 from app.core.logging import configure_logging
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind, speaks_for_all, this_process, this_replica
-from app.fleet.heartbeat import Heartbeat as SignsOfLife
-from app.fleet.heartbeat import Identity
+from app.fleet.signs_of_life import Identity, SignsOfLife
 from app.gitops.settings import GitopsSettings
 from app.notify import routing
 from app.notify.collector import NotificationCollector
 from app.notify.heartbeat.beat import LOOK_EVERY, Heartbeat
 from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
+from app.overview.gauges import FleetGauges
+from app.overview.sources.standings import Watched
+from app.overview.watch import FleetWatch
 from app.storage import migrations, postgres
 from app.storage.redis import Client, WaitingClient, check_shards, connect
 from app.storage.redis_reasons import explain
+from app.supervisor import stops
 from app.supervisor.allocator import give_back_large_blocks
 from app.sweeping import lock
 from app.sweeping.actor import SweepActor
@@ -46,6 +49,8 @@ from app.sweeping.schedule import Every
 from app.sweeping.streak import Telling
 from app.sweeping.sweeper import SweeperSettings
 from app.sweeping.unserved import KNOWN_SCHEMA, Pair, Unserved, unserved
+from app.tracing import spans
+from app.tracing.start import start as start_tracing
 from app.worker import file_limit, probes
 from app.worker.broker import Broker
 from app.worker.exposition import Exposition
@@ -55,7 +60,7 @@ from app.worker.middleware.lifecycle import Lifecycle
 from app.worker.middleware.lock import SweepLock
 from app.worker.middleware.metrics import dramatiq_metrics
 from app.worker.middleware.retries import SweepAndSinkRetries
-from app.worker.overdue import Overdue, Watched
+from app.worker.middleware.tracing import Tracing
 from app.worker.readiness import Check, Readiness, Unready, postgres_check, redis_check
 
 if TYPE_CHECKING:
@@ -94,7 +99,8 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
     process.register_heartbeat()
     if process.role.kind is Kind.SCHEDULER:
         process.pool.open()
-        threads.start("heartbeat", process.signs_of_life.keep)
+        threads.start("signs-of-life", process.signs_of_life.keep)
+    process.trace_schedules()
     dramatiq.set_broker(process.broker)
     return process.broker
 
@@ -152,6 +158,7 @@ class _Assembly:
                     grace=grace,
                 ),
                 Callbacks(),
+                *([Tracing()] if loaded.tracing.enabled else []),
                 SweepAndSinkRetries(),
                 SweepLock(self.locks),  # last: its after-hook runs first, so the lock is free before a retry is out
             ],
@@ -190,11 +197,11 @@ class _Assembly:
             if tick is None:  # the middleware's doing; without a lock nothing may run
                 raise LeaseLost
             fine = False
-            with suppress(LeaseLost):
+            with suppress(LeaseLost), spans.span("run", RELAY, slot=tick.slot):
                 fine = notifier.relay(tick.lease.check)
             metrics.RUNS.labels(RELAY, "success" if fine else "failure").inc()
             if fine:
-                metrics.LAST_SUCCESS.labels(RELAY).set(tick.taken_at / 1e6)
+                metrics.relay_last_success().set(tick.taken_at / 1e6)
             return lock.DONE
 
         declare = dramatiq.actor(actor_name=DELIVER, queue_name=SINK_QUEUE, broker=self.broker, throws=(RetryLater,))
@@ -211,6 +218,7 @@ class _Assembly:
             self.loaded.notification.deployment,
             {watched.name: watched.interval for watched in self.watched},
             {sweeper.name: own.switch for sweeper, own in self.pairs if not own.enabled},
+            self.role.queues,
         )
         ticks = self.role.kind is Kind.SCHEDULER
         return SignsOfLife(
@@ -231,8 +239,6 @@ class _Assembly:
             if tick is not None:  # none where there is no URL, and another replica has one
                 fine = told.beat()
                 metrics.RUNS.labels(BEAT, "success" if fine else "failure").inc()
-                if fine:
-                    metrics.LAST_SUCCESS.labels(BEAT).set(tick.taken_at / 1e6)
             return lock.DONE
 
         cadence: dict[str, Any] = {}
@@ -240,6 +246,18 @@ class _Assembly:
             cadence["periodic"] = Every(LOOK_EVERY)
             self.registered.append(BEAT)
         dramatiq.actor(actor_name=BEAT, queue_name=SINK_QUEUE, broker=self.broker, **cadence)(heartbeat)
+
+    def trace_schedules(self) -> None:
+        """Start traces in a scheduler, which forks no more; a worker does when it boots."""
+        if self.role.kind is Kind.SCHEDULER:
+            self._start_tracing()
+            stops.before_the_end(spans.close)
+
+    def _start_tracing(self) -> None:
+        try:
+            start_tracing(self.loaded.tracing, self.role.kind.value)
+        except BootError as error:
+            self._fail(str(error))
 
     def _trigger(self, delivery: int) -> None:
         self.broker.get_actor(DELIVER).send(delivery)
@@ -263,6 +281,7 @@ class _Assembly:
             self._check_servers()
         except (BootError, SchemaError) as error:
             self._fail(str(error), error.sql if isinstance(error, SchemaError) else "")
+        self._start_tracing()
         self.pool.open()
         self._preset()
         collectors: list[Collector] = []
@@ -270,22 +289,33 @@ class _Assembly:
         if self.role.notifies or shows_replica:
             collectors.append(NotificationCollector(self.pool, list(self.router.targets)))
         if self.role.notifies:
+            metrics.relay_last_success()
             try:
                 self._loops  # noqa: B018 - loaded now, not under the first deadline
             except ValueError as error:  # the one setting that only TLS itself can judge
                 refuse(ConfigError([str(error)]))
-        threads.start("heartbeat", self.signs_of_life.keep)
+        threads.start("signs-of-life", self.signs_of_life.keep)
         if self.role.first:
             if SWEEP_QUEUE in self.role.queues:
-                overdue = Overdue(self.pool, self.watched)
-                collectors.append(overdue)
-                threads.start("overdue", overdue.watch)
+                watch = self._fleet_watch()
+                collectors.append(FleetGauges(watch))
+                threads.start("fleet-watch", watch.watch)
             shown = shows_replica or this_replica() is None
             try:
                 exposition = Exposition(self.shared_values, collectors) if shown else None
                 probes.serve((host, port), self.readiness, exposition)
             except OSError:
                 self._fail(f"{address}: {host}:{port} cannot be listened on; is it taken?")
+
+    def _fleet_watch(self) -> FleetWatch:
+        return FleetWatch(
+            self.pool,
+            self.client,
+            self.watched,
+            [pair for pair in self.pairs if pair[1].enabled],
+            namespace=self.loaded.redis.namespace,
+            retention=self.loaded.worker.ledger_retention,
+        )
 
     def _end(self) -> None:
         self.signs_of_life.end()

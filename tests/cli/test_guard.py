@@ -27,7 +27,7 @@ def command(database: str, role: str, monkeypatch: pytest.MonkeyPatch) -> Callab
     return lambda words: CliRunner().invoke(main, words.split())
 
 
-WORDS = ["status", "migrate", "notify explain", "notify log", "notify log --sums", "dead list", "dead show 1"]
+WORDS = ["migrate", "notify explain", "notify log", "notify log --sums", "dead list", "dead show 1"]
 WORDS += ["dead replay 1", "dead purge 1"]
 
 

@@ -39,12 +39,12 @@ CADENCES = {
 _CLOCK_AHEAD = """
 import sys
 from datetime import datetime, timedelta
-from app.fleet import heartbeat
+from app.fleet import signs_of_life
 class Ahead(datetime):
     @classmethod
     def now(cls, tz=None):
         return datetime.now(tz) + timedelta(minutes=10)
-heartbeat.datetime = Ahead
+signs_of_life.datetime = Ahead
 from dramatiq.__main__ import main
 sys.argv[0] = "dramatiq"
 sys.exit(main())

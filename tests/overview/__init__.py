@@ -1,1 +1,1 @@
-"""Tests of what an operator is shown of a deployment, and of its past."""
+"""Tests of the room `app.overview`."""

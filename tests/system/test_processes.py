@@ -125,7 +125,6 @@ def test_every_series_is_there_from_the_start_with_the_go_workers_names(worker: 
         assert f'worker_scheduler_run_duration_seconds_count{{task="{task}"}} 0.0' in text
         for ours in ("rows_changed", "batches", "lease_lost", "fenced_batches", "interrupted", "handed_over"):
             assert f'worker_sweep_{ours}_total{{task="{task}"}} 0.0' in text
-        assert f'worker_sweep_last_success_timestamp_seconds{{task="{task}"}} 0.0' in text
     edges = [".005", ".01", ".025", ".05", ".1", ".25", ".5", "1", "2.5", "5", "10"]
     for edge in edges:
         assert f'worker_scheduler_run_duration_seconds_bucket{{le="{float(edge):g}",task="wraps-expired"}}' in text

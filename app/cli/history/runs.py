@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.help import examples
 from app.cli.history.past import output_option, past, since_option
 from app.cli.names import SWEEPER
 from app.overview.history.entry import Entry
@@ -29,7 +30,16 @@ _LEAST_OUTCOME, _GAP = 20, 2
 _WIDEST = 10_000
 
 
-@click.command("runs")
+@click.command(
+    "runs",
+    short_help="List runs from the ledger, the newest first.",
+    epilog=examples(
+        "sb-worker runs                           the newest 30",
+        "sb-worker runs wraps-expired --since 1h",
+        "sb-worker runs --failed --since 24h      what went wrong since yesterday",
+        "sb-worker runs -o json --limit 1000 | jq 'select(.late_seconds > 1)'",
+    ),
+)
 @click.argument("sweeper", type=SWEEPER, required=False, metavar="[SWEEPER]")
 @click.option("--failed", is_flag=True, help="Only those that failed or were interrupted.")
 @since_option(None)
@@ -40,13 +50,7 @@ def runs(sweeper: str | None, failed: bool, window: timedelta | None, limit: int
 
     Of all sweepers, or of SWEEPER. Times are UTC, by the database's clock. `late` is from the slot to the start of the
     run. A table leaves columns out where there is no room; `wide` and `json` have all of them.
-
-    \b
-      sb-worker runs                           the newest 30
-      sb-worker runs wraps-expired --since 1h
-      sb-worker runs --failed --since 24h      what went wrong since yesterday
-      sb-worker runs -o json --limit 1000 | jq -s 'group_by(.name)[] | {name: .[0].name, runs: length}'
-    """  # noqa: D301 - click wants the character itself
+    """
     with past() as (_, connection), looking_back(connection) as cursor:
         rows = recent(cursor, sweeper, window=window, failed=failed, most=limit)
     if form == "json" or (form is None and not sys.stdout.isatty()):

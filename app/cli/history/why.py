@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, LiteralString
 import click
 
 from actors import SWEEPERS
+from app.cli.help import examples
 from app.cli.history.past import past
 from app.cli.names import SWEEPER
 from app.fleet import processes
-from app.fleet.heartbeat import KEPT
+from app.fleet.signs_of_life import KEPT
 from app.overview.history import facts as reading
 from app.overview.history import grid
 from app.overview.history.answer import Answer, Served
@@ -36,7 +37,16 @@ _NOW: LiteralString = "SELECT clock_timestamp() AS now"
 _STATUS = {Served.YES: 0, Served.UNKNOWN: 1, Served.NO: 3}
 
 
-@click.command("why")
+@click.command(
+    "why",
+    short_help="Say who did the work of a slot, or why nobody did.",
+    epilog=examples(
+        "sb-worker why wraps-expired              the newest slot",
+        "sb-worker why wraps-expired 10m          the one of ten minutes ago",
+        "sb-worker why agents-stale 14:05",
+        "sb-worker why agents-stale 2026-11-23T14:05:00+01:00",
+    ),
+)
 @click.argument("sweeper", type=SWEEPER, metavar="SWEEPER")
 @click.argument("when", required=False)
 @click.option("-o", "--output", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -47,14 +57,11 @@ def why(sweeper: str, when: str | None, form: str) -> None:
     (2026-11-23T14:05:00Z). UTC unless it says otherwise. Without it, the newest slot that is due.
 
     \b
-      sb-worker why wraps-expired              the newest slot
-      sb-worker why wraps-expired 10m          the one of ten minutes ago
-      sb-worker why agents-stale 14:05
-      sb-worker why agents-stale 2026-11-23T14:05:00+01:00
-    \b
-    Exit status 0: its work was done: it was run, by a tick or by hand, or covered by a later run
-                3: it was not, or is being done now: the line says why
-                1: that cannot be told, and what to look at next is; 2: wrong usage
+    Exit status:
+      0  its work was done: by its own run, by hand, or covered by a later run
+      3  it was not, or is being done now: the line says why
+      1  that cannot be told; the lines say what to look at next
+      2  wrong usage
     """  # noqa: D301 - click wants the character itself
     with past() as (loaded, connection):
         locks = live_locks(loaded.redis, [sweeper])

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
-from app.fleet.heartbeat import BEAT, GONE_AFTER
 from app.fleet.processes import Process
+from app.fleet.signs_of_life import BEAT, GONE_AFTER
 from app.overview.history import grid
 from app.overview.history.entry import Entry
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 from psycopg.rows import args_row
 
 from app.fleet import processes
-from app.fleet.heartbeat import KEPT
+from app.fleet.signs_of_life import KEPT
 from app.overview.history.cadences import Cadences
 from app.overview.history.checker import Checker, Rules
 from app.overview.history.entry import COLUMNS, Entry

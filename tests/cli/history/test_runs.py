@@ -125,12 +125,3 @@ def test_verify_needs_no_redis_and_says_when_there_is_nothing(
         result = run("verify", "-o", "table")
     assert result.exit_code == 0, result.output
     assert "whether it is held is not known without Redis" in result.output
-
-
-@pytest.mark.parametrize("command", ["why", "runs", "verify"])
-def test_help_teaches_with_examples(run: Run, command: str) -> None:
-    result = run(command, "--help")
-    assert result.exit_code == 0
-    assert result.output.count(f"\n    sb-worker {command} ") >= 3  # each on a line of its own
-    assert "\\b" not in result.output + run("--help").output
-    assert max(map(len, result.output.splitlines())) <= 120

@@ -20,6 +20,9 @@ from actors.secrets_stale import SecretsStale, secrets_stale
 from actors.wraps_expired import WrapsExpired, wraps_expired
 from app.core.errors import NotDue, Reason
 from app.core.events import Kind, Severity
+from app.overview.model import State
+from app.overview.sources.standings import Watched
+from app.overview.watch import FleetWatch
 from app.sweeping import lock
 from app.sweeping.actor import SweepActor
 from app.sweeping.lock import Refusal, Tick
@@ -27,7 +30,6 @@ from app.sweeping.scans.due import Due
 from app.sweeping.steering import brake, pauses
 from app.sweeping.steering.limits import parse_brake
 from app.sweeping.steering.server import identity
-from app.worker.overdue import Overdue, Watched
 from tests.support.replica import Replica
 from tests.support.rows import FIXED, insert_environment, insert_secret, rows
 from tests.sweeping.steering.hand import WHO, hand
@@ -420,11 +422,9 @@ def test_the_gauge_shows_it_in_every_replica_and_nobody_asks_for_a_scheduler(
     assert run(replica) == -1
     back(sql, "10 h")
     with ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=1) as pool:
-        overdue = Overdue(pool, [Watched(NAME, "secret_wraps", HOUR)])
+        watched = [Watched(NAME, "secret_wraps", HOUR)]
+        watch = FleetWatch(pool, redis, watched, namespace="secrets-bridge", retention=HOUR)
         with capture_logs() as logs:
-            overdue.look()
-        late, held = overdue.collect()
-    assert held.name == "worker_sweep_braked"
-    assert held.samples[0].value == 1
-    assert late.samples[0].value > 0
+            watch.look()
+    assert watch.seen.standings[NAME].state is State.BRAKED
     assert [record for record in logs if "overdue" in record["event"]] == []

@@ -13,11 +13,12 @@ from psycopg_pool import ConnectionPool
 
 from actors.wraps_expired import WrapsExpired, wraps_expired
 from app.core.errors import NotDue, Reason
+from app.overview.sources.standings import Watched
+from app.overview.watch import FleetWatch
 from app.sweeping import lock
 from app.sweeping.actor import SweepActor
 from app.sweeping.lock import Refusal, Tick
 from app.sweeping.steering import pauses
-from app.worker.overdue import Overdue, Watched
 from tests.support.replica import Replica
 from tests.support.rows import FIXED, column, insert_wrap, rows
 from tests.sweeping.steering.hand import hand
@@ -147,12 +148,12 @@ def pool(database: str) -> Iterator[ConnectionPool[Connection[Any]]]:
         yield pool
 
 
-def behind(pool: ConnectionPool[Connection[Any]]) -> float:
+def behind(pool: ConnectionPool[Connection[Any]], redis: redis_py.Redis) -> float:
     """Return by how much the sweeper is overdue."""
-    overdue = Overdue(pool, [Watched(NAME, "secret_wraps", MINUTE)])
-    overdue.look()
-    family, _ = overdue.collect()
-    return float(family.samples[0].value)
+    watched = [Watched(NAME, "secret_wraps", MINUTE)]
+    watch = FleetWatch(pool, redis, watched, namespace="secrets-bridge", retention=MINUTE)
+    watch.look()
+    return watch.behind(NAME)
 
 
 def test_what_is_paused_is_not_overdue_and_what_was_only_since_its_end(
@@ -163,12 +164,12 @@ def test_what_is_paused_is_not_overdue_and_what_was_only_since_its_end(
         " VALUES (%s, now() - interval '5 h', 'epoch', 1)",
         [NAME],
     )
-    assert behind(pool) > 17_000
+    assert behind(pool, redis) > 17_000
     pause(sql)
-    assert behind(pool) == 0
+    assert behind(pool, redis) == 0
     pauses.resume(sql, [NAME], "x")
-    assert behind(pool) == 0
+    assert behind(pool, redis) == 0
     sql.execute("UPDATE secrets_bridge_worker.sweeper_pause SET resumed_at = now() - interval '10 min'")
-    assert 530 < behind(pool) < 600
+    assert 530 < behind(pool, redis) < 600
     sql.execute("UPDATE secrets_bridge_worker.sweeper_pause SET resumed_at = now() - interval '9 h'")
-    assert behind(pool) > 17_000
+    assert behind(pool, redis) > 17_000

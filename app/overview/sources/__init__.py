@@ -1,0 +1,1 @@
+"""Where an overview is read from: PostgreSQL, part by part, and Redis."""
