@@ -136,9 +136,7 @@ class Postgres(_Server):
         """Create the cluster when it is not there, start it, and create the database."""
         if not self._data.exists():
             self._create()
-        options = [f"-c{name}={value}" for name, value in self._options().items()]
-        command = [self._programs / "postgres", "-D", self._data, *options]
-        self._launch(command, self._answers, self._user)
+        self._run()
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             row = connection.execute("SELECT count(*) FROM pg_database WHERE datname = 'secrets_bridge'").fetchone()
             if row == (0,):
@@ -153,9 +151,18 @@ class Postgres(_Server):
         """Stop at once, as a power cut would; start() recovers."""
         self._end(signal.SIGQUIT)
 
+    def as_standby(self) -> None:
+        """Start it, which has been stopped, as a standby without a primary; pg_promote() ends that."""
+        (self._data / "standby.signal").touch()
+        self._run()
+
     def url(self, database: str = "secrets_bridge", user: str = "postgres") -> str:
         """Return a DATABASE_URL."""
         return f"postgres://{user}@127.0.0.1:{self.port}/{database}"
+
+    def _run(self) -> None:
+        options = [f"-c{name}={value}" for name, value in self._options().items()]
+        self._launch([self._programs / "postgres", "-D", self._data, *options], self._answers, self._user)
 
     def _answers(self) -> None:
         psycopg.connect(self.url("postgres"), connect_timeout=5).close()

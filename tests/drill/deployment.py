@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from psycopg import Connection
 
 from app.demo.servers import Postgres, Redis
 from app.storage import migrations
+from tests.deploy.test_grants import grant
 from tests.support.http_server import Receiver
 from tests.support.ports import reserved_port
 from tests.support.processes import ROOT, SCHEDULER, WORKER, Process, environment, finished
@@ -69,8 +69,8 @@ class Deployment:
             sql.execute(CONTROL_PLANE.read_bytes())
             migrations.migrate(sql)
             sql.execute(f"CREATE ROLE {ROLE} LOGIN".encode())
-            for line in grants():
-                sql.execute(line.encode())
+        granted = grant(self.postgres.url(), ROLE)
+        assert granted.returncode == 0, granted.stderr
         self.env = environment(
             self.postgres.url(user=ROLE),
             self.redis.url(),
@@ -118,18 +118,5 @@ class Deployment:
         process.__exit__(None)
 
     def command(self, line: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of ours, as a line of a shell without anything special in it."""
-        return finished(line.replace('"', "").split(" ") if '"' not in line else _words(line), self.env)
-
-
-def grants() -> list[str]:
-    """Return what an operator is told to grant."""
-    text = (ROOT / "docs" / "operations.md").read_text()
-    return [line.rstrip(";") for line in re.findall(r"^GRANT .*;$", text, re.MULTILINE)]
-
-
-def _words(line: str) -> list[str]:
-    return [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|(\S+)', line)]
-
-
-HOUR = timedelta(hours=1)
+        """Run a command of ours, as a shell would."""
+        return finished(shlex.split(line), self.env)

@@ -21,9 +21,10 @@ VALUES (%(name)s, %(slot)s, %(slot)s, %(token)s)
 """
 _PROCESS = """
 INSERT INTO secrets_bridge_worker.process
-       (id, kind, deployment, host, pid, version, started_at, seen_at, ended_at, clock_ahead, cadences, off, ticked_at)
-VALUES (gen_random_uuid()::text, %(kind)s, 'test', %(host)s, %(pid)s, '1', %(started_at)s, %(seen_at)s, %(ended_at)s,
-        '0', %(cadences)s, %(off)s, %(ticked_at)s)
+       (id, kind, queues, deployment, host, pid, version, started_at, seen_at, ended_at, clock_ahead, cadences, off,
+        ticked_at)
+VALUES (gen_random_uuid()::text, %(kind)s, %(queues)s, 'test', %(host)s, %(pid)s, '1', %(started_at)s, %(seen_at)s,
+        %(ended_at)s, '0', %(cadences)s, %(off)s, %(ticked_at)s)
 """
 
 
@@ -81,6 +82,7 @@ class Ledger:
         seen = self.now + timedelta(minutes=5) if until is None else self.slot(until)
         row = {
             "kind": kind,
+            "queues": {"worker": ["sweeps"], "notifier": ["sinks"]}.get(kind, []),
             "host": "host",
             "pid": 1,
             "started_at": self.slot(since),

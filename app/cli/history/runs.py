@@ -33,9 +33,10 @@ _WIDEST = 10_000
     "runs",
     short_help="List runs from the ledger, the newest first.",
     epilog=examples(
+        "sb-worker runs                           the newest 30",
         "sb-worker runs wraps-expired --since 1h",
-        "sb-worker runs --failed --since 24h",
-        "sb-worker runs -o json --limit 1000 | jq .outcome",
+        "sb-worker runs --failed --since 24h      what went wrong since yesterday",
+        "sb-worker runs -o json --limit 1000 | jq 'select(.late_seconds > 1)'",
     ),
 )
 @click.argument("sweeper", type=SWEEPER, required=False, metavar="[SWEEPER]")

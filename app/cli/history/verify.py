@@ -31,11 +31,11 @@ _COLUMNS = ("slots", "runs", "covered", "waiting", "faults")
 
 @click.command(
     "verify",
-    short_help="Check that each slot was run exactly once, or covered.",
+    short_help="Check by the ledger that each slot was run once, or covered.",
     epilog=examples(
-        "sb-worker verify",
-        "sb-worker verify --since 168h",
-        "sb-worker verify -o json | jq '.wrong[]?'",
+        "sb-worker verify                 the last 24 hours",
+        "sb-worker verify --since 168h    all that the ledger keeps by default",
+        "sb-worker verify -o json | jq '.wrong[]'",
     ),
 )
 @since_option("24h")
@@ -43,9 +43,8 @@ _COLUMNS = ("slots", "runs", "covered", "waiting", "faults")
 def verify(window: timedelta, form: str) -> None:
     """Check that each slot of each sweeper was run exactly once, or covered, by what the ledger says.
 
-    Counts the slots itself and looks for slots run twice, slots that nobody ran or covered, fencing tokens that do not
-    grow, runs that overlap, runs left open that nobody holds, and numbers that do not fit. It changes nothing and
-    works beside everything else. Status 1 when something is wrong, with the slots.
+    It counts the slots itself, changes nothing, and works beside everything else. Status 1 when something is wrong,
+    with the slots.
 
     \b
     once     a slot has one successful run, and none after that of a newer one

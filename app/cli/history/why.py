@@ -39,10 +39,10 @@ _STATUS = {Served.YES: 0, Served.UNKNOWN: 1, Served.NO: 3}
 
 @click.command(
     "why",
-    short_help="Say who ran a sweeper's slot, or why nobody did.",
+    short_help="Say who did the work of a slot, or why nobody did.",
     epilog=examples(
-        "sb-worker why wraps-expired",
-        "sb-worker why wraps-expired 10m",
+        "sb-worker why wraps-expired              the newest slot",
+        "sb-worker why wraps-expired 10m          the one of ten minutes ago",
         "sb-worker why agents-stale 14:05",
         "sb-worker why agents-stale 2026-11-23T14:05:00+01:00",
     ),
@@ -57,9 +57,11 @@ def why(sweeper: str, when: str | None, form: str) -> None:
     (2026-11-23T14:05:00Z). UTC unless it says otherwise. Without it, the newest slot that is due.
 
     \b
-    Exit status: 0 its work was done: run, by a tick or by hand, or covered
-                 3 it was not, or is being done now: the line says why
-                 1 that cannot be told; 2 wrong usage
+    Exit status:
+      0  its work was done: by its own run, by hand, or covered by a later run
+      3  it was not, or is being done now: the line says why
+      1  that cannot be told; the lines say what to look at next
+      2  wrong usage
     """  # noqa: D301 - click wants the character itself
     with past() as (loaded, connection):
         locks = live_locks(loaded.redis, [sweeper])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
+from app.core.role import Kind
 from app.fleet.processes import Process
 from app.fleet.signs_of_life import BEAT
 from app.overview.history.answer import Cause
@@ -195,6 +196,7 @@ def _alive(facts: Facts, kinds: tuple[str, ...]) -> list[Process]:
         process
         for process in facts.processes
         if process.kind in kinds
+        and (process.sweeps or process.kind != Kind.WORKER.value)
         and process.started_at <= until
         and (process.ended_at or last_sign(process, asked.now) + BEAT) >= asked.slot
     ]
