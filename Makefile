@@ -38,7 +38,8 @@ screenshots: $(VENV)/.test ## take the pictures of the page in docs/ anew (needs
 	@$(RUN) $(BIN)/python -m tests.page.screenshots
 
 lock: ## resolve requirements/*.txt anew (needs uv)
-	for set in run "test --extra test --extra demo --extra build" "check --extra test --extra demo --extra build --extra check"; do \
+	tests="--extra otel --extra test --extra demo --extra build"; \
+	for set in run "otel --extra otel" "test $$tests" "check $$tests --extra check"; do \
 	  set -- $$set; name=$$1; shift; \
 	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	    --quiet "$$@" pyproject.toml --output-file requirements/$$name.txt; \

@@ -44,11 +44,12 @@ SELECT set_config('statement_timeout', %(statement)s, true),
        CASE WHEN NOT %(durable)s THEN set_config('synchronous_commit', 'off', true) END
 """
 
-BEGIN = f"""
-SELECT now() AS now,
+PRESENT: LiteralString = """
        EXISTS (SELECT FROM pg_attribute
                 WHERE attrelid = to_regclass(split_part(%(relation)s, '.', 1)) AND NOT attisdropped
-                  AND split_part(%(relation)s, '.', 2) IN ('', attname)) AS present,
+                  AND split_part(%(relation)s, '.', 2) IN ('', attname))"""
+BEGIN = f"""
+SELECT now() AS now,{PRESENT} AS present,
        CASE swept.relkind WHEN 'p' THEN (SELECT count(*) FROM pg_partition_tree(swept.oid) WHERE isleaf)
             ELSE 1 END AS partitions,
 {PAGES_OF_SWEPT} AS pages,
@@ -56,6 +57,8 @@ SELECT now() AS now,
   FROM (SELECT to_regclass(%(table)s) AS oid) AS named
   LEFT JOIN pg_class AS swept USING (oid)
 """  # noqa: S608 - all its parts are literals
+# How large a table is nobody learns while somebody holds it; that a run has failed for this must be written down.
+LOOK = f"SELECT now() AS now, {PRESENT} AS present"
 DURABLE = "SET LOCAL synchronous_commit TO DEFAULT"
 
 # The newest slot that is due, or the tick's own, which may be ahead of this clock by half an interval: one that is
@@ -326,6 +329,19 @@ def begun(cursor: Cursor[dict[str, Any]]) -> Begun:
     if not row["present"]:
         raise NotDue(Reason.TABLE_MISSING)
     return Begun(row["now"], row["pages"] or 0, row["partitions"] or 1, row["rows_per_page"] or 0.0)
+
+
+def look(cursor: Cursor[dict[str, Any]], relation: str, limits: Limits) -> datetime:
+    """Set a transaction's limits and return when it began, whoever holds the api's table.
+
+    Raises NotDue when the relation is missing.
+    """
+    cursor.execute(LIMIT, {"durable": True, **limits._asdict()})
+    row = only_row(cursor.execute(LOOK, {"relation": relation}))
+    if not row["present"]:
+        raise NotDue(Reason.TABLE_MISSING)
+    now: datetime = row["now"]
+    return now
 
 
 def claim(

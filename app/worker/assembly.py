@@ -41,6 +41,7 @@ from app.page.site import Site
 from app.storage import migrations, postgres
 from app.storage.redis import Client, WaitingClient, check_shards, connect
 from app.storage.redis_reasons import explain
+from app.supervisor import stops
 from app.supervisor.allocator import give_back_large_blocks
 from app.sweeping import lock
 from app.sweeping.actor import SweepActor
@@ -50,6 +51,8 @@ from app.sweeping.schedule import Every
 from app.sweeping.streak import Telling
 from app.sweeping.sweeper import SweeperSettings
 from app.sweeping.unserved import KNOWN_SCHEMA, Pair, Unserved, unserved
+from app.tracing import spans
+from app.tracing.start import start as start_tracing
 from app.worker import deployment_overview, file_limit, probes
 from app.worker.broker import Broker
 from app.worker.exposition import Exposition
@@ -59,6 +62,7 @@ from app.worker.middleware.lifecycle import Lifecycle
 from app.worker.middleware.lock import SweepLock
 from app.worker.middleware.metrics import dramatiq_metrics
 from app.worker.middleware.retries import SweepAndSinkRetries
+from app.worker.middleware.tracing import Tracing
 from app.worker.probes import Probes
 from app.worker.readiness import Check, Readiness, Unready, postgres_check, redis_check
 
@@ -99,6 +103,7 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
     if process.role.kind is Kind.SCHEDULER:
         process.pool.open()
         threads.start("signs-of-life", process.signs_of_life.keep)
+    process.trace_schedules()
     dramatiq.set_broker(process.broker)
     return process.broker
 
@@ -157,6 +162,7 @@ class _Assembly:
                     grace=grace,
                 ),
                 Callbacks(),
+                *([Tracing()] if loaded.tracing.enabled else []),
                 SweepAndSinkRetries(),
                 SweepLock(self.locks),  # last: its after-hook runs first, so the lock is free before a retry is out
             ],
@@ -195,7 +201,7 @@ class _Assembly:
             if tick is None:  # the middleware's doing; without a lock nothing may run
                 raise LeaseLost
             fine = False
-            with suppress(LeaseLost):
+            with suppress(LeaseLost), spans.span("run", RELAY, slot=tick.slot):
                 fine = notifier.relay(tick.lease.check)
             metrics.RUNS.labels(RELAY, "success" if fine else "failure").inc()
             if fine:
@@ -245,6 +251,18 @@ class _Assembly:
             self.registered.append(BEAT)
         dramatiq.actor(actor_name=BEAT, queue_name=SINK_QUEUE, broker=self.broker, **cadence)(heartbeat)
 
+    def trace_schedules(self) -> None:
+        """Start traces in a scheduler, which forks no more; a worker does when it boots."""
+        if self.role.kind is Kind.SCHEDULER:
+            self._start_tracing()
+            stops.before_the_end(spans.close)
+
+    def _start_tracing(self) -> None:
+        try:
+            start_tracing(self.loaded.tracing, self.role.kind.value)
+        except BootError as error:
+            self._fail(str(error))
+
     def _trigger(self, delivery: int) -> None:
         self.broker.get_actor(DELIVER).send(delivery)
 
@@ -267,6 +285,7 @@ class _Assembly:
             self._check_servers()
         except (BootError, SchemaError) as error:
             self._fail(str(error), error.sql if isinstance(error, SchemaError) else "")
+        self._start_tracing()
         self.pool.open()
         self._preset()
         collectors: list[Collector] = []

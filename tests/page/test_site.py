@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.cli.overview_json import as_json
+from app.cli.overview.document import as_json
 from app.core.config import Row
 from app.overview.model import Overview, RunPoint, Verdict
 from app.page.document import STYLE

@@ -286,6 +286,18 @@ def test_a_table_that_is_locked_fails_the_run_and_is_no_bad_row(
     assert replica.run(agents_stale, AgentsStale()).changed == 100
 
 
+def test_a_failure_is_written_down_while_somebody_holds_the_whole_table(
+    database: str, replica: Replica, sql: Connection[Any]
+) -> None:
+    replica.runner.lease = timedelta(seconds=3)
+    with psycopg.connect(database) as other:
+        other.execute("LOCK TABLE agents IN ACCESS EXCLUSIVE MODE")  # as most of ALTER TABLE does
+        replica.fails(agents_stale, AgentsStale())
+        (run,) = rows(sql, RUNS)
+        assert (run["outcome"], run["error_class"]) == ("failure", "LockNotAvailable")
+        assert [event.kind for event in replica.events] == [Kind.FAILED]
+
+
 def test_a_row_that_is_only_referred_to_is_flipped(database: str, replica: Replica, sql: Connection[Any]) -> None:
     """An open transaction of the api that inserts a job for an agent holds FOR KEY SHARE on the agent's row."""
     agent = insert_agent(sql, "a1", last_seen_at=PAST)
