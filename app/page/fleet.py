@@ -19,6 +19,8 @@ MOST_PROCESSES = 40
 _GONE_WITHIN, _MOST_GONE = timedelta(hours=1), 8
 #: A clock that is off by more is shown as a fault.
 _CLOCK_FAULT = timedelta(seconds=2)
+#: A clock that is ahead by less is neither ahead nor behind.
+_NOTHING = timedelta(milliseconds=0.5)
 #: Differences of one process that are spelt out.
 _MOST_DIFFERENCES = 3
 
@@ -100,7 +102,7 @@ def _state(process: Process) -> Html:
 
 def _clock(process: Process) -> Child:
     ahead = process.clock_ahead
-    text = f"{'+' if ahead >= timedelta(0) else ''}{seconds(ahead.total_seconds())}"
+    text = f"{'+' if ahead >= _NOTHING else ''}{seconds(ahead.total_seconds())}"
     return marked("bad", text) if abs(ahead) > _CLOCK_FAULT and process.alive else text
 
 

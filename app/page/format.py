@@ -26,10 +26,10 @@ def span(length: timedelta) -> str:
 
 def seconds(number: float) -> str:
     """Return a short duration in seconds: `3ms`, `1.4s`, `12s`, `2m13s`."""
-    if number < 0:
+    if number <= -0.0005:  # noqa: PLR2004 - what is not rounded to zero
         return f"-{seconds(-number)}"
     if number < 0.9995:  # noqa: PLR2004 - what is not rounded up to a second
-        return f"{number * 1000:.0f}ms"
+        return f"{abs(number) * 1000:.0f}ms"
     return f"{number:.1f}s" if number < 9.95 else span(timedelta(seconds=number))  # noqa: PLR2004
 
 

@@ -154,7 +154,10 @@ def _set_clock(deployment: Deployment) -> Step:
 def _credentials_revoked(deployment: Deployment) -> Iterator[None]:
     deployment.receiver.answer = Reply(401)
     with deployment.sql() as sql:  # something to tell of
-        sql.execute("UPDATE agents SET status = 'active', last_seen_at = now() - interval '1 h'")
+        sql.execute(
+            "INSERT INTO agents (name, secret_hash, status, last_seen_at)"
+            " VALUES (gen_random_uuid()::text, '\\x01', 'active', now() - interval '1 h')"
+        )
     yield
 
 

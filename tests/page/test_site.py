@@ -255,6 +255,6 @@ def test_times_are_short() -> None:
     assert [span(timedelta(seconds=number)) for number in (-3, 0, 48, 133, 3600, 3661, 86_400 * 5 + 7_300)] == [
         *("0s", "0s", "48s", "2m13s", "1h", "1h1m", "5d2h")
     ]
-    assert [seconds(number) for number in (0.0031, 0.9999, 1.44, 12, 133, -4.2)] == [
-        *("3ms", "1.0s", "1.4s", "12s", "2m13s", "-4.2s")
+    assert [seconds(number) for number in (-0.0004, 0.0031, 0.9999, 1.44, 12, 133, -4.2)] == [
+        *("0ms", "3ms", "1.0s", "1.4s", "12s", "2m13s", "-4.2s")
     ]
