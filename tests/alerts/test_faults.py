@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,12 @@ def until(prometheus: Prometheus, wanted: set[Alert], *, more: bool = False) -> 
         firing = prometheus.firing()
         print("missing:", sorted(wanted - firing), "too many:", sorted(firing - wanted))
         raise
+
+
+def knows_its_fleet(worker: Process) -> bool:
+    """Return whether a worker has read that all are there: the rules have no patience for a start."""
+    alive = [worker.metric("worker_processes_alive", kind=kind) for kind in ("scheduler", "worker", "notifier")]
+    return min(alive) > 0 and worker.metric("worker_scheduler_tick_age_seconds") < LIMIT
 
 
 def awaited() -> set[str]:
@@ -159,7 +166,7 @@ def test_each_fault_fires_its_alerts_and_no_other_ones_and_they_clear(  # noqa: 
         second = start("scheduler", env["scheduler"], *WORKER)
         workers["busy"] = start("busy", busy.env, "sb-worker", "run")
         for worker in (*workers.values(), second):
-            worker.ready()
+            eventually(partial(knows_its_fleet, worker.ready()))
         places = {name: [f"127.0.0.1:{worker.port}"] for name, worker in workers.items()}
         places["scheduler"].append(f"127.0.0.1:{second.port}")
         prometheus = enter(Prometheus(tmp_path / "prometheus", places, rules.hurried(HURRY, SHORTEST_RANGE)))
