@@ -7,11 +7,13 @@
 FROM python:3.11-slim-trixie AS base
 
 FROM base AS build
+# `otel` has what traces need (docs/tracing.md).
+ARG REQUIREMENTS=run
 WORKDIR /src
-COPY requirements/run.txt requirements/
+COPY requirements/${REQUIREMENTS}.txt requirements/
 RUN python -m venv --without-pip /venv \
  && python -m pip --python /venv/bin/python install --no-cache-dir --no-compile --disable-pip-version-check \
-      --require-hashes --requirement requirements/run.txt
+      --require-hashes --requirement requirements/${REQUIREMENTS}.txt
 COPY Procfile /worker/
 COPY app /worker/app
 COPY actors /worker/actors

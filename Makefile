@@ -6,7 +6,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 SBOM ?= dist/sbom.cdx.json
 RUN := PYTHONDONTWRITEBYTECODE=1 PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test check bench format docs lock install image sbom clean
+.PHONY: help demo test check bench format docs screenshots lock install image sbom clean
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -34,8 +34,12 @@ format: $(VENV)/.check ## rewrite the sources in the house's format
 docs: $(VENV)/.test ## write the pages of docs/ that are made from the code
 	@$(RUN) $(BIN)/sb-worker config --markdown > docs/configuration.md
 
+screenshots: $(VENV)/.test ## take the pictures of the page in docs/ anew (needs chromium, chromium-driver, pngquant)
+	@$(RUN) $(BIN)/python -m tests.page.screenshots
+
 lock: ## resolve requirements/*.txt anew (needs uv)
-	for set in run "test --extra test --extra demo --extra build" "check --extra test --extra demo --extra build --extra check"; do \
+	tests="--extra otel --extra test --extra demo --extra build"; \
+	for set in run "otel --extra otel" "test $$tests" "check $$tests --extra check"; do \
 	  set -- $$set; name=$$1; shift; \
 	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	    --quiet "$$@" pyproject.toml --output-file requirements/$$name.txt; \

@@ -17,19 +17,26 @@ import signal
 import tempfile
 import time
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg.rows import dict_row
 
+from actors import SWEEPERS
 from app.demo import data
 from app.demo.servers import Postgres, Redis
+from app.overview.history.transaction import looking_back
+from app.overview.history.verifying import Known, verify
 from app.storage import migrations
 from bench.arguments import numbers
 from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
+from tests.support.waiting import eventually
 
 SCHEDULERS, WORKERS = 3, 4
+#: As QUICK has it.
+LEASE = timedelta(seconds=3)
 LEDGER = """
 SELECT name, count(*) FILTER (WHERE outcome IN ('running', 'success')) AS committed,
        count(DISTINCT slot) FILTER (WHERE outcome IN ('running', 'success')) AS committed_slots,
@@ -86,6 +93,8 @@ class Round:
                 time.sleep(1)
                 if self.kill:
                     self.kill_one()
+            if self.kill:
+                eventually(lambda: self.taken_over(connection))
             statuses = [scheduler.end() for scheduler in self.schedulers]
             for worker in self.workers:
                 worker.ready()
@@ -118,6 +127,24 @@ class Round:
         worker.popen.wait()
         self.workers[number] = self.worker(number)
 
+    @staticmethod
+    def taken_over(connection: Any) -> bool:
+        """Return whether no run of a worker that was killed is open any more: its lock had to run out first."""
+        query = """
+        SELECT NOT EXISTS (SELECT FROM secrets_bridge_worker.sweep_run
+                            WHERE outcome = 'running' AND started_at < now() - interval '1 s')
+        """
+        return bool(connection.execute(query).fetchone()[0])
+
+    def verified(self, connection: Any) -> list[str]:
+        """Return what `sb-worker verify` finds wrong with the ledger."""
+        known = Known(
+            {sweeper.name: timedelta(seconds=1) for sweeper in SWEEPERS}, lambda _name: True, LEASE, lambda _name: False
+        )
+        with looking_back(connection) as cursor:
+            found = verify(cursor, known, timedelta(hours=1))
+        return [f"{findings.name}: {fault.check}: {fault.text}" for findings in found for fault in findings.kept]
+
     def report(
         self, connection: Any, skipped: float, outcomes: dict[str, float], statuses: list[int]
     ) -> dict[str, Any]:
@@ -137,6 +164,7 @@ class Round:
             ],
             "slots_run_twice": sum(row["committed"] - row["committed_slots"] for row in ledger),
             "slots_neither_run_nor_covered": int(sum(row["span"] - row["slots"] - row["covered"] for row in ledger)),
+            "verify_finds": self.verified(connection),
             "ticks": outcomes,
             "lock_skipped": skipped,
             "transactions_begun": begun,

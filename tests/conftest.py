@@ -30,7 +30,7 @@ CONTROL_PLANE = Path(__file__).parents[1] / "app" / "demo" / "control_plane.sql"
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(("SB_", "DATABASE_", "REDIS_", "PG", "VAULT_", "AWS_")) or name == "LOG_LEVEL":
+        if name.startswith(("SB_", "DATABASE_", "REDIS_", "PG", "VAULT_", "AWS_", "OTEL_")) or name == "LOG_LEVEL":
             monkeypatch.delenv(name)
 
 

@@ -12,6 +12,7 @@ from app.notify.routing import AnySink
 from app.notify.settings import NotificationSettings
 from app.storage.settings import DatabaseSettings, RedisSettings
 from app.sweeping.sweeper import Sweeper
+from app.tracing.settings import TracingSettings
 from app.worker.settings import WorkerSettings
 
 _INTRODUCTION = """\
@@ -39,6 +40,7 @@ def markdown(sweepers: Sequence[Sweeper[Any]], sinks: Sequence[AnySink]) -> str:
         "PostgreSQL": DatabaseSettings,
         "Redis": RedisSettings,
         **{f"Sweeper `{sweeper.name}`": sweeper.settings for sweeper in sweepers},
+        "Traces": TracingSettings,
         "The way out": EgressSettings,
         "Notifications": NotificationSettings,
         **{f"Sink `{sink.name}`": sink.settings for sink in sinks},

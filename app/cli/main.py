@@ -17,11 +17,16 @@ from rich.table import Table
 
 from actors import SWEEPERS
 from app import __version__
-from app.cli import check, check_receivers, check_redis, check_tokens, configuration, mute
-from app.cli.finding import Finding
-from app.cli.guard import GuardedGroup
+from app.cli import configuration
+from app.cli.checks.command import check
+from app.cli.completion import completion
+from app.cli.help import TOP, TOP_EPILOG, Sectioned, examples
+from app.cli.history.runs import runs
+from app.cli.history.verify import verify
+from app.cli.history.why import why
 from app.cli.notify import dead, notify
 from app.cli.status import status
+from app.cli.steering.mute import mute_command, unmute_command
 from app.cli.steering.pause import pause_command, resume_command
 from app.cli.steering.sweep import sweep_command
 from app.cli.steering.unlock import unlock_command
@@ -29,10 +34,10 @@ from app.core import config
 from app.core.logging import configure_logging
 from app.core.role import new_replica
 from app.core.values import parse_int
-from app.kms.settings import KmsSettings
 from app.storage import migrations, postgres
 from app.storage.settings import DatabaseSettings
 from app.supervisor import procfile
+from app.tracing.start import MODULE as TRACING
 from app.worker.loading import Loaded, groups, load
 from sinks import SINKS
 
@@ -47,69 +52,30 @@ _SHARED = (
 )
 
 
-@click.group(cls=GuardedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Sectioned,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help=TOP,
+    epilog=TOP_EPILOG,
+)
 @click.version_option(__version__, prog_name="sb-worker")
 def main() -> None:
-    r"""Operate the secrets-bridge worker.
-
-    \b
-    A replica is three processes, listed in the Procfile:
-      sb-worker run                runs all of them, as the container does
-      dramatiq app.actors          a worker and notifier; any number may run, each sweep is done once
-      periodiq app.actors          a scheduler; any number may run
-    \b
-    Before the first start:
-      sb-worker check              what is wrong with the settings, the servers, the privileges
-      sb-worker config             every variable, its value and what it means
-      sb-worker notify test        one test notification to each sink that is configured
-    """
+    """Operate the secrets-bridge worker."""
 
 
-notify.add_command(mute.mute_command)
-notify.add_command(mute.unmute_command)
-for command in (notify, dead, sweep_command, pause_command, resume_command, unlock_command, status):
+notify.add_command(mute_command)
+notify.add_command(unmute_command)
+for command in (check, notify, dead, sweep_command, pause_command, resume_command, unlock_command, status, completion):
+    main.add_command(command)
+for command in (why, runs, verify):
     main.add_command(command)
 
 
-@main.command("check")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
-def check_command(as_json: bool) -> None:
-    """Check settings, servers, tables, privileges and ArgoCD's tokens; status 1 when anything would not work."""
-    configure_logging("error")
-    loaded = _load()
-    findings = [Finding("settings", True, "valid")]
-    findings += [
-        Finding("settings", False, f"{name} is not known, and not read", warning=True)
-        for name in config.unknown(*_GROUPS)
-    ]
-    findings += [Finding("settings", False, warning, warning=True) for warning in loaded.warnings]
-    findings.append(Finding("sinks", True, ", ".join(target.name for target in loaded.targets)))
-    heartbeat = loaded.heartbeat.destinations
-    findings += check_receivers.receiver_findings(loaded.notification, loaded.egress.proxy, loaded.targets, heartbeat)
-    findings += check_redis.redis_findings(loaded.redis, loaded.worker.lease / 5)
-    pairs = list(zip(SWEEPERS, loaded.sweepers, strict=True))
-    findings += [
-        Finding(sweeper.name, False, warning, warning=True)
-        for sweeper, settings in pairs
-        if settings.enabled
-        for warning in settings.warnings
-    ]
-    on = [sweeper for sweeper, settings in pairs if settings.enabled]
-    findings += check.database_findings(loaded.database, on, pairs)
-    for _, settings in pairs:
-        if settings.enabled and isinstance(settings, KmsSettings):
-            findings += check_tokens.token_findings(loaded.database, settings)
-    if as_json or not sys.stdout.isatty():
-        for finding in findings:
-            click.echo(json.dumps(finding._asdict()))
-    else:
-        for finding in findings:
-            mark = "[green]ok[/]  " if finding.fine else "[yellow]warn[/]" if finding.warning else "[red]FAIL[/]"
-            Console().print(f"{mark} [bold]{finding.subject}[/]: {finding.text}", highlight=False)
-    sys.exit(any(not finding.fine and not finding.warning for finding in findings))
-
-
-@main.command("config")
+@main.command(
+    "config",
+    short_help="Print every variable, its value and what it means.",
+    epilog=examples("sb-worker config", "sb-worker config --json | jq 'select(.source != \"default\")'"),
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
 @click.option("--markdown", is_flag=True, help="Print docs/configuration.md, whatever is set here.")
 def config_command(as_json: bool, markdown: bool) -> None:
@@ -130,7 +96,10 @@ def config_command(as_json: bool, markdown: bool) -> None:
     _load()
 
 
-@main.command()
+@main.command(
+    short_help="Create or upgrade our own schema.",
+    epilog=examples("sb-worker migrate", 'sb-worker migrate --sql | psql "$DATABASE_URL"    # as another role'),
+)
 @click.option("--sql", is_flag=True, help="Print the SQL instead of running it; needs no server.")
 def migrate(sql: bool) -> None:
     """Create or upgrade our own schema, secrets_bridge_worker. Safe to run at any time, by any number."""
@@ -145,7 +114,10 @@ def migrate(sql: bool) -> None:
     click.echo(f"schema secrets_bridge_worker: {done}")
 
 
-@main.command()
+@main.command(
+    short_help="Run every process of the Procfile as one replica.",
+    epilog=examples("sb-worker run", "sb-worker run -c worker=2,scheduler=0"),
+)
 @click.option("--procfile", "path", default="Procfile", show_default=True, help="The file that lists the processes.")
 @click.option("--release/--no-release", default=True, show_default=True, help="Run the release entry first.")
 @click.option("-c", "--concurrency", multiple=True, metavar="worker=2,...", help="How many of which process to run.")
@@ -171,7 +143,7 @@ def run(path: str, release: bool, concurrency: Sequence[str]) -> None:
         procfile.become(
             commands,
             environs=environs,
-            preload=_SHARED if linux else (),
+            preload=(*_SHARED, *([TRACING] if loaded.tracing.enabled else [])) if linux else (),
             programs=_PROGRAMS if linux else {},
             replicas=replicas,
             grace=loaded.worker.shutdown_grace.total_seconds(),

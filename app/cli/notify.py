@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors import SWEEPERS
+from app.cli.help import InOrder, examples
 from app.cli.names import COMPONENT, SINK, SWEEPER
 from app.core import config
 from app.core.errors import BootError, ConfigError, Fault, SinkRejected, SinkUnavailable
@@ -42,12 +43,16 @@ _SEVERITY = click.Choice([severity.value for severity in Severity])
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
 
 
-@click.group()
+@click.group(cls=InOrder, epilog=examples("sb-worker notify test slack", "sb-worker notify log --newer 1h"))
 def notify() -> None:
     """Look at notifications and try sinks out."""
 
 
-@notify.command("test")
+@notify.command(
+    "test",
+    short_help="Send a test notification to one sink, or to each.",
+    epilog=examples("sb-worker notify test", "sb-worker notify test slack --severity warn"),
+)
 @click.argument("sink", type=SINK, required=False)
 @click.option("--severity", type=_SEVERITY, default="info", show_default=True)
 @_JSON
@@ -119,7 +124,11 @@ def _tell_enabled(names: Iterable[str]) -> None:
         click.echo(f"{name} is switched on again; what waited for it goes out", err=True)
 
 
-@notify.command("enable")
+@notify.command(
+    "enable",
+    short_help="Switch a sink on again that was switched off.",
+    epilog=examples("sb-worker notify enable slack", "sb-worker notify enable email:3f2a9c1b"),
+)
 @click.argument("sink", type=SINK)
 def enable_command(sink: str) -> None:
     """Switch SINK, or one receiver of it, on again after it was switched off; what waited for it goes out."""
@@ -131,7 +140,10 @@ def enable_command(sink: str) -> None:
         sys.exit(1)
 
 
-@notify.command()
+@notify.command(
+    short_help="Show which sinks would get an event, and why not others.",
+    epilog=examples("sb-worker notify explain --sweeper agents-stale --severity warn"),
+)
 @click.option(
     "--sweeper", type=SWEEPER, default="wraps-expired", show_default=True, help="The sweeper that the event is of."
 )
@@ -217,7 +229,7 @@ _COLUMNS = (
 )
 
 
-@notify.command("log")
+@notify.command("log", epilog=examples("sb-worker notify log --sink slack --newer 1h", "sb-worker notify log --sums"))
 @click.option("--state", type=click.Choice(["pending", "sending", "delivered", "digested", "suppressed", "dead"]))
 @click.option("--sums", "as_sums", is_flag=True, help="Count by sink, state and reason instead.")
 @_filter_options
@@ -231,12 +243,16 @@ def log_command(as_sums: bool, as_json: bool, **filters: Any) -> None:
             _show(dead_letters.find(connection, DeliveryFilter(**filters)), _COLUMNS, as_json)
 
 
-@click.group()
+@click.group(
+    cls=InOrder,
+    short_help="List, replay or purge notifications that were given up.",
+    epilog=examples("sb-worker dead list", "sb-worker dead replay --all --sink slack"),
+)
 def dead() -> None:
     """List, show, replay and purge notifications that were given up."""
 
 
-@dead.command("list")
+@dead.command("list", epilog=examples("sb-worker dead list --sink slack --older 1h"))
 @_filter_options
 @_JSON
 def list_command(as_json: bool, **filters: Any) -> None:
@@ -245,7 +261,7 @@ def list_command(as_json: bool, **filters: Any) -> None:
         _show(dead_letters.find(connection, DeliveryFilter(**filters, state="dead")), _COLUMNS, as_json)
 
 
-@dead.command()
+@dead.command(short_help="Show all that is known of deliveries, as JSON.", epilog=examples("sb-worker dead show 17 18"))
 @click.argument("ids", type=click.IntRange(1, 2**63 - 1), nargs=-1, required=True)
 def show(ids: tuple[int, ...]) -> None:
     """Show all that is known of these deliveries, as JSON."""
@@ -257,7 +273,10 @@ def show(ids: tuple[int, ...]) -> None:
         sys.exit(1)
 
 
-@dead.command()
+@dead.command(
+    short_help="Deliver dead letters after all, at a rate.",
+    epilog=examples("sb-worker dead replay 17", "sb-worker dead replay --all --sink slack --newer 24h --rate 5"),
+)
 @click.argument("ids", type=click.IntRange(1, 2**63 - 1), nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that the options choose; needed without ids.")
 @click.option("--rate", type=click.FloatRange(0.01, 1000), default=1.0, show_default=True, help="How many a second.")
@@ -281,7 +300,7 @@ def replay(ids: tuple[int, ...], everything: bool, rate: float, **filters: Any) 
             click.echo(f"{text} a probe that gets through, or another configuration", err=True)
 
 
-@dead.command()
+@dead.command(epilog=examples("sb-worker dead purge 17", "sb-worker dead purge --all --sink slack --older 168h"))
 @click.argument("ids", type=click.IntRange(1, 2**63 - 1), nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that the options choose; needed without ids.")
 @_filter_options

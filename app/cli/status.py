@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.live import Live
 
 from actors import SWEEPERS
-from app.cli import overview_screen
-from app.cli.overview_json import as_json
+from app.cli.help import examples
+from app.cli.overview import screen
+from app.cli.overview.document import as_json
 from app.core.errors import BootError
 from app.core.logging import configure_logging
 from app.overview import reading
@@ -40,7 +41,11 @@ _WIDE = 250
 _EXIT = {Verdict.FINE: 0, Verdict.DEGRADED: 3, Verdict.UNKNOWN: 1}
 
 
-@click.command("status")
+@click.command(
+    "status",
+    short_help="Show what the deployment does, and what is wrong with it.",
+    epilog=examples("sb-worker status", "sb-worker status --watch", "sb-worker status -o json | jq .problems"),
+)
 @click.option(
     "-o",
     "--output",
@@ -79,7 +84,7 @@ def _watch(console: Console, deployment: _Deployment, *, wide: bool) -> None:
     with suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             overview = deployment.read()
-            live.update(overview_screen.fitted(overview, *console.size, wide=wide), refresh=True)
+            live.update(screen.fitted(overview, *console.size, wide=wide), refresh=True)
             time.sleep(REFRESH_SECONDS)
     if overview is not None:
         _print(console, overview, wide=wide)
@@ -88,7 +93,7 @@ def _watch(console: Console, deployment: _Deployment, *, wide: bool) -> None:
 def _print(console: Console, overview: Overview, *, wide: bool) -> None:
     """Print all of it, with lines as long as they come if that was asked for."""
     console.width = max(console.width, _WIDE) if wide else console.width
-    console.print(overview_screen.whole(overview, console.width, wide=wide))
+    console.print(screen.whole(overview, console.width, wide=wide))
 
 
 class _Deployment:
@@ -119,7 +124,8 @@ class _Deployment:
             try:
                 self._connection = postgres.connect(self._loaded.database, ANSWER_WITHIN)
             except BootError as error:
-                self._connection, no_connection = None, str(error)
+                self._connection = None
+                no_connection = str(error).removeprefix("DATABASE_URL: PostgreSQL cannot be reached: ")
         overview = reading.read(self._connection, self._redis, self._asked, no_connection=no_connection)
         if any(server.problem for server in overview.servers if server.name == "postgres"):
             self._drop()  # where the URL leads by the next look is another server, it may be

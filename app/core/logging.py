@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, TextIO, cast
 
@@ -36,7 +37,10 @@ _LEAKING = (
     "urllib3",
     "requests",
     "apprise",
+    "opentelemetry",
 )
+#: Returns the id of the trace that the caller works for, where traces are on.
+_trace_id: Callable[[], str | None] | None = None
 
 
 class _ReduceExceptions(logging.Filter):
@@ -85,7 +89,7 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
     human = stream is not None and stream.isatty()
     final: list[Processor] = [_human] if human else [_names, structlog.processors.JSONRenderer(sort_keys=False)]
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[_foreign, structlog.stdlib.add_log_level, _time],
+        foreign_pre_chain=[_foreign, structlog.stdlib.add_log_level, _time, _traced],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
     )
     handler = logging.StreamHandler(stream)
@@ -101,6 +105,7 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
             structlog.stdlib.add_log_level,
             _time,
             _plain,
+            _traced,
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -113,6 +118,18 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
     # One line for each tick sent adds nothing to the lines of the runs.
     logging.getLogger("periodiq").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     logging.captureWarnings(True)
+
+
+def add_trace_ids(trace_id: Callable[[], str | None]) -> None:
+    """Have each line that is written for a trace carry its id, as `trace_id` returns it."""
+    global _trace_id  # noqa: PLW0603 - a process has one, from its boot on
+    _trace_id = trace_id
+
+
+def _traced(_logger: object, _name: str, event: EventDict) -> EventDict:
+    if _trace_id is not None and (number := _trace_id()) is not None:
+        event["trace_id"] = number
+    return event
 
 
 def _time(_logger: object, _name: str, event: EventDict) -> EventDict:

@@ -50,7 +50,11 @@ class _Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # Ctrl-C, too
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,7 +109,7 @@ class Postgres(_Server):
     name = "postgres"
     stop_signal = signal.SIGINT  # its fast shutdown
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a cluster may be
         self,
         directory: Path,
         *,
@@ -113,14 +117,17 @@ class Postgres(_Server):
         settings: Mapping[str, str] | None = None,
         durable: bool = False,
         programs: Path | None = None,
+        home: Path | None = None,
     ) -> None:
+        """`home` is where the cluster is, by default in a temporary directory of its own."""
         super().__init__(directory, port)
         self._programs = programs or postgres_programs()
         self._settings = {**({} if durable else _NOT_DURABLE), **(settings or {})}
         self._user = _other_user()
         # A directory of its own: a socket's path may have 107 bytes at most, which a test's directory often exceeds,
         # and another user must be able to reach it.
-        self._home = Path(tempfile.mkdtemp(prefix="sb-pg-"))
+        self._home = home or Path(tempfile.mkdtemp(prefix="sb-pg-"))
+        self._home.mkdir(mode=0o700, exist_ok=True)
         self._data = self._home / "data"
         if self._user is not None:
             os.chown(self._home, self._user, -1)
@@ -171,6 +178,7 @@ class Postgres(_Server):
             capture_output=True,
             cwd="/",
             check=False,
+            start_new_session=True,  # Ctrl-C is for the owner
             preexec_fn=lambda: _prepare(self.stop_signal, self._user),
         )
         if done.returncode:

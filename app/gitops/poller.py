@@ -25,6 +25,8 @@ from app.gitops.verdict import Verdict, decide
 from app.kms.buffers import wipe
 from app.kms.envelope import KeyManager, open_token
 from app.kms.transport import KeyServiceTransport
+from app.tracing import spans
+from app.tracing.spans import Span
 
 if TYPE_CHECKING:
     import ssl
@@ -285,6 +287,14 @@ class Poller:
 
     async def _poll(self, poll: _Poll) -> None:
         """Bring one result, or raise. A result is what is done last: whoever raises has none."""
+        with spans.span("poll", poll.polls.endpoint.id) as span:
+            try:
+                await self._polled(poll, span)
+            except PollFailed as error:
+                span.note(outcome=error.outcome.value)
+                raise
+
+    async def _polled(self, poll: _Poll, span: Span) -> None:
         polls, observation, began = poll
         client = await self._client(polls)
         if polls.closed:
@@ -292,6 +302,7 @@ class Poller:
             return
         result = await self._ask(client, polls, observation)
         metrics.poll_seconds().observe(self._clock() - began)
+        span.note(outcome=result.outcome.value, verdict=result.verdict.value)
         self._finish(result)
 
     async def _ask(self, client: Client, polls: _EndpointPolls, observation: Observation) -> Result:

@@ -27,6 +27,7 @@ from app.notify.delivery.send import send_side_by_side
 from app.notify.delivery.settle import Settlement, settle
 from app.notify.policy import LONGEST_BACKOFF
 from app.notify.relay import Pruner
+from app.tracing import spans
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -84,7 +85,8 @@ class Notifier:
         if batch is None or not (batch.deliveries or batch.more):
             return
         delivering = _Delivering(self, batch)
-        delivering.go()
+        with spans.span("delivery", batch.target.name, deliveries=len(batch.deliveries), more=batch.more):
+            delivering.go()
         if delivering.due:
             now = time.monotonic()
             raise RetryLater({number: timedelta(seconds=max(at - now, 0)) for number, at in delivering.due.items()})

@@ -51,7 +51,9 @@ def read(
     postgres = parts.read("postgres", servers.read, gone)
     sinks = _read_parts(parts, found, asked)
     if connection is not None and not connection.closed:
-        found.backlogs = backlogs.read(connection, _counted(asked, found), EACH_BACKLOG, BACKLOGS)
+        counted = _counted(asked, found)
+        found.backlogs = backlogs.read(connection, counted, EACH_BACKLOG, BACKLOGS)
+        found.passes = backlogs.runs_a_pass(connection, [sweeper for sweeper, _ in counted], asked.most_pages)
     shown = views(asked, found)
     if strangers := [view.name for view in shown if view.holder and not view.holder.worker and view.overdue_since]:
         time.sleep(_SECOND_LOOK)
@@ -88,9 +90,6 @@ def _read_parts(parts: Parts, found: Found, asked: Asked) -> tuple[SinkView, ...
     found.now = next((standing.now for standing in found.standings.values()), found.now)
     found.runs = parts.read("sweep_run", partial(standings.read_runs, names=asked.names), {})
     found.obstacles = parts.read("sweep_obstacle", partial(obstacles.current, names=asked.names), {})
-    sweepers = [sweeper for sweeper, own in asked.pairs if own.enabled]
-    passes = partial(backlogs.runs_a_pass, sweepers=sweepers, most_pages=asked.most_pages)
-    found.passes = parts.read("table sizes", passes, {})
     return parts.read("sinks", partial(receivers.read, targets=asked.targets), ())
 
 
@@ -114,17 +113,22 @@ def _look_again(parts: Parts, client: redis.Redis | None, asked: Asked, found: F
 
 
 def _blockers(parts: Parts, asked: Asked, shown: Sequence[SweeperView]) -> list[Blocker]:
-    """Return who keeps whom from which table, where a sweep has waited, or we have."""
-    waiting = {view.name for view in shown if view.sqlstate in WAITED}
+    """Return who keeps whom from which table, where a sweep has waited, or may have, or we have."""
+    waiting = {view.name for view in shown if _may_wait(view)}
     if not waiting and not parts.waited:
         return []
     tables = {table for sweeper, _ in asked.pairs if sweeper.name in waiting for table in _tables(sweeper)}
     return parts.read("locks in PostgreSQL", partial(blockers.read, tables=sorted({*_OWN_TABLES, *tables})), [])
 
 
+def _may_wait(view: SweeperView) -> bool:
+    """Return whether a sweeper may be kept from its table: while that is locked, not even its failure is stored."""
+    return view.sqlstate in WAITED or view.overdue_since is not None
+
+
 def _blocked(view: SweeperView, asked: Asked, seen: Sequence[Blocker]) -> SweeperView:
     """Return a view with those who keep it from its table."""
-    if view.sqlstate not in WAITED or not seen:
+    if not _may_wait(view) or not seen:
         return view
     (own,) = (_tables(sweeper) for sweeper, _ in asked.pairs if sweeper.name == view.name)
     known = own | {table.partition(".")[2] for table in _OWN_TABLES} | {""}

@@ -16,7 +16,7 @@ _CAUSES: tuple[Callable[[Overview], Iterator[Problem]], ...] = (
     fleet.silent,
 )
 _OTHERS: tuple[Callable[[Overview], Iterator[Problem]], ...] = (
-    sweepers.foreign_locks,
+    sweepers.held,
     sweepers.failing,
     servers.locked,
     fleet.cadences,

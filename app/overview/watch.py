@@ -22,7 +22,7 @@ from app.fleet import processes
 from app.fleet.signs_of_life import GONE_AFTER
 from app.overview.model import State
 from app.overview.problems import fleet
-from app.overview.sources import backlogs, locks, obstacles, standings
+from app.overview.sources import backlogs, blockers, locks, obstacles, standings
 from app.overview.sources.locks import Lock, Locks
 from app.overview.sources.obstacles import Obstacle
 from app.overview.sources.parts import limited
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("scheduler")
 
 #: Seconds between two looks; every so many of them the processes are looked at, and what is due is counted.
-LOOK_SECONDS, PROCESSES_EVERY, BACKLOGS_EVERY = 3.0, 2, 10
+LOOK_SECONDS, PROCESSES_EVERY, BACKLOGS_EVERY = 3.0, 2, 20
 #: What counting one backlog may take, and all of them together.
 EACH_BACKLOG, BACKLOGS = timedelta(milliseconds=250), timedelta(seconds=2)
 #: So many intervals without a run are worth a line.
@@ -50,6 +50,7 @@ _WORDS = {
     Obstacle.NO_TICKS: "schedulers live, and send no ticks",
     Obstacle.REDIS_AWAY: "Redis is away or takes no writes",
     Obstacle.FOREIGN_LOCK: "somebody who is no run of ours holds its lock; `sb-worker unlock` frees it",
+    Obstacle.TABLE_LOCKED: "somebody holds its table; `sb-worker status` says who",
 }
 _UNKNOWN = "not known; `sb-worker status` says more"
 _RUNNING: LiteralString = """
@@ -191,16 +192,22 @@ class FleetWatch:
             if name not in running and name in before and before[name].token == lock.token
         }
         general = self._general()
-        return {name: general for name in owing if general} | foreign
+        return {name: general for name in owing if general} | self._locked_out(cursor, owing) | foreign
+
+    def _locked_out(self, cursor: Cursor[dict[str, Any]], owing: Sequence[str]) -> dict[str, Obstacle]:
+        """Return which of these sweepers somebody keeps from their table."""
+        tables = {one.name: one.relation.partition(".")[0] for one in self.watched if one.name in owing}
+        held = {blocker.table for blocker in blockers.read(cursor, sorted(set(tables.values())))}
+        return {name: Obstacle.TABLE_LOCKED for name, table in tables.items() if table in held}
 
     def _general(self) -> Obstacle | None:
         """Return what keeps ticks from being sent to anybody."""
         schedulers = [one for one in self.seen.fleet if one.schedules]
         if not schedulers:
             return Obstacle.NO_SCHEDULER
-        patience = fleet.silence(schedulers)
-        age = time.monotonic() - self.seen.ticked_at
-        return Obstacle.NO_TICKS if patience is not None and age > patience.total_seconds() else None
+        patience, now = fleet.silence(schedulers), self._now()
+        last = max(one.ticked_at or one.started_at for one in schedulers)  # one that has just begun will send one soon
+        return Obstacle.NO_TICKS if patience and now and now - last > patience else None
 
     def _write_down(
         self, cursor: Cursor[dict[str, Any]], found: Mapping[str, Obstacle], now: float

@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+#: What is done before a stop ends this process.
+_last_things: list[Callable[[], object]] = []
 
 
 def hold() -> None:
@@ -32,10 +38,18 @@ def end_at_once() -> None:
     threading.Thread(target=_end, name="stops", daemon=True).start()
 
 
+def before_the_end(do: Callable[[], object]) -> None:
+    """Have this done when a stop comes that ends the process at once; it should not take long."""
+    _last_things.append(do)
+
+
 def _end() -> None:
     # Every other signal is the main thread's, which it must wake from what it waits in.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     signal.sigwait(STOPS)
+    for do in _last_things:
+        with suppress(Exception):
+            do()
     os._exit(0)
 
 

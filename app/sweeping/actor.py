@@ -17,8 +17,10 @@ from app.core.backoff import exponential, jittered
 from app.core.errors import LeaseLost, NotDue, Reason, SweepFailed
 from app.sweeping import lock
 from app.sweeping.lock import RunOutcome
-from app.sweeping.runner import RunFailed, Runner
+from app.sweeping.runner import RunFailed, Runner, RunState
+from app.sweeping.schedule import moment
 from app.sweeping.sweeper import Sweeper, SweeperSettings
+from app.tracing import spans
 
 log = structlog.get_logger("scheduler")
 
@@ -51,7 +53,7 @@ class SweepActor:
         count = metrics.RUNS.labels
         name = self._sweeper.name
         try:
-            state = self._runner.run(self._sweeper, self._settings, tick)
+            state = self._run(tick)
         except NotDue as error:
             return self._not_due(error.reason)
         except LeaseLost:
@@ -68,6 +70,21 @@ class SweepActor:
         count(name, "success").inc()
         self._rest(missing=False)
         return RunOutcome(done=True, claimed=state.claimed.slot)
+
+    def _run(self, tick: lock.Tick) -> RunState:
+        name = self._sweeper.name
+        with spans.span("run", name, slot=tick.slot, attempt=tick.attempt + 1) as span:
+            state = self._runner.run(self._sweeper, self._settings, tick)
+            claimed = state.claimed
+            late = max(0.0, (claimed.began - moment(claimed.slot)).total_seconds())
+            span.note(
+                slot=claimed.slot,
+                batches=state.transactions,
+                covered=claimed.claim.covered,
+                handed_over=state.handed_over,
+            )
+            span.note(lateness_seconds=late, changed=state.sweep.changed, **state.sweep.counts)
+        return state
 
     def _not_due(self, reason: Reason) -> RunOutcome:
         name = self._sweeper.name

@@ -36,6 +36,7 @@ from app.sweeping.steering.brake import Brake, Claiming
 from app.sweeping.strategy import Run, Step, Stopwatch, Strategy
 from app.sweeping.streak import Counted, Streak, Telling
 from app.sweeping.sweeper import Sweep, Sweeper, SweeperSettings
+from app.tracing import spans
 
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
@@ -208,11 +209,16 @@ class _Attempt(Generic[S]):
         """
         hand_over = False
         while True:
-            with self._runner.pool.connection() as connection, self._tick.lease.guarding(connection):
+            with (
+                self._runner.pool.connection() as connection,
+                self._tick.lease.guarding(connection),
+                spans.span("batch", self._sweeper.name) as span,
+            ):
                 try:
                     return self._transaction(connection, strategy, before, hand_over=hand_over)
                 except _StepFailed as problem:
                     error = problem.error
+                    span.failed(error)
             self._tick.lease.check()
             failed = strategy.rows_failed
             if not strategy.recover(error):
@@ -431,6 +437,7 @@ class _Attempt(Generic[S]):
         metrics.BATCHES.labels(name).inc()
         metrics.BATCH_SECONDS.labels(name).observe(seconds)
         metrics.ROWS_CHANGED.labels(name).inc(after.sweep.changed - before.sweep.changed)
+        spans.note(changed=after.sweep.changed - before.sweep.changed, batch=after.transactions)
 
     def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[Counted | None, bool]:
         """Write the failure into the ledger; return its streak, if it is one, and whether its rows are reported."""

@@ -35,10 +35,13 @@ from app.notify.notifier import Notifier, RetryLater
 from app.notify.outbox import Outbox
 from app.overview.gauges import FleetGauges
 from app.overview.sources.standings import Watched
+from app.overview.views import Asked
 from app.overview.watch import FleetWatch
+from app.page.site import Site
 from app.storage import migrations, postgres
 from app.storage.redis import Client, WaitingClient, check_shards, connect
 from app.storage.redis_reasons import explain
+from app.supervisor import stops
 from app.supervisor.allocator import give_back_large_blocks
 from app.sweeping import lock
 from app.sweeping.actor import SweepActor
@@ -48,7 +51,9 @@ from app.sweeping.schedule import Every
 from app.sweeping.streak import Telling
 from app.sweeping.sweeper import SweeperSettings
 from app.sweeping.unserved import KNOWN_SCHEMA, Pair, Unserved, unserved
-from app.worker import file_limit, probes
+from app.tracing import spans
+from app.tracing.start import start as start_tracing
+from app.worker import deployment_overview, file_limit, probes
 from app.worker.broker import Broker
 from app.worker.exposition import Exposition
 from app.worker.loading import AnySweeper, Loaded, groups, load, refuse
@@ -57,6 +62,8 @@ from app.worker.middleware.lifecycle import Lifecycle
 from app.worker.middleware.lock import SweepLock
 from app.worker.middleware.metrics import dramatiq_metrics
 from app.worker.middleware.retries import SweepAndSinkRetries
+from app.worker.middleware.tracing import Tracing
+from app.worker.probes import Probes
 from app.worker.readiness import Check, Readiness, Unready, postgres_check, redis_check
 
 if TYPE_CHECKING:
@@ -88,7 +95,7 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
             log.warning("variable not known, and not read", variable=name)
         for warning in loaded.warnings:
             log.warning(warning)
-    process = _Assembly(loaded)
+    process = _Assembly(loaded, groups(sweepers, sinks))
     for sweeper, settings in zip(sweepers, loaded.sweepers, strict=True):
         process.register(sweeper, settings)
     process.register_notifier()
@@ -96,6 +103,7 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
     if process.role.kind is Kind.SCHEDULER:
         process.pool.open()
         threads.start("signs-of-life", process.signs_of_life.keep)
+    process.trace_schedules()
     dramatiq.set_broker(process.broker)
     return process.broker
 
@@ -103,9 +111,10 @@ def build(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> B
 class _Assembly:
     """The parts of one process."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, declared: Sequence[type[config.Settings]]) -> None:
         worker, store = loaded.worker, loaded.redis
         self.loaded = loaded
+        self.groups = declared
         self.role = this_process()
         self.pool = postgres.pool(loaded.database, worker.lease / 2)  # before its lock is lost, a run is ended
         self.queue: Client = connect(store, answer_within=ANSWER_WITHIN)
@@ -153,6 +162,7 @@ class _Assembly:
                     grace=grace,
                 ),
                 Callbacks(),
+                *([Tracing()] if loaded.tracing.enabled else []),
                 SweepAndSinkRetries(),
                 SweepLock(self.locks),  # last: its after-hook runs first, so the lock is free before a retry is out
             ],
@@ -191,7 +201,7 @@ class _Assembly:
             if tick is None:  # the middleware's doing; without a lock nothing may run
                 raise LeaseLost
             fine = False
-            with suppress(LeaseLost):
+            with suppress(LeaseLost), spans.span("run", RELAY, slot=tick.slot):
                 fine = notifier.relay(tick.lease.check)
             metrics.RUNS.labels(RELAY, "success" if fine else "failure").inc()
             if fine:
@@ -241,6 +251,18 @@ class _Assembly:
             self.registered.append(BEAT)
         dramatiq.actor(actor_name=BEAT, queue_name=SINK_QUEUE, broker=self.broker, **cadence)(heartbeat)
 
+    def trace_schedules(self) -> None:
+        """Start traces in a scheduler, which forks no more; a worker does when it boots."""
+        if self.role.kind is Kind.SCHEDULER:
+            self._start_tracing()
+            stops.before_the_end(spans.close)
+
+    def _start_tracing(self) -> None:
+        try:
+            start_tracing(self.loaded.tracing, self.role.kind.value)
+        except BootError as error:
+            self._fail(str(error))
+
     def _trigger(self, delivery: int) -> None:
         self.broker.get_actor(DELIVER).send(delivery)
 
@@ -263,6 +285,7 @@ class _Assembly:
             self._check_servers()
         except (BootError, SchemaError) as error:
             self._fail(str(error), error.sql if isinstance(error, SchemaError) else "")
+        self._start_tracing()
         self.pool.open()
         self._preset()
         collectors: list[Collector] = []
@@ -284,9 +307,32 @@ class _Assembly:
             shown = shows_replica or this_replica() is None
             try:
                 exposition = Exposition(self.shared_values, collectors) if shown else None
-                probes.serve((host, port), self.readiness, exposition)
+                probes.serve((host, port), self._probes(exposition))
             except OSError:
                 self._fail(f"{address}: {host}:{port} cannot be listened on; is it taken?")
+
+    def _probes(self, exposition: Exposition | None) -> Probes:
+        """Return what the probes' address answers: the page is the worker's, a notifier says so."""
+        page = self.loaded.worker.page == "on"
+        site = self._site if page and self.role.kind is Kind.WORKER else None
+        return Probes(self.readiness, exposition, site, page_elsewhere=page and site is None)
+
+    @property
+    def _site(self) -> Site:
+        deployment = self.loaded.notification.deployment
+        asked = Asked(
+            pairs=self.pairs,
+            targets=list(self.router.targets),
+            namespace=self.loaded.redis.namespace,
+            most_pages=self.loaded.worker.pages,
+            deployment=deployment,
+        )
+        return Site(
+            deployment,
+            list(config.rows(*self.groups)),
+            lambda: deployment_overview.read(self.pool, self.client, asked),
+            lambda: self.readiness.state,
+        )
 
     def _fleet_watch(self) -> FleetWatch:
         return FleetWatch(

@@ -23,6 +23,7 @@ from dramatiq.middleware import Middleware
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE
 from app.storage.redis import queue_prefix
 from app.storage.redis_reasons import REFUSES, reason
+from app.tracing import spans
 from app.worker.consumer import DelayConsumer, QueueConsumer
 from app.worker.outage import Outage
 
@@ -130,7 +131,7 @@ class Broker(RedisBroker):
         try:
             if time.monotonic() < self._down_until:
                 raise redis.ConnectionError
-            message = super().enqueue(self._stamped(message, cadence), delay=delay)
+            message = self._send_tick(message, cadence, delay)
         except redis.RedisError as error:
             self._lose(message, error)
         else:
@@ -164,6 +165,14 @@ class Broker(RedisBroker):
                 "Redis does not let us wait for messages (BLMOVE); asking ten times a second", error=reason(error)
             )
         self._refused |= refused
+
+    def _send_tick(self, message: Message[Any], cadence: Every, delay: int | None) -> Message[Any]:
+        """Enqueue a message of an actor with a cadence: a new tick, or a retry as it is. Raises redis.RedisError."""
+        stamped = self._stamped(message, cadence)
+        if stamped is message:
+            return super().enqueue(message, delay=delay)
+        with spans.span("tick", message.actor_name, slot=stamped.options["slot"], lost=stamped.options["lost"]):
+            return super().enqueue(stamped, delay=delay)
 
     def _stamped(self, message: Message[Any], cadence: Every) -> Message[Any]:
         """Stamp a tick, in microseconds: its slot, and the time by Redis's clock and by ours."""

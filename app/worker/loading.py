@@ -15,6 +15,7 @@ from app.notify.heartbeat.settings import HeartbeatSettings
 from app.notify.settings import NotificationSettings
 from app.storage.settings import DatabaseSettings, RedisSettings
 from app.sweeping.sweeper import Sweeper, SweeperSettings
+from app.tracing.settings import TracingSettings
 from app.worker.settings import WorkerSettings
 
 AnySweeper = Sweeper[Any]
@@ -29,6 +30,7 @@ class Loaded(NamedTuple):
     egress: EgressSettings
     notification: NotificationSettings
     heartbeat: HeartbeatSettings
+    tracing: TracingSettings
     sweepers: tuple[SweeperSettings, ...]
     targets: tuple[routing.Target, ...]
 
@@ -39,7 +41,10 @@ class Loaded(NamedTuple):
         return [warning for settings in own for warning in settings.warnings]
 
 
-CORE = (WorkerSettings, DatabaseSettings, RedisSettings, EgressSettings, NotificationSettings, HeartbeatSettings)
+CORE = (
+    *(WorkerSettings, DatabaseSettings, RedisSettings, EgressSettings),
+    *(NotificationSettings, HeartbeatSettings, TracingSettings),
+)
 
 
 def groups(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> tuple[type[config.Settings], ...]:
@@ -53,15 +58,15 @@ def load(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink]) -> Lo
     if problems := problems + _across(sweepers, sinks, found):
         raise ConfigError(problems)
     read: list[Any] = list(found)
-    worker, database, redis, egress, notification, heartbeat, *others = read
+    worker, database, redis, egress, notification, heartbeat, tracing, *others = read
     targets = routing.targets(sinks, others[len(sweepers) :])
     of_sweepers = tuple(others[: len(sweepers)])
-    return Loaded(worker, database, redis, egress, notification, heartbeat, of_sweepers, tuple(targets))
+    return Loaded(worker, database, redis, egress, notification, heartbeat, tracing, of_sweepers, tuple(targets))
 
 
 def _across(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink], groups: Sequence[Any]) -> list[str]:
     """Return what is wrong across groups of settings; None among them stands for one that cannot be read."""
-    worker, _, _, _, notification, heartbeat, *others = groups
+    worker, _, _, _, notification, heartbeat, _, *others = groups
     of_sweepers, of_sinks = others[: len(sweepers)], others[len(sweepers) :]
     problems: list[str] = []
     if notification is not None and None not in of_sinks:

@@ -13,7 +13,7 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from http import HTTPStatus
@@ -32,12 +32,21 @@ _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 _PAUSE = 0.1
 
 
+class Request(NamedTuple):
+    """What is looked at of a request: the path has no query."""
+
+    method: str
+    path: str
+
+
 class Answer(NamedTuple):
     """What is sent."""
 
     status: int
     body: bytes
     content_type: str = "application/json"
+    #: Further headers.
+    headers: Sequence[tuple[str, str]] = ()
 
 
 class Pending(NamedTuple):
@@ -65,9 +74,9 @@ class _Connection:
 
 
 class ProbeServer:
-    """Answers requests of any method by their path."""
+    """Answers requests."""
 
-    def __init__(self, listener: socket.socket, answer: Callable[[str], Pending]) -> None:
+    def __init__(self, listener: socket.socket, answer: Callable[[Request], Pending]) -> None:
         self._listener = listener
         self._answer = answer
         self._connections: list[_Connection] = []  # the oldest first
@@ -148,7 +157,8 @@ class ProbeServer:
         match connection.request.partition(b"\n")[0].split():
             case [method, target, version] if version.startswith(b"HTTP/1."):
                 connection.bodiless = method == b"HEAD"
-                return self._answer(target.partition(b"?")[0].decode("latin-1"))
+                path = target.partition(b"?")[0]
+                return self._answer(Request(method.decode("latin-1"), path.decode("latin-1")))
         return _plain(HTTPStatus.BAD_REQUEST)
 
     def _advance(self, connection: _Connection) -> None:
@@ -216,8 +226,9 @@ def _plain(status: HTTPStatus) -> Pending:
 
 
 def _message(answer: Answer, *, bodiless: bool) -> bytes:
+    more = "".join(f"{name}: {value}\r\n" for name, value in answer.headers)
     head = (
         f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\nContent-Type: {answer.content_type}\r\n"
-        f"Content-Length: {len(answer.body)}\r\nConnection: close\r\n\r\n"
+        f"Content-Length: {len(answer.body)}\r\nConnection: close\r\n{more}\r\n"
     )
     return head.encode() + (b"" if bodiless else answer.body)

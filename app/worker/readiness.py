@@ -54,6 +54,13 @@ class Readiness:
         self.booted = False
         self.draining = False
 
+    @property
+    def state(self) -> str:
+        """What this process does: `booting`, `ready` for work, or `draining`; nothing about servers."""
+        if self.draining:
+            return "draining"
+        return "ready" if self.booted else "booting"
+
     def pending(self) -> Pending:
         """Return the answer of /readyz; it waits for the checks, unless they do not matter."""
         if not self.booted:

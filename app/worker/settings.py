@@ -32,6 +32,12 @@ def _role(value: object) -> object:
     return value
 
 
+def _switch(value: object) -> object:
+    if value not in ("on", "off"):
+        raise ValueError("not a switch; accepted: on, off")
+    return value
+
+
 class WorkerSettings(DeploymentSettings):
     """The process: where it listens, how it stops, how it holds its locks."""
 
@@ -47,7 +53,12 @@ class WorkerSettings(DeploymentSettings):
     local_address: HostPort = variable(
         "SB_WORKER_LOCAL_ADDR",
         default="127.0.0.1:8091",
-        meaning="where /healthz, /readyz and /metrics are served",
+        meaning="where /healthz, /readyz, /metrics and the page are served",
+    )
+    page: Annotated[Literal["on", "off"], BeforeValidator(_switch)] = variable(
+        "SB_WORKER_PAGE",
+        default="on",
+        meaning="whether a read-only page about the deployment is served beside the probes, at /",
     )
     shutdown_grace: PositiveDuration = variable(
         "SB_WORKER_SHUTDOWN_GRACE", default="15s", meaning="time between SIGTERM and the end, at most"

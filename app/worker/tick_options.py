@@ -6,6 +6,7 @@ afterwards, which exceptions to expect. So only ours are known, and one of a wro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ _NUMBERS = {
     "requeue_timestamp": _MOST_MICROSECONDS // 1_000,
 }
 _TEXTS = ("redis_message_id", "scheduled_at")
+#: The name of a span in the first version of W3C's Trace Context: a trace, a span in it, and two flags.
+_TRACEPARENT = re.compile("00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-0[0-3]")
 
 
 class TickOptions(NamedTuple):
@@ -40,7 +43,10 @@ class TickOptions(NamedTuple):
 def known(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that mean something here and have a value that can be meant."""
     numbers = {name: number for name in _NUMBERS if (number := _number(options, name)) is not None}
-    return {**numbers, **{name: options[name] for name in _TEXTS if type(options.get(name)) is str}}
+    texts = {name: options[name] for name in _TEXTS if type(options.get(name)) is str}
+    here = options.get("traceparent")
+    trace = {"traceparent": here} if type(here) is str and _TRACEPARENT.fullmatch(here) else {}
+    return {**numbers, **texts, **trace}
 
 
 def tick_options(options: Mapping[str, Any]) -> TickOptions:

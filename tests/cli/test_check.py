@@ -19,9 +19,9 @@ from actors.discover_scheduler import discover_scheduler
 from actors.discover_stuck import discover_stuck
 from actors.reveal_sessions_expired import reveal_sessions_expired
 from actors.wraps_expired import wraps_expired
-from app.cli.check import database_findings
-from app.cli.check_redis import COMMANDS, acl_rules, redis_findings
-from app.cli.finding import Finding
+from app.cli.checks.database import database_findings
+from app.cli.checks.finding import Finding
+from app.cli.checks.redis import COMMANDS, acl_rules, redis_findings
 from app.demo.binaries import redis_programs
 from app.storage.postgres_dsn import parse_database_url
 from app.storage.redis_dsn import parse_redis_url

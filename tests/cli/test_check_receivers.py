@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actors import SWEEPERS
-from app.cli.check_receivers import receiver_findings
+from app.cli.checks.receivers import receiver_findings
 from app.worker.loading import load
 from sinks import SINKS
 

@@ -58,7 +58,7 @@ def test_a_sink_of_another_replica_may_be_muted(run: Run, sql: Connection[Any]) 
 
 def test_what_makes_no_sense_is_refused(run: Run, sql: Connection[Any]) -> None:  # noqa: F811 - the fixture
     for words, status, told in (
-        (("fax", "--for", "1h"), 2, "no sink is called fax; configured: noop, webhook"),
+        (("fax", "--for", "1h"), 2, "no sink is called 'fax'; there are: apprise, discord, email, noop"),
         (("slack", "--for", "1h"), 1, "error: slack is not configured; set SB_NOTIFICATION_SLACK_URL"),
         (("noop", "--for", "1h"), 2, "noop reaches nobody: it is the log"),
         (("webhook",), 2, "Missing option '--for'"),

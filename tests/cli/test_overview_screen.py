@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from app.cli import overview_screen
+from app.cli.overview import screen
 from app.overview import verdict
 from app.overview.model import Holder, Overview, State, SweeperView
 from app.sweeping.scans.due import Backlog
@@ -37,11 +37,7 @@ def many(count: int) -> Overview:
 
 def render(overview: Overview, width: int, height: int | None = None, **more: Any) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height or 25)
-    shown = (
-        overview_screen.fitted(overview, width, height, **more)
-        if height
-        else overview_screen.whole(overview, width, **more)
-    )
+    shown = screen.fitted(overview, width, height, **more) if height else screen.whole(overview, width, **more)
     with console.capture() as capture:
         console.print(shown)
     return [line.rstrip() for line in capture.get().splitlines()]

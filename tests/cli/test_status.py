@@ -186,6 +186,18 @@ def test_a_table_that_somebody_holds_is_named_with_the_session_that_does(
         assert problems["wraps-expired"]["remedy"] == "secret_wraps is held: see below by whom"
 
 
+def test_a_table_that_somebody_holds_is_named_where_no_failure_could_be_stored(
+    deployment: Deployment, database: str
+) -> None:
+    overdue(deployment.sql)
+    with locked(database, "secret_wraps") as pid:
+        problems = deployment.problems()
+    assert [(subject, remedy) for subject, _, remedy in problems] == [
+        ("wraps-expired", "see below by whom"),
+        ("secret_wraps", f"if it is not to go on: SELECT pg_terminate_backend({pid})"),
+    ]
+
+
 def test_a_privilege_that_was_revoked(deployment: Deployment) -> None:
     failed(deployment.sql, "wraps-expired", "InsufficientPrivilege", "42501")
     ((subject, text, remedy),) = deployment.problems()

@@ -14,7 +14,7 @@ import redis as redis_py
 from psycopg import Connection
 
 from actors import SWEEPERS
-from app.cli.check_redis import acl_rules
+from app.cli.checks.redis import acl_rules
 from app.demo.binaries import postgres_programs
 from app.demo.servers import Redis
 from tests.support.packages import missing

@@ -120,11 +120,23 @@ CASES: dict[str, tuple[Overview, str, str, str]] = {
         "nobody runs it, overdue by 50s",
         "`sb-worker why wraps-expired`",
     ),
+    "overdue by a lock of its table": (
+        one(overdue_since=ago(50 * SECOND), blockers=(BLOCKER,)),
+        "wraps-expired",
+        "overdue by 50s; secret_wraps is held",
+        "see below by whom",
+    ),
     "a stranger's lock": (
         one(overdue_since=ago(50 * SECOND), holder=STRANGER),
         "wraps-expired",
         "its lock is held for 40s by somebody who is no run of ours, and runs out in 9s unless renewed; overdue by 50s",
         "`sb-worker unlock wraps-expired`",
+    ),
+    "a run that does not end": (
+        one(overdue_since=ago(50 * SECOND), holder=Holder("host:7", ago(2 * MINUTE), 3 * SECOND)),
+        "wraps-expired",
+        "its run in host:7 has not ended for 2m; overdue by 50s",
+        "see that process's log",
     ),
     "no privilege": (
         failing("InsufficientPrivilege", "42501"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 import redis as redis_py
 from psycopg import Connection
@@ -20,6 +21,7 @@ from app.overview.watch import FleetWatch
 from tests.overview.signs_of_life import sign_of_life
 from tests.support.replica import Replica
 from tests.support.rows import FIXED, column, insert_wrap, rows
+from tests.support.waiting import eventually
 
 MINUTE = timedelta(minutes=1)
 WRAPS = Watched("wraps-expired", "secret_wraps", MINUTE)
@@ -246,6 +248,34 @@ def test_a_lock_of_a_run_that_is_under_way_is_no_strangers(
     watch.look()
     watch.look()
     assert column(sql, "SELECT kind FROM secrets_bridge_worker.sweep_obstacle") == []
+
+
+def test_a_table_that_somebody_holds_is_an_obstacle(
+    database: str, pool: ConnectionPool[Connection[Any]], sql: Connection[Any], redis: redis_py.Redis
+) -> None:
+    newest(sql, "wraps-expired", 5000)
+    sign_of_life(sql, "scheduler", ticked=1, cadences={"wraps-expired": 60})
+    kinds = "SELECT kind FROM secrets_bridge_worker.sweep_obstacle"
+    with psycopg.connect(database) as holder:
+        holder.execute("LOCK TABLE secret_wraps IN ACCESS EXCLUSIVE MODE")
+        watch = watching(pool, redis, WRAPS)
+
+        def seen() -> list[Any]:
+            watch.look()
+            return column(sql, kinds)
+
+        assert eventually(seen) == ["table_locked"]
+
+
+@pytest.mark.parametrize(("ticked", "kinds"), [(1, []), (600, ["no_ticks"])])
+def test_schedulers_that_send_no_ticks_are_an_obstacle(
+    ticked: float, kinds: list[str], pool: ConnectionPool[Connection[Any]], sql: Connection[Any], redis: redis_py.Redis
+) -> None:
+    newest(sql, "wraps-expired", 5000)
+    sign_of_life(sql, "scheduler", seen=100, ticked=2000)  # one that is gone
+    sign_of_life(sql, "scheduler", ticked=ticked, cadences={"wraps-expired": 60})
+    watching(pool, redis, WRAPS).look()
+    assert column(sql, "SELECT kind FROM secrets_bridge_worker.sweep_obstacle") == kinds
 
 
 def test_a_redis_that_is_away_is_an_obstacle(pool: ConnectionPool[Connection[Any]], sql: Connection[Any]) -> None:

@@ -52,7 +52,19 @@ BY_FORK_SERVER = multiprocessing.get_all_start_methods()[0] == "forkserver"
 
 def environment(database: str, redis: str, **more: str) -> dict[str, str]:
     """Return an environment with these servers and without any other settings."""
-    foreign = ("SB_", "DATABASE_", "REDIS_", "PG", "LOG_LEVEL", "dramatiq_", "PYTHONPATH", "COV_", "VAULT_", "AWS_")
+    foreign = (
+        "SB_",
+        "DATABASE_",
+        "REDIS_",
+        "PG",
+        "LOG_LEVEL",
+        "dramatiq_",
+        "PYTHONPATH",
+        "COV_",
+        "VAULT_",
+        "AWS_",
+        "OTEL_",
+    )
     clean = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     path = os.pathsep.join((str(BIN), clean.get("PATH", "")))
     quiet = {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}

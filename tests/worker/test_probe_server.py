@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from app.worker import probe_server
-from app.worker.probe_server import MOST_CONNECTIONS, MOST_REQUEST, Answer, Pending, ProbeServer, listen
+from app.worker.probe_server import MOST_CONNECTIONS, MOST_REQUEST, Answer, Pending, ProbeServer, Request, listen
 from tests.support.waiting import HUNG
 
 OK = b"fine"
 
 
 @contextmanager
-def serving(answer: Callable[[str], Pending]) -> Iterator[int]:
+def serving(answer: Callable[[Request], Pending]) -> Iterator[int]:
     """Serve in a thread until the body has run, and give the port."""
     with listen("127.0.0.1", 0) as listener:
         server, over = ProbeServer(listener, answer), threading.Event()
@@ -39,8 +39,8 @@ def serving(answer: Callable[[str], Pending]) -> Iterator[int]:
             server.close()
 
 
-def answer(path: str) -> Pending:
-    return Pending(lambda: Answer(200, OK)) if path == "/healthz" else Pending(lambda: Answer(404, b"no"))
+def answer(request: Request) -> Pending:
+    return Pending(lambda: Answer(200, OK)) if request.path == "/healthz" else Pending(lambda: Answer(404, b"no"))
 
 
 @pytest.fixture
@@ -86,6 +86,27 @@ def test_answers_any_method_and_then_closes_and_does_not_say_what_it_is(port: in
     assert ask(port, b"GET /../etc/passwd HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 404 ")
 
 
+def test_an_answer_may_depend_on_the_method_and_may_have_headers() -> None:
+    def by_method(request: Request) -> Pending:
+        return Pending(lambda: Answer(405, b"", headers=(("Allow", request.method),)))
+
+    with serving(by_method) as port:
+        assert b"\r\nAllow: FOO\r\n\r\n" in ask(port, b"FOO /?x HTTP/1.1\r\n\r\n")
+
+
+def test_a_slow_reader_gets_all_of_a_large_answer() -> None:
+    body = bytes(range(256)) * 4096  # more than any buffer on its way
+    with serving(lambda _request: Pending(lambda: Answer(200, body))) as port, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(HUNG)
+        client.connect(("127.0.0.1", port))
+        client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        said = b""
+        while data := client.recv(8192):
+            said += data
+        assert said.partition(b"\r\n\r\n")[2] == body
+
+
 @pytest.mark.parametrize(
     "request_", [b"\x00\xff\r\n\r\n", b"GET /healthz\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n", b"\r\n\r\n"]
 )
@@ -118,7 +139,7 @@ def test_one_that_drips_has_one_deadline(port: int) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_one_that_does_not_read_its_answer_has_the_same_deadline() -> None:
-    with serving(lambda _path: Pending(lambda: Answer(200, b"x" * 50_000_000))) as port, dial(port) as client:
+    with serving(lambda _request: Pending(lambda: Answer(200, b"x" * 50_000_000))) as port, dial(port) as client:
         client.sendall(b"GET / HTTP/1.1\r\n\r\n")
         time.sleep(1.0)  # more than it may live
         assert len(rest(client)) < 50_000_000
@@ -159,8 +180,9 @@ def test_no_descriptor_left_costs_the_oldest_connection_and_nothing_else() -> No
 def test_others_are_answered_while_one_waits() -> None:
     result: Future[bytes] = Future()
 
-    def slow(path: str) -> Pending:
-        return Pending(lambda: Answer(200, result.result()), [result]) if path == "/slow" else answer(path)
+    def slow(request: Request) -> Pending:
+        waits = request.path == "/slow"
+        return Pending(lambda: Answer(200, result.result()), [result]) if waits else answer(request)
 
     with serving(slow) as port, dial(port) as waiting:
         waiting.sendall(b"GET /slow HTTP/1.1\r\n\r\n")
@@ -171,7 +193,7 @@ def test_others_are_answered_while_one_waits() -> None:
 
 
 def test_an_answer_is_made_without_the_results_that_are_late() -> None:
-    with serving(lambda _path: Pending(lambda: Answer(503, b"late"), [Future()], 0.05)) as port:
+    with serving(lambda _request: Pending(lambda: Answer(503, b"late"), [Future()], 0.05)) as port:
         assert ask(port).endswith(b"late")
 
 

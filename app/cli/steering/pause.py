@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors import SWEEPERS
+from app.cli.help import examples
 from app.cli.names import SWEEPER_OR_ALL
 from app.cli.steering.operator import chosen, ledger, moment, who
 from app.core.logging import configure_logging
@@ -41,7 +42,11 @@ def _reason(_context: click.Context, _parameter: click.Parameter, value: str | N
     return value.strip()
 
 
-@click.command("pause")
+@click.command(
+    "pause",
+    short_help="Have a sweeper begin no run for a while.",
+    epilog=examples("sb-worker pause wraps-expired --for 2h --reason 'restoring a backup'", "sb-worker pause"),
+)
 @click.argument("name", type=SWEEPER_OR_ALL, required=False)
 @click.option("--for", "length", callback=_length, help="For how long, such as 2h; at most 720h.")
 @click.option("--reason", callback=_reason, help="Why; everybody who asks is told.")
@@ -66,7 +71,11 @@ def pause_command(name: str | None, length: timedelta | None, reason: str | None
         click.echo(f"{pause.name} is paused until {moment(pause.until)}; `sb-worker resume {pause.name}` ends that")
 
 
-@click.command("resume")
+@click.command(
+    "resume",
+    short_help="Have a paused sweeper run again.",
+    epilog=examples("sb-worker resume wraps-expired", "sb-worker resume all"),
+)
 @click.argument("name", type=SWEEPER_OR_ALL)
 def resume_command(name: str) -> None:
     """Have the sweeper NAME, or `all`, run again from its next tick on."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from rich.console import Console
 
+from app.cli.help import examples
 from app.cli.names import SWEEPER
 from app.cli.steering.operator import ledger, moment, refuse_off, settings_of, who
 from app.core.errors import LeaseLost, NotDue, Reason, SweepFailed
@@ -37,7 +38,11 @@ def _length(_context: click.Context, _parameter: click.Parameter, value: str) ->
     return length
 
 
-@click.command("sweep")
+@click.command(
+    "sweep",
+    short_help="Run a sweeper now, or say what it would change.",
+    epilog=examples("sb-worker sweep wraps-expired --dry-run", "sb-worker sweep wraps-expired"),
+)
 @click.argument("name", type=SWEEPER)
 @click.option("--dry-run", is_flag=True, help="Only say what a run would change now.")
 @click.option("--paused", "despite_pause", is_flag=True, help="Run it although it is paused.")

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import click
 
+from app.cli.help import examples
 from app.cli.names import SWEEPER
 from app.cli.steering.operator import ledger, moment, settings_of
 from app.core.values import format_duration
@@ -17,7 +18,11 @@ from app.sweeping.unlocking import Held, Holder, Unlocking, holder
 _ANSWER_WITHIN = timedelta(seconds=2)
 
 
-@click.command("unlock")
+@click.command(
+    "unlock",
+    short_help="Show a sweeper's lock, and take it away.",
+    epilog=examples("sb-worker unlock wraps-expired", "sb-worker unlock wraps-expired --yes"),
+)
 @click.argument("name", type=SWEEPER)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Also while a run seems to hold it.")

@@ -18,6 +18,7 @@ import structlog
 from app.core.errors import Fault, SinkRejected, SinkUnavailable, describe
 from app.notify.delivery.batch import Attempted, Batch, ClaimedDelivery
 from app.notify.policy import BREAKER_FAILURES
+from app.tracing import spans
 
 if TYPE_CHECKING:
     from app.core.events import Notification
@@ -107,11 +108,15 @@ class _Window:
 
 async def _attempted(target: Target, delivery: ClaimedDelivery, transport: Transport, seconds: float) -> Attempted:
     started = time.perf_counter()
-    try:
-        await attempt(target, delivery.notification, transport, seconds)
-    except (SinkRejected, SinkUnavailable) as error:
-        return Attempted(delivery, error, time.perf_counter() - started)
-    return Attempted(delivery, None, time.perf_counter() - started)
+    number, event_id = delivery.attempt, delivery.notification.id
+    with spans.span("attempt", target.name, attempt=number, events=delivery.events, event_id=event_id) as span:
+        try:
+            await attempt(target, delivery.notification, transport, seconds)
+        except (SinkRejected, SinkUnavailable) as error:
+            span.failed(error)
+            span.note(reason=error.fault.value, code=error.code)
+            return Attempted(delivery, error, time.perf_counter() - started)
+        return Attempted(delivery, None, time.perf_counter() - started)
 
 
 async def attempt(target: Target, notification: Notification, transport: Transport, seconds: float) -> None:

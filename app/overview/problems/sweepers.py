@@ -36,7 +36,15 @@ def overdue(overview: Overview, *, explained: bool) -> Iterator[Problem]:
 
     `explained`: something else that was found keeps all of them from running.
     """
-    owing = [one for one in overview.sweepers if one.overdue_since and not one.failures and not _foreign(one)]
+    owing = []
+    for one in overview.sweepers:
+        if one.overdue_since is None or one.failures or (one.holder and not one.blockers):
+            continue
+        if one.blockers:
+            text = f"overdue by {length(overview.now - one.overdue_since)}; {_held_tables([one])} is held"
+            yield Problem(one.name, text, "see below by whom")
+        else:
+            owing.append(one)
     if not owing:
         return
     longest = max(overview.now - one.overdue_since for one in owing if one.overdue_since)
@@ -46,23 +54,20 @@ def overdue(overview: Overview, *, explained: bool) -> Iterator[Problem]:
     yield Problem(listed([one.name for one in owing]), f"nobody runs it, overdue by {many}{length(longest)}", remedy)
 
 
-def foreign_locks(overview: Overview) -> Iterator[Problem]:
-    """Yield overdue sweepers whose lock is held by somebody who is no run of ours."""
+def held(overview: Overview) -> Iterator[Problem]:
+    """Yield overdue sweepers whose lock is held: by a run that does not end, or by somebody who is no run of ours."""
     for one in overview.sweepers:
-        if not _foreign(one) or one.holder is None or one.overdue_since is None:
+        if one.holder is None or one.overdue_since is None or one.failures or one.blockers:
             continue
+        late = f"; overdue by {length(overview.now - one.overdue_since)}"
         since = f" for {length(overview.now - one.holder.since)}" if one.holder.since else ""
+        if one.holder.worker:
+            text = f"its run in {one.holder.worker} has not ended{since}{late}"
+            yield Problem(one.name, text, "see that process's log; without progress it loses its lock by itself")
+            continue
         left = f", and runs out in {length(one.holder.expires_in)} unless renewed" if one.holder.expires_in else ""
-        late = length(overview.now - one.overdue_since)
-        yield Problem(
-            one.name,
-            f"its lock is held{since} by somebody who is no run of ours{left}; overdue by {late}",
-            f"unless a Go worker runs it: `sb-worker unlock {one.name}`",
-        )
-
-
-def _foreign(one: SweeperView) -> bool:
-    return one.overdue_since is not None and one.holder is not None and not one.holder.worker
+        text = f"its lock is held{since} by somebody who is no run of ours{left}{late}"
+        yield Problem(one.name, text, f"unless a Go worker runs it: `sb-worker unlock {one.name}`")
 
 
 def failing(overview: Overview) -> Iterator[Problem]:
@@ -80,15 +85,17 @@ def failing(overview: Overview) -> Iterator[Problem]:
 
 
 def _remedy(error: str, sqlstate: str, sweepers: list[SweeperView]) -> str:
-    blockers = [blocker for one in sweepers for blocker in one.blockers]
-    if blockers and sqlstate in WAITED:
-        held = listed(sorted({blocker.table or "rows" for blocker in blockers}))
-        return f"{held} is held: see below by whom"
+    if sqlstate in WAITED and (tables := _held_tables(sweepers)):
+        return f"{tables} is held: see below by whom"
     if sqlstate in _REMEDIES:
         return _REMEDIES[sqlstate]
     if error.startswith(_AWAY) or sqlstate.startswith(("08", "57P")):
         return "PostgreSQL was away; it is tried again by itself. Else `sb-worker check`"
     return f"`sb-worker why {sweepers[0].name}`, and the line `scheduler: task failed` in the workers' log"
+
+
+def _held_tables(sweepers: list[SweeperView]) -> str:
+    return listed(sorted({blocker.table or "rows" for one in sweepers for blocker in one.blockers}))
 
 
 def paused(overview: Overview) -> Iterator[Problem]:

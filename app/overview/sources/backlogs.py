@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import psycopg
 from app.overview.sources.parts import limited
 from app.storage.postgres import only_row
 from app.sweeping.scans.due import Backlog
-from app.sweeping.scans.tables import INDEXED, LARGE, PAGES
+from app.sweeping.scans.tables import INDEXED, LARGE, PAGES, Index
 
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
@@ -41,13 +42,18 @@ def read(connection: Connection[Any], pairs: Sequence[Pair], each: timedelta, wi
     return found
 
 
-def runs_a_pass(cursor: Cursor[dict[str, Any]], sweepers: Sequence[Sweeper[Any]], most_pages: int) -> Mapping[str, int]:
-    """Return how many runs it takes until everything was looked at, where that is more than one."""
+def runs_a_pass(connection: Connection[Any], sweepers: Sequence[Sweeper[Any]], most_pages: int) -> dict[str, int]:
+    """Return how many runs it takes until everything was looked at, where that is known and more than one."""
     found: dict[str, int] = {}
     for sweeper in sweepers:
-        if sweeper.index is None:
+        if sweeper.index is None or connection.closed:
             continue
-        pages = int(only_row(cursor.execute(PAGES, {"table": sweeper.index.table}))["pages"])
-        if pages > max(most_pages, LARGE) and not only_row(cursor.execute(INDEXED, sweeper.index._asdict()))["indexed"]:
-            found[sweeper.name] = math.ceil(pages / most_pages)
+        with suppress(psycopg.Error), limited(connection) as cursor:
+            pages = int(only_row(cursor.execute(PAGES, {"table": sweeper.index.table}))["pages"])
+            indexed = pages <= max(most_pages, LARGE) or _is_indexed(cursor, sweeper.index)
+            found |= {} if indexed else {sweeper.name: math.ceil(pages / most_pages)}
     return found
+
+
+def _is_indexed(cursor: Cursor[dict[str, Any]], index: Index) -> bool:
+    return bool(only_row(cursor.execute(INDEXED, index._asdict()))["indexed"])

@@ -7,6 +7,7 @@ statement, nor the name that it gives itself: these are a stranger's texts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, LiteralString
 
 from app.overview.model import Blocker
@@ -14,8 +15,8 @@ from app.overview.model import Blocker
 if TYPE_CHECKING:
     from psycopg import Cursor
 
-#: Sessions that are told of at most.
-_MOST = 20
+#: Sessions that are told of at most, and how old a transaction is at least that is worth it, where that is known.
+_MOST, LEAST = 20, timedelta(seconds=1)
 
 # A sweep's statements take a table by RowShareLock and RowExclusiveLock, which these do not let in; one that only waits
 # keeps out whoever comes after it. Rows are waited for where one of our role's sessions waits for a transaction. No
@@ -44,7 +45,7 @@ SELECT DISTINCT ON (coalesce(blocking.pid, 0)) coalesce(blocking.pid, 0) AS pid,
 """
 
 
-def read(cursor: Cursor[dict[str, Any]], tables: Sequence[str]) -> list[Blocker]:
-    """Return who keeps the sweeps of our role from these tables, or from rows."""
+def read(cursor: Cursor[dict[str, Any]], tables: Sequence[str], least: timedelta = LEAST) -> list[Blocker]:
+    """Return who keeps the sweeps of our role from these tables, or from rows, and is not done in a moment."""
     rows = cursor.execute(_READ, {"tables": list(tables), "most": _MOST}).fetchall()
-    return [Blocker(**row) for row in rows]
+    return [blocker for row in rows if (blocker := Blocker(**row)).age is None or blocker.age >= least]

@@ -24,6 +24,8 @@ class Obstacle(StrEnum):
     REDIS_AWAY = "redis_away"
     #: Its lock is held by somebody who is no run of ours.
     FOREIGN_LOCK = "foreign_lock"
+    #: Somebody holds its table in PostgreSQL: not even a failed run can be written down then.
+    TABLE_LOCKED = "table_locked"
 
 
 #: How long an episode may be unseen and still be the same one, and how old a sight may be that nobody repeats.

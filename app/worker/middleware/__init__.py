@@ -1,1 +1,1 @@
-"""What happens around an actor, in the order in which it happens: metrics, lifecycle, retries, lock."""
+"""What happens around an actor, in the order in which it happens: metrics, lifecycle, traces, retries, lock."""

@@ -7,8 +7,10 @@ from datetime import UTC, timedelta
 
 import click
 
+from app.cli.help import examples
+from app.cli.names import SINK
 from app.cli.notify import loaded_settings, outbox, refuse_sink
-from app.cli.operators import this_operator
+from app.cli.steering.operator import who
 from app.core.values import format_duration, parse_positive_duration
 from app.notify import mutes
 from app.notify.mutes import LONGEST_MUTE, MOST_REASON
@@ -31,8 +33,12 @@ def _reason(_context: click.Context, _parameter: click.Parameter, value: str) ->
     return value
 
 
-@click.command("mute")
-@click.argument("sink")
+@click.command(
+    "mute",
+    short_help="Send a sink nothing for a while.",
+    epilog=examples("sb-worker notify mute slack --for 2h --reason 'maintenance'"),
+)
+@click.argument("sink", type=SINK)
 @click.option("--for", "length", required=True, callback=_length, help="For so long, such as 2h.")
 @click.option("--reason", default="", callback=_reason, help="Why, for those who wonder; `notify log` shows it.")
 def mute_command(sink: str, length: timedelta, reason: str) -> None:
@@ -44,7 +50,7 @@ def mute_command(sink: str, length: timedelta, reason: str) -> None:
     _refuse_the_log(sink, loaded)
     with outbox(loaded) as connection:
         receivers = [target.name for target in loaded.targets]
-        names, until = mutes.mute(connection, sink, receivers, length=length, by=this_operator(), reason=reason)
+        names, until = mutes.mute(connection, sink, receivers, length=length, by=who(), reason=reason)
     if not names:
         refuse_sink(sink, loaded.targets)
     end = until.astimezone(UTC)
@@ -54,8 +60,12 @@ def mute_command(sink: str, length: timedelta, reason: str) -> None:
         )
 
 
-@click.command("unmute")
-@click.argument("sink")
+@click.command(
+    "unmute",
+    short_help="Send a sink again what it is to get.",
+    epilog=examples("sb-worker notify unmute slack"),
+)
+@click.argument("sink", type=SINK)
 def unmute_command(sink: str) -> None:
     """End the mute of SINK, or of one receiver of it; what waited for it goes out."""
     with outbox() as connection:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg.rows import class_row
 
-from app.cli.finding import Finding
+from app.cli.checks.finding import Finding
 from app.core.errors import BootError, UnwrapFailed
 from app.kms.buffers import wipe
 from app.kms.envelope import Envelope, open_token

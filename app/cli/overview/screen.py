@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from app.cli import sweeper_table
+from app.cli.overview import sweeper_table
 from app.overview.model import Overview, Problem, SinkView, Verdict
 from app.overview.words import length
 

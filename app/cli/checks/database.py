@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg.rows import dict_row, scalar_row
 
-from app.cli.finding import Finding
+from app.cli.checks.finding import Finding
 from app.core.errors import BootError, SchemaError, describe
 from app.storage import migrations, postgres
 from app.storage.postgres import only_row

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_network
 
-from app.cli.finding import Finding
+from app.cli.checks.finding import Finding
 from app.core import egress
 from app.core.egress import Address, Proxy, literal
 from app.core.errors import AddressBlocked

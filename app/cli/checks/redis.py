@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import redis
 from redis.exceptions import NoPermissionError
 
-from app.cli.finding import Finding
+from app.cli.checks.finding import Finding
 from app.core.errors import BootError
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE
 from app.storage.redis import Client, WaitingClient, check_shards, connect

@@ -1,0 +1,1 @@
+"""What `sb-worker check` looks at, each part by itself."""

@@ -1,0 +1,1 @@
+"""`sb-worker why`, `runs` and `verify`: what happened, by the ledger."""

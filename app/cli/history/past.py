@@ -1,0 +1,60 @@
+"""What the commands that look back share: their connection, their options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from actors import SWEEPERS
+from app.cli.steering.operator import check_schema
+from app.core.logging import configure_logging
+from app.core.values import parse_positive_duration
+from app.storage import postgres
+from app.worker.loading import Loaded, load
+from sinks import SINKS
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+Option = Callable[[Callable[..., None]], Callable[..., None]]
+
+#: How long a statement is waited for; it has a shorter limit of its own.
+_ANSWER_WITHIN = timedelta(seconds=15)
+
+
+@contextmanager
+def past() -> Iterator[tuple[Loaded, Connection[Any]]]:
+    """Yield every setting and a connection to a database that has our schema. Raises BootError, ConfigError."""
+    configure_logging("error")
+    loaded = load(SWEEPERS, SINKS)
+    with postgres.connect(loaded.database, _ANSWER_WITHIN) as connection:
+        check_schema(connection)
+        yield loaded, connection
+
+
+def since_option(default: str | None) -> Option:
+    """Return the option that says how far to look back."""
+    return click.option(
+        "--since", "window", callback=_length, default=default, show_default=default is not None, metavar="TIME",
+        help="How far to look back, such as 90s, 15m or 24h.",
+    )  # fmt: skip
+
+
+def output_option(*forms: str) -> Option:
+    """Return the option that says how to print; without it the first form, on a terminal and in a pipe."""
+    return click.option(
+        "-o", "--output", "form", type=click.Choice([*forms, "json"]), default=forms[0], show_default=True
+    )
+
+
+def _length(_context: click.Context, _parameter: click.Parameter, value: str | None) -> timedelta | None:
+    if value is None:
+        return None
+    try:
+        return parse_positive_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None

@@ -1,0 +1,1 @@
+"""The page, by its markup, over HTTP and in a real browser."""
