@@ -116,8 +116,8 @@ def a_worker_with_another_cadence(world: World) -> Iterator[None]:
 def a_clock_that_is_ahead(world: World) -> Iterator[None]:
     world.sql.execute(
         "INSERT INTO secrets_bridge_worker.process"
-        " (id, kind, deployment, host, pid, version, clock_ahead, cadences, off, seen_at) VALUES"
-        " ('ahead', 'notifier', 'test', 'test', 1, 'test', '10 s', '{}', '{}', now() + interval '1 h')"
+        " (id, kind, queues, deployment, host, pid, version, clock_ahead, cadences, off, seen_at) VALUES"
+        " ('ahead', 'notifier', '{sinks}', 'test', 'test', 1, 'test', '10 s', '{}', '{}', now() + interval '1 h')"
     )
     yield
     world.sql.execute("DELETE FROM secrets_bridge_worker.process WHERE id = 'ahead'")
