@@ -54,7 +54,7 @@ def a_privilege_that_is_taken_away(world: World) -> Iterator[None]:
 @contextmanager
 def a_table_that_somebody_holds(world: World) -> Iterator[None]:
     with psycopg.connect(world.sql.info.dsn) as other:
-        # Who inserts a job waits for it as well, since jobs refer to requests.
+        # The last one: who inserts what refers to requests waits for it as well.
         other.execute("LOCK TABLE access_requests IN ACCESS EXCLUSIVE MODE")
         yield
         other.rollback()
@@ -116,8 +116,8 @@ def a_worker_with_another_cadence(world: World) -> Iterator[None]:
 def a_clock_that_is_ahead(world: World) -> Iterator[None]:
     world.sql.execute(
         "INSERT INTO secrets_bridge_worker.process"
-        " (id, kind, deployment, host, pid, version, clock_ahead, cadences, off, seen_at) VALUES"
-        " ('ahead', 'notifier', 'test', 'test', 1, 'test', '10 s', '{}', '{}', now() + interval '1 h')"
+        " (id, kind, queues, deployment, host, pid, version, clock_ahead, cadences, off, seen_at) VALUES"
+        " ('ahead', 'notifier', '{sinks}', 'test', 'test', 1, 'test', '10 s', '{}', '{}', now() + interval '1 h')"
     )
     yield
     world.sql.execute("DELETE FROM secrets_bridge_worker.process WHERE id = 'ahead'")
@@ -163,6 +163,10 @@ FAULTS: list[tuple[Callable[[World], AbstractContextManager[None]], set[tuple[st
     (a_privilege_that_is_taken_away, {("SweepFailing", "secrets-stale"), ("SweepOverdue", "secrets-stale")}),
     (far_more_than_usual_is_due, {("SweepBraked", "discover-scheduler")}),
     (a_row_that_is_refused, {("RowsFailed", "jobs-recovery"), ("SweepBacklogOld", "jobs-recovery")}),
+    (a_row_that_somebody_holds, {("SweepBacklogOld", "wraps-expired")}),
+    (a_pause_that_is_forgotten, {("SweepPausedForLong", "discover-stuck")}),
+    (a_worker_with_another_cadence, {("CadencesDiffer", "wraps-expired")}),
+    (a_clock_that_is_ahead, {("ClockOff", "notifier")}),
     (
         a_table_that_somebody_holds,
         {
@@ -170,8 +174,4 @@ FAULTS: list[tuple[Callable[[World], AbstractContextManager[None]], set[tuple[st
             ("SweepOverdue", "cross-team-fill-window-expired"),
         },
     ),
-    (a_row_that_somebody_holds, {("SweepBacklogOld", "wraps-expired")}),
-    (a_pause_that_is_forgotten, {("SweepPausedForLong", "discover-stuck")}),
-    (a_worker_with_another_cadence, {("CadencesDiffer", "wraps-expired")}),
-    (a_clock_that_is_ahead, {("ClockOff", "notifier")}),
 ]

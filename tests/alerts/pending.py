@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 METRICS: frozenset[str] = frozenset()
-COMMANDS = frozenset({"why"})
+COMMANDS: frozenset[str] = frozenset()

@@ -37,14 +37,14 @@ def without_annotations() -> str:
     return _ANNOTATIONS.sub("", text())
 
 
-def hurried(factor: int, shortest_range: int) -> str:
+def hurried(factor: int, shortest: int, shortest_range: int) -> str:
     """Return the rules with every `for` and every range that many times shorter, and the expressions as they are.
 
-    A range is no shorter than `shortest_range`, seconds: a rate needs two samples.
+    A `for` is no shorter than `shortest`, a range than `shortest_range`, seconds.
     """
 
     def patience(match: re.Match[str]) -> str:
-        return f"{_seconds(match) * 1000 // factor}ms"
+        return f"{max(_seconds(match) // factor, shortest)}s"
 
     def past(match: re.Match[str]) -> str:
         return f"{max(_seconds(match) // factor, shortest_range)}s"

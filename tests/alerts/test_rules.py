@@ -106,7 +106,10 @@ FAULTS = [
         {"job": "w"},
         3,
         1,
-        {f'worker_processes_alive{{{A},kind="scheduler"}}': always(1)},
+        {
+            f'worker_processes_alive{{{A},kind="scheduler"}}': always(1),
+            **{f"worker_fleet_gauges_age_seconds{{{one}}}": always(1) for one in (A, B)},
+        },
     ),
     Fault(
         "GaugesStale",
@@ -282,9 +285,19 @@ def test_a_heartbeat_that_another_notifier_sends_is_one(promtool: Promtool) -> N
     promtool.check("HeartbeatFailing", series, dict.fromkeys(range(0, 60, 5)))
 
 
+def test_while_postgres_is_away_redis_is_not_to_blame(promtool: Promtool) -> None:
+    series = {
+        f"worker_scheduler_tick_age_seconds{{{A}}}": NOW,
+        f"worker_fleet_gauges_age_seconds{{{A}}}": NOW,
+        f'worker_processes_alive{{{A},kind="scheduler"}}': always(1),
+    }
+    promtool.check("RedisUnavailable", series, dict.fromkeys(range(0, 60, 5)))
+
+
 def test_without_a_scheduler_redis_is_not_to_blame(promtool: Promtool) -> None:
     series = {
         f"worker_scheduler_tick_age_seconds{{{A}}}": NOW,
+        f"worker_fleet_gauges_age_seconds{{{A}}}": always(1),
         f'worker_processes_alive{{{A},kind="scheduler"}}': always(0),
     }
     promtool.check("RedisUnavailable", series, dict.fromkeys(range(0, 60, 5)))

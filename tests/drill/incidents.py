@@ -163,10 +163,11 @@ def _credentials_revoked(deployment: Deployment) -> Iterator[None]:
 
 def _enable(deployment: Deployment) -> Step:
     deployment.receiver.answer = Reply(200)
-    line = "sb-worker notify enable webhook"
-    done = deployment.command(line)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return f"# put the receiver's credentials right\n{line}"
+    lines = ["sb-worker notify enable webhook", "sb-worker dead replay --sink webhook --all"]
+    for line in lines:
+        done = deployment.command(line)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return "\n".join(["# put the receiver's credentials right", *lines])
 
 
 @contextmanager
@@ -255,7 +256,7 @@ INCIDENTS = (
         "A receiver takes us for nobody",
         "The credentials of a sink were revoked: it answers 401.",
         _credentials_revoked,
-        r"webhook(.|\n)*switched off(.|\n)*notify enable webhook",
+        r"webhook(.|\n)*switched off(.|\n)*notify enable\s+webhook",
         _enable,
     ),
     Incident(
@@ -269,7 +270,7 @@ INCIDENTS = (
         "A pause that was forgotten",
         "Somebody paused a sweeper this morning.",
         _paused_and_forgotten,
-        r"wraps-expired(.|\n)*is it forgotten(.|\n)*resume wraps-expired",
+        r"wraps-expired(.|\n)*is it\s+forgotten(.|\n)*resume wraps-expired",
         _resume,
     ),
 )

@@ -76,7 +76,7 @@ def sinks(overview: Overview) -> Iterator[Problem]:
             late = length(overview.now - sink.due_since)
             yield Problem(subject, f"is late by {late}{_waiting(sink)}", _NOTIFIER)
         if sink.dead:
-            text = f"has {sink.dead:,} dead letters"
+            text = f"has {sink.dead:,} dead letter{'s' * (sink.dead != 1)}"
             yield Problem(
                 subject, text, f"`sb-worker dead list --sink {sink.name}`; then `dead replay` or `dead purge`"
             )
