@@ -20,7 +20,7 @@ from psycopg import Connection
 from actors import SWEEPERS
 from app.demo.servers import Postgres, Redis
 from app.storage import migrations
-from tests.alerts import pending, rules
+from tests.alerts import rules
 from tests.alerts.faults import EVERYWHERE, FAULTS, World
 from tests.alerts.prometheus import Alert, Prometheus
 from tests.conftest import CONTROL_PLANE
@@ -81,15 +81,6 @@ def knows_its_fleet(worker: Process) -> bool:
     """Return whether a worker has read that all are there: the rules have no patience for a start."""
     alive = [worker.metric("worker_processes_alive", kind=kind) for kind in ("scheduler", "worker", "notifier")]
     return min(alive) > 0 and worker.metric("worker_scheduler_tick_age_seconds") < LIMIT
-
-
-def awaited() -> set[str]:
-    """Return the alerts that cannot fire yet, since a metric of theirs is pending."""
-    return {
-        name.removeprefix(rules.PREFIX)
-        for name, body in rules.alerts().items()
-        if any(metric in body.partition("unless")[0] for metric in pending.METRICS)
-    }
 
 
 @contextmanager
@@ -183,8 +174,6 @@ def test_each_fault_fires_its_alerts_and_no_other_ones_and_they_clear(  # noqa: 
         expected: set[Alert] = {WATCHDOG, OLDER_API}
         with ExitStack() as faults:
             for fault, alerts in FAULTS:
-                if all(alert in awaited() for alert, _ in alerts):
-                    continue
                 faults.enter_context(fault(busy))
                 expected |= {(alert, "busy", subject) for alert, subject in alerts}
             schedulers["scheduler"].end()
@@ -193,7 +182,6 @@ def test_each_fault_fires_its_alerts_and_no_other_ones_and_they_clear(  # noqa: 
             own_postgres.stop()
             expected |= {(alert, name, "") for alert, name in SERVERS}
             expected |= {("SweepOverdue", name, task) for name in env for task in TASKS}
-            expected -= {alert for alert in expected if alert[0] in awaited()}
             until(prometheus, expected, more=True)
             texts = prometheus.texts()
             own_redis.start()
