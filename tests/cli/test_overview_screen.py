@@ -111,7 +111,8 @@ def state(view: SweeperView, overview: Overview = WELL) -> str:
         (sweeper(runs=()), "never ran"),
         (sweeper(backlog=Backlog(1200, ago(MINUTE))), "3 1,200 1m"),
         (sweeper(holder=Holder("host:7", ago(2 * SECOND), SECOND)), "host:7 2s"),
-        (sweeper(holder=Holder("", ago(2 * SECOND), SECOND)), "stranger 2s"),
+        (sweeper(holder=Holder("", ago(2 * SECOND), SECOND)), "taken 2s"),
+        (sweeper(holder=Holder("", ago(2 * SECOND), SECOND), overdue_since=ago(SECOND)), "stranger 2s"),
     ],
 )
 def test_a_sweepers_line(view: SweeperView, text: str) -> None:

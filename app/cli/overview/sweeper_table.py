@@ -61,7 +61,7 @@ def _lock(view: SweeperView, overview: Overview) -> str:
     if view.holder is None:
         return "-"
     since = f" {length(overview.now - view.holder.since)}" if view.holder.since else ""
-    return f"{view.holder.worker or 'stranger'}{since}"
+    return f"{view.holder.worker or ('stranger' if view.overdue_since else 'taken')}{since}"
 
 
 def _took(view: SweeperView, _overview: Overview) -> str:
