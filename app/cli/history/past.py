@@ -11,8 +11,8 @@ import click
 
 from actors import SWEEPERS
 from app.cli.steering.operator import check_schema
+from app.cli.values import Length
 from app.core.logging import configure_logging
-from app.core.values import parse_positive_duration
 from app.storage import postgres
 from app.worker.loading import Loaded, load
 from sinks import SINKS
@@ -39,7 +39,7 @@ def past() -> Iterator[tuple[Loaded, Connection[Any]]]:
 def since_option(default: str | None) -> Option:
     """Return the option that says how far to look back."""
     return click.option(
-        "--since", "window", callback=_length, default=default, show_default=default is not None, metavar="TIME",
+        "--since", "window", type=Length(), default=default, show_default=default is not None, metavar="TIME",
         help="How far to look back, such as 90s, 15m or 24h.",
     )  # fmt: skip
 
@@ -49,12 +49,3 @@ def output_option(*forms: str) -> Option:
     return click.option(
         "-o", "--output", "form", type=click.Choice([*forms, "json"]), default=forms[0], show_default=True
     )
-
-
-def _length(_context: click.Context, _parameter: click.Parameter, value: str | None) -> timedelta | None:
-    if value is None:
-        return None
-    try:
-        return parse_positive_duration(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None

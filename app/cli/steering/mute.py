@@ -11,26 +11,10 @@ from app.cli.help import examples
 from app.cli.names import SINK
 from app.cli.notify import loaded_settings, outbox, refuse_sink
 from app.cli.steering.operator import who
-from app.core.values import format_duration, parse_positive_duration
+from app.cli.values import Length, OneLine
 from app.notify import mutes
 from app.notify.mutes import LONGEST_MUTE, MOST_REASON
 from app.worker.loading import Loaded
-
-
-def _length(_context: click.Context, _parameter: click.Parameter, value: str) -> timedelta:
-    try:
-        length = parse_positive_duration(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-    if length > LONGEST_MUTE:
-        raise click.BadParameter(f"at most {format_duration(LONGEST_MUTE)}; a mute is to end by itself")
-    return length
-
-
-def _reason(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    if not value.isprintable() or len(value) > MOST_REASON:
-        raise click.BadParameter(f"one line of at most {MOST_REASON} printable characters")
-    return value
 
 
 @click.command(
@@ -39,9 +23,9 @@ def _reason(_context: click.Context, _parameter: click.Parameter, value: str) ->
     epilog=examples("sb-worker notify mute slack --for 2h --reason 'maintenance'"),
 )
 @click.argument("sink", type=SINK)
-@click.option("--for", "length", required=True, callback=_length, help="For so long, such as 2h.")
-@click.option("--reason", default="", callback=_reason, help="Why, for those who wonder; `notify log` shows it.")
-def mute_command(sink: str, length: timedelta, reason: str) -> None:
+@click.option("--for", "length", required=True, type=Length(most=LONGEST_MUTE), help="For so long, such as 2h.")
+@click.option("--reason", type=OneLine(MOST_REASON), help="Why, for those who wonder; `notify log` shows it.")
+def mute_command(sink: str, length: timedelta, reason: str | None) -> None:
     """Send nothing to SINK, or to one receiver of it, for a while; what is for it waits, and goes as one message then.
 
     Every replica keeps to it, and it ends by itself. Another mute takes the place of the one before.
@@ -50,7 +34,7 @@ def mute_command(sink: str, length: timedelta, reason: str) -> None:
     _refuse_the_log(sink, loaded)
     with outbox(loaded) as connection:
         receivers = [target.name for target in loaded.targets]
-        names, until = mutes.mute(connection, sink, receivers, length=length, by=who(), reason=reason)
+        names, until = mutes.mute(connection, sink, receivers, length=length, by=who(), reason=reason or "")
     if not names:
         refuse_sink(sink, loaded.targets)
     end = until.astimezone(UTC)

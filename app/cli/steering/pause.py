@@ -15,31 +15,11 @@ from actors import SWEEPERS
 from app.cli.help import examples
 from app.cli.names import SWEEPER_OR_ALL
 from app.cli.steering.operator import chosen, ledger, moment, who
+from app.cli.values import Length, OneLine
 from app.core.logging import configure_logging
-from app.core.values import format_duration, parse_positive_duration
 from app.storage.settings import DatabaseSettings
 from app.sweeping.steering import pauses
 from app.sweeping.steering.pauses import LONGEST, MOST_REASON, Pause
-
-
-def _length(_context: click.Context, _parameter: click.Parameter, value: str | None) -> timedelta | None:
-    if value is None:
-        return None
-    try:
-        length = parse_positive_duration(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-    if length > LONGEST:
-        raise click.BadParameter(f"at most {format_duration(LONGEST)}, which is 30 days")
-    return length
-
-
-def _reason(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    if value is None:
-        return None
-    if not value.strip() or len(value) > MOST_REASON or not value.isprintable():
-        raise click.BadParameter(f"accepted: one line of 1 to {MOST_REASON} printable characters")
-    return value.strip()
 
 
 @click.command(
@@ -48,8 +28,8 @@ def _reason(_context: click.Context, _parameter: click.Parameter, value: str | N
     epilog=examples("sb-worker pause wraps-expired --for 2h --reason 'restoring a backup'", "sb-worker pause"),
 )
 @click.argument("name", type=SWEEPER_OR_ALL, required=False)
-@click.option("--for", "length", callback=_length, help="For how long, such as 2h; at most 720h.")
-@click.option("--reason", callback=_reason, help="Why; everybody who asks is told.")
+@click.option("--for", "length", type=Length(most=LONGEST), help="For how long, such as 2h; at most 720h.")
+@click.option("--reason", type=OneLine(MOST_REASON), help="Why; everybody who asks is told.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
 def pause_command(name: str | None, length: timedelta | None, reason: str | None, as_json: bool) -> None:
     """Have the sweeper NAME, or `all`, begin no run for a while; without NAME, list what is paused.

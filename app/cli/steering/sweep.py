@@ -15,8 +15,9 @@ from rich.console import Console
 from app.cli.help import examples
 from app.cli.names import SWEEPER
 from app.cli.steering.operator import ledger, moment, refuse_off, settings_of, who
+from app.cli.values import Length
 from app.core.errors import LeaseLost, NotDue, Reason, SweepFailed
-from app.core.values import format_duration, parse_duration
+from app.core.values import format_duration
 from app.sweeping import by_hand, dry_run
 from app.sweeping.steering import brake, pauses
 from app.sweeping.steering.order import Order
@@ -28,16 +29,6 @@ if TYPE_CHECKING:
     from app.sweeping.sweeper import Sweeper, SweeperSettings
 
 
-def _length(_context: click.Context, _parameter: click.Parameter, value: str) -> timedelta:
-    try:
-        length = parse_duration(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error)) from None
-    if length < timedelta(0):
-        raise click.BadParameter("must not be negative")
-    return length
-
-
 @click.command(
     "sweep",
     short_help="Run a sweeper now, or say what it would change.",
@@ -47,7 +38,7 @@ def _length(_context: click.Context, _parameter: click.Parameter, value: str) ->
 @click.option("--dry-run", is_flag=True, help="Only say what a run would change now.")
 @click.option("--paused", "despite_pause", is_flag=True, help="Run it although it is paused.")
 @click.option("--approve", is_flag=True, help="Run it although its brake holds it.")
-@click.option("--wait", callback=_length, default="30s", show_default=True, help="How long to wait for its lock.")
+@click.option("--wait", type=Length(zero=True), default="30s", show_default=True, help="How long to wait for its lock.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def sweep_command(  # noqa: PLR0913, PLR0917 - a command's options
     name: str, dry_run: bool, despite_pause: bool, approve: bool, wait: timedelta, as_json: bool

@@ -48,7 +48,7 @@ def test_all_of_them_at_once(run: Run, sql: Connection[Any]) -> None:
         (("wraps-expired", "--for", "2h"), "needs --for and --reason"),
         (("wraps-expired", "--reason", "x"), "needs --for and --reason"),
         (("--for", "2h", "--reason", "x"), "which sweeper"),
-        (("wraps-expired", "--for", "721h", "--reason", "x"), "which is 30 days"),
+        (("wraps-expired", "--for", "721h", "--reason", "x"), "at most 720h"),
         (("wraps-expired", "--for", "0s", "--reason", "x"), "more than 0"),
         (("wraps-expired", "--for", "2 hours", "--reason", "x"), "a Go duration"),
         (("wraps-expired", "--for", "2h", "--reason", " "), "printable characters"),
