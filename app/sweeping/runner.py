@@ -323,7 +323,9 @@ class _Attempt(Generic[S]):
         if self._settings.brake is None and not claim.braked:
             return
         name, tick, cursor = self._sweeper.name, self._tick, connection.cursor(row_factory=dict_row)
-        claiming = Claiming(name, claim.token, claim.covered, tick.mark, tick.order, self._limits.statement)
+        claiming = Claiming(
+            name, claim.token, claim.covered, claim.streak.failures, tick.mark, tick.order, self._limits.statement
+        )
         hold = self._brake.judge(cursor, claiming)
         tick.lease.check()
         if hold is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 from dramatiq import Message
 
 from app.cli.steering.operator import check_schema
+from app.core import threads
 from app.core.role import SINK_QUEUE
 from app.notify.outbox import Outbox
 from app.notify.routing import Router
@@ -20,6 +22,7 @@ from app.storage import postgres
 from app.storage.redis import WaitingClient, check_shards, connect
 from app.sweeping.lock import Locks
 from app.sweeping.runner import Runner
+from app.sweeping.streak import Telling
 from app.worker.assembly import DELIVER
 from app.worker.broker import Broker
 
@@ -56,6 +59,7 @@ class Session:
             outbox=Outbox(Router(loaded.targets), self._trigger),
             budget=worker.budget,
             most_pages=worker.pages,
+            telling=Telling(loaded.notification.failures_before, loaded.notification.remind_after),
             stopping=lambda: self.stops.asked,
         )
         with postgres.connect(loaded.database) as connection:  # with a reason, should it not work
@@ -84,6 +88,7 @@ class Stops:
         self.by: int | None = None
         #: Whether a step was cut.
         self.cut = False
+        self._cuts: queue.SimpleQueue[None] = queue.SimpleQueue()  # the one that a handler may put something into
 
     @property
     def asked(self) -> bool:
@@ -98,6 +103,7 @@ class Stops:
     @contextmanager
     def heard(self) -> Iterator[None]:
         """Listen to them while the body runs."""
+        threads.start("cutter", self._cut_when_asked)
         before = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -106,8 +112,13 @@ class Stops:
                 signal.signal(number, handler)
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
-        if self.by is not None:
+        if self.by is not None and not self.cut:
             self.cut = True
-            for lease in self._locks.held:
-                lease.cut()
+            self._cuts.put(None)
         self.by = self.by or number
+
+    def _cut_when_asked(self) -> None:
+        # Not in the handler: the thread that it interrupts may hold what a cut waits for.
+        self._cuts.get()
+        for lease in self._locks.held:
+            lease.cut()

@@ -3,7 +3,8 @@
 Nothing about a row says that a mass of them is wrong: after an import that failed, or in a backup that was restored,
 they are due like any other. So their number is judged before the first is changed, in the transaction that claims the
 slot; a run that is held gives the slot back there. A catch-up after slots that nobody ran is expected to be large and
-is never held, unless the database is another one than the last run has seen.
+is never held, unless the database is another one than the last run has seen. After slots that were tried in vain what
+is usual counts once for each of them: they would have changed that much.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ log = structlog.get_logger("sweep")
 FEWEST_BY_USUAL, FEWEST_BY_SHARE = 1_000, 20
 #: Milliseconds that a count may take at most.
 COUNT_WITHIN = 2_000
+#: By how much a hold may end early, at most: runs are late by this or that, and none is to miss the end by so little.
+SLACK = timedelta(seconds=5)
 
 # Until when Redis may know of slots that were not run: ticks of a paused sweeper are marked as done.
 STATE = """
@@ -108,7 +111,7 @@ class Why(StrEnum):
 _TEXTS = {
     Why.USUAL: "far more rows are due than usual",
     Why.SHARE: "a large share of the table is due",
-    Why.UNCOUNTED: "the rows that are due could not be counted in time",
+    Why.UNCOUNTED: "the rows that are due could not be counted",
 }
 
 
@@ -166,8 +169,9 @@ class Claiming(NamedTuple):
 
     name: str
     token: int
-    #: How many slots before it nobody ran.
+    #: How many slots before it nobody ran, and how many attempts in a row have failed.
     covered: int
+    failures: int
     #: The newest slot that Redis knows as done.
     mark: Slot | None
     order: Order | None
@@ -202,7 +206,7 @@ class Brake:
         passes = (
             (order is not None and order.approved)
             or (known and self._over(row["now"] - row["braked_at"]))
-            or (not known and claim.covered > 0 and not restored)
+            or (not known and claim.covered > 0 and not claim.failures and not restored)
         )
         if passes:
             by = order.requested_by if order is not None and order.approved else None
@@ -237,7 +241,8 @@ class Brake:
 
     def _over(self, age: timedelta) -> bool:
         assert self._limits is not None
-        return self._limits.hold is not None and self._limits.hold <= age
+        hold = self._limits.hold
+        return hold is not None and hold - min(SLACK, hold / 10) <= age
 
     def _measure(  # noqa: PLR0913 - what a hold says
         self,
@@ -253,22 +258,27 @@ class Brake:
         try:
             with cursor.connection.transaction():
                 cursor.execute(LIMIT, {"statement": within, "seqscan": "on"})
-                found = self._count(cursor, limits, due, claim.name)
+                slots = 1 if restored or known or not claim.failures else 1 + claim.covered
+                found = self._count(cursor, limits, due, claim.name, slots)
                 cursor.execute(LIMIT, {"statement": claim.statement, "seqscan": "off"})
         except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
             return None  # an older api has not what is counted, and so nothing of it is due
-        except psycopg.errors.QueryCanceled as error:
+        except psycopg.errors.InsufficientPrivilege:
+            raise  # the run says which GRANT is missing
+        except psycopg.DatabaseError as error:
+            if cursor.connection.closed:
+                raise
             # Held, since nobody knows what it would do: the worst that a hold does is that what is due waits.
-            log.warning("rows that are due not counted in time", task=claim.name, **describe(error)._asdict())
+            log.warning("rows that are due not counted", task=claim.name, **describe(error)._asdict())
             return Hold(Why.UNCOUNTED, -1, -1, -1, known, restored, limits)
         return None if found is None else Hold(*found, known, restored, limits)
 
     def _count(
-        self, cursor: Cursor[dict[str, Any]], limits: BrakeLimits, due: Due, name: str
+        self, cursor: Cursor[dict[str, Any]], limits: BrakeLimits, due: Due, name: str, slots: int
     ) -> tuple[Why, int, int, int] | None:
         """Return why it is too much, how many rows are due at least, the limit, and what is usual; None if it is not.
 
-        Nothing more is asked while few rows are due.
+        Nothing more is asked while few rows are due. `slots` are those that the run makes up for, itself included.
         """
         fewest = FEWEST_BY_USUAL if limits.share is None else FEWEST_BY_SHARE
         if due.at_most(cursor, fewest + 1) <= fewest:
@@ -279,8 +289,8 @@ class Brake:
             words = {"name": name, "size": self._size, "changed": self._size == ["changed"]}
             if (middle := only_row(cursor.execute(USUAL, words))["usual"]) is not None:
                 usual = int(middle)
-                allowed.append((max(FEWEST_BY_USUAL, int(limits.times * usual)), Why.USUAL))
-        if limits.share is not None and (rows := _rows(cursor, due.table)) is not None:
+                allowed.append((max(FEWEST_BY_USUAL, int(limits.times * usual * slots)), Why.USUAL))
+        if limits.share is not None and slots == 1 and (rows := _rows(cursor, due.table)) is not None:
             allowed.append((max(FEWEST_BY_SHARE, int(limits.share * rows)), Why.SHARE))
         if not allowed:
             return None

@@ -26,6 +26,7 @@ from app.overview.watch import FleetWatch
 from app.sweeping import lock
 from app.sweeping.actor import SweepActor
 from app.sweeping.lock import Refusal, Tick
+from app.sweeping.runner import RunFailed
 from app.sweeping.scans.due import Due
 from app.sweeping.steering import brake, pauses
 from app.sweeping.steering.limits import parse_brake
@@ -343,12 +344,12 @@ def test_what_cannot_be_counted_in_time_is_held_and_told(replica: Replica, sql: 
     slow = Due("secret_wraps", "pg_sleep(600) IS NOT NULL", "expires_at")
     with capture_logs() as logs, pytest.raises(NotDue):
         replica.run(replace(wraps_expired, due=lambda _own: slow), TENFOLD, current(sql, HOUR))
-    assert [record["sqlstate"] for record in logs if record["event"] == "rows that are due not counted in time"] == [
+    assert [record["sqlstate"] for record in logs if record["event"] == "rows that are due not counted"] == [
         "57014"
     ]
     assert (state(sql)["braked_for"], state(sql)["braked_rows"]) == ("uncounted", None)
     (event,) = replica.events
-    assert "could not be counted in time" in event.detail
+    assert "could not be counted;" in event.detail
 
 
 @pytest.mark.parametrize(("due", "held"), [(2_000, False), (2_001, True)])
@@ -428,3 +429,55 @@ def test_the_gauge_shows_it_in_every_replica_and_nobody_asks_for_a_scheduler(
             watch.look()
     assert watch.seen.standings[NAME].state is State.BRAKED
     assert [record for record in logs if "overdue" in record["event"]] == []
+
+
+def test_a_run_that_failed_lets_no_mass_pass_in_the_next_slot(
+    replica: Replica, sql: Connection[Any], database: str
+) -> None:
+    history(sql, *(200,) * 20)
+    replica.runner.lease = timedelta(seconds=3)
+    with psycopg.connect(database) as importer:
+        importer.execute("LOCK TABLE secret_wraps IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(RunFailed):
+            run(replica)
+    expired(sql, 5_000)
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - interval '1 h'")
+    assert run(replica) == -1
+
+
+def test_slots_that_were_tried_in_vain_count_once_each(replica: Replica, sql: Connection[Any], database: str) -> None:
+    history(sql, *(200,) * 20)
+    replica.runner.lease = timedelta(seconds=3)
+    with psycopg.connect(database) as importer:
+        importer.execute("LOCK TABLE secret_wraps IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(RunFailed):
+            run(replica)
+    expired(sql, 5_000)
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - interval '3 h'")
+    assert run(replica) == 5_000
+
+
+@pytest.mark.parametrize("refusal", [psycopg.errors.LockNotAvailable, psycopg.errors.DataCorrupted])
+def test_what_cannot_be_counted_is_held_whatever_the_reason(
+    replica: Replica, sql: Connection[Any], monkeypatch: pytest.MonkeyPatch, refusal: type[psycopg.Error]
+) -> None:
+    def at_most(*_: object) -> int:
+        raise refusal
+
+    history(sql, *(200,) * 20)
+    expired(sql, 5_000)
+    monkeypatch.setattr(Due, "at_most", at_most)
+    assert run(replica) == -1
+    assert state(sql)["braked_for"] == "uncounted"
+
+
+def test_a_hold_of_one_interval_ends_with_the_next_slot_however_late_that_is(
+    replica: Replica, sql: Connection[Any]
+) -> None:
+    settings = braked_by("10x,1h")
+    history(sql, 100)
+    expired(sql, 1_500)
+    assert run(replica, settings) == -1
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET braked_at = now() - interval '59 min 57 s'")
+    back(sql, "1 h")
+    assert run(replica, settings) == 1_500
