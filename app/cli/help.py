@@ -21,7 +21,8 @@ TOP_EPILOG = f"""{_AS_IT_IS}Examples:
   sb-worker status --watch    what the sweepers do, until Ctrl-C
   sb-worker COMMAND --help    what a command does, with examples
 
-{_AS_IT_IS}Exit status: 0 fine, 1 failed or something is wrong, 2 wrong usage.
+{_AS_IT_IS}Exit status: 0 fine, 1 failed or not known, 2 wrong usage; 3 (status, why):
+it is known, and something is wrong.
 Settings are environment variables; `sb-worker config` lists them.
 Tables are JSON in a pipe, a line each, unless a command has -o for it.
 """

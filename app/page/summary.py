@@ -85,7 +85,7 @@ def _sweeping(overview: Overview) -> Iterator[Html]:
     counted = [view.backlog for view in overview.sweepers if view.backlog is not None]
     more = "+" if any(backlog.more for backlog in counted) else ""
     rows = f"{count(sum(backlog.rows for backlog in counted))}{more}" if counted else NONE
-    yield _tile("sweepers", "Rows due", rows, f"of {plural(len(counted), 'sweeper')}" if counted else "not counted")
+    yield _tile("sweepers", "Rows due", rows, f"in {plural(len(counted), 'sweeper')}" if counted else "not counted")
     living = sum(process.alive for process in overview.processes)
     gone = sum(not process.alive and process.ended_at is None for process in recent(overview))
     hosts = len({process.host for process in overview.processes if process.alive})

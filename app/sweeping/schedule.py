@@ -65,6 +65,11 @@ class Every:
         self._fired = slot if due else self._fired
         return due
 
+    def forget(self) -> Slot:
+        """Take the current slot as not fired, since its tick was lost; return that slot."""
+        self._fired = -1
+        return self.current()
+
     def next_valid_date(self, _last: datetime) -> datetime:
         """Return the start of the next slot."""
         return moment(self.current()) + self.interval

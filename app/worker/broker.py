@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dramatiq import Consumer, Message, Worker
 
     from app.storage.redis import Client, WaitingClient
-    from app.sweeping.schedule import Every
+    from app.sweeping.schedule import Every, Slot
 
 log = structlog.get_logger("broker")
 
@@ -67,6 +67,8 @@ class Broker(RedisBroker):
         self.ticked_at = -math.inf
         #: Ticks of each actor that were lost since the last one that got through, which carries their number.
         self._lost: Counter[str] = Counter()
+        #: The newest slot of each actor whose tick was lost.
+        self._lost_slots: dict[str, Slot] = {}
 
     @property
     def namespace(self) -> str:
@@ -133,7 +135,7 @@ class Broker(RedisBroker):
                 raise redis.ConnectionError
             message = self._send_tick(message, cadence, delay)
         except redis.RedisError as error:
-            self._lose(message, error)
+            self._lose(message, cadence, error)
         else:
             self._down, self.ticked_at = False, time.monotonic()
             if lost := self._lost.pop(message.actor_name, 0):
@@ -189,11 +191,15 @@ class Broker(RedisBroker):
             since, at = self._asked_time = time.monotonic(), seconds * 1_000_000 + micros
         return at + int((time.monotonic() - since) * 1_000_000)
 
-    def _lose(self, message: Message[Any], error: redis.RedisError) -> None:
+    def _lose(self, message: Message[Any], cadence: Every, error: redis.RedisError) -> None:
+        """Note that a tick was not sent; its slot is tried again whenever the scheduler wakes, and counts once."""
         if not self._down:
             log.error("tick not sent, Redis is away", task=message.actor_name, error=reason(error))
         self._down = True
-        self._lost[message.actor_name] += 1
+        slot = cadence.forget()
+        if self._lost_slots.get(message.actor_name) != slot:
+            self._lost_slots[message.actor_name] = slot
+            self._lost[message.actor_name] += 1
         self._down_until = time.monotonic() + PAUSE_SECONDS
 
 

@@ -122,7 +122,7 @@ def test_an_own_schema_that_cannot_be_made_is_a_finding_and_hides_no_other(
 def test_what_a_role_lacks_is_the_grant_that_it_needs(database: str, role: str, sql: Connection[Any]) -> None:
     finding = found_of(database, role)["agents-stale"]
     assert not finding.fine
-    grant = finding.text.removeprefix("this role lacks privileges: ").replace("secrets_bridge_worker_role", role)
+    grant = finding.text.removeprefix("this role lacks privileges: ")
     sql.execute(grant.encode())
     assert found_of(database, role)["agents-stale"].fine
 
@@ -210,11 +210,11 @@ def test_the_grants_of_the_newest_sweepers(database: str, role: str) -> None:
     found = {finding.subject: finding.text for finding in database_findings(url, newest)}
     granted = {name: found[name].partition(": ")[2] for name in (sweeper.name for sweeper in newest)}
     assert granted == {
-        "reveal-sessions-expired": "GRANT SELECT, UPDATE ON reveal_sessions TO secrets_bridge_worker_role;"
-        " GRANT SELECT, UPDATE ON secret_wraps TO secrets_bridge_worker_role;",
-        "cross-team-fill-window-expired": "GRANT SELECT, UPDATE ON access_requests TO secrets_bridge_worker_role;",
-        "discover-stuck": "GRANT SELECT, UPDATE ON provider_connections TO secrets_bridge_worker_role;",
-        "discover-scheduler": "GRANT SELECT, INSERT ON sync_jobs TO secrets_bridge_worker_role;"
-        " GRANT SELECT ON agents TO secrets_bridge_worker_role;"
-        " GRANT SELECT, UPDATE ON provider_connections TO secrets_bridge_worker_role;",
+        "reveal-sessions-expired": f"GRANT SELECT, UPDATE ON reveal_sessions TO {role};"
+        f" GRANT SELECT, UPDATE ON secret_wraps TO {role};",
+        "cross-team-fill-window-expired": f"GRANT SELECT, UPDATE ON access_requests TO {role};",
+        "discover-stuck": f"GRANT SELECT, UPDATE ON provider_connections TO {role};",
+        "discover-scheduler": f"GRANT SELECT, INSERT ON sync_jobs TO {role};"
+        f" GRANT SELECT ON agents TO {role};"
+        f" GRANT SELECT, UPDATE ON provider_connections TO {role};",
     }

@@ -73,7 +73,7 @@ def test_every_command_is_under_a_heading_and_in_its_order() -> None:
 
 
 def test_the_first_help_says_what_the_statuses_mean() -> None:
-    assert "Exit status: 0 fine, 1 failed or something is wrong, 2 wrong usage." in _help(())
+    assert "Exit status: 0 fine, 1 failed or not known, 2 wrong usage; 3 (status, why):" in _help(())
 
 
 def test_help_needs_nothing_of_the_environment() -> None:

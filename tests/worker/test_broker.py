@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from app.demo.servers import Redis
 from app.storage.redis import WaitingClient, connect
 from app.storage.redis_dsn import parse_redis_url
 from app.storage.settings import RedisSettings
+from app.sweeping.schedule import Every
 from app.worker.broker import Broker
 from app.worker.tick_options import TickOptions, tick_options
 from tests.storage.test_redis import server
@@ -362,3 +363,26 @@ def test_notifications_that_hang_leave_threads_to_sweeps(redis: redis_py.Redis, 
         assert swept.wait(HUNG / 2)
         go.set()
         eventually(lambda: fetched(redis) == 0 and redis.llen("dramatiq:sinks") == 0)
+
+
+def test_a_tick_that_was_lost_is_due_again_and_counts_once(tmp_path: Path) -> None:
+    with server(tmp_path / "r") as running, redis_py.Redis(port=running.port) as admin:
+        served = Served(running.url())
+        cadence = Every(timedelta(hours=1), clock=lambda: 1_000_000.0)
+        actor = dramatiq.actor(actor_name="swept", queue_name=SINK_QUEUE, broker=served.broker)(lambda: None)
+        actor.options["periodic"] = cadence
+
+        def wake() -> None:
+            """Do what periodiq does for an actor when it wakes."""
+            served.broker._down_until = 0.0
+            if cadence.validate(datetime.now(UTC)):
+                actor.send_with_options(scheduled_at="now")
+
+        running.stop()
+        for _ in range(3):
+            wake()
+        running.start()
+        for _ in range(3):
+            wake()
+        (sent,) = map(json.loads, admin.hvals("dramatiq:sinks.msgs"))
+        assert sent["options"]["lost"] == 1

@@ -30,6 +30,7 @@ SELECT EXISTS (SELECT FROM pg_attribute
 """
 _PRIVILEGE = "SELECT has_table_privilege(to_regclass(%s), %s)"
 _COLUMN_PRIVILEGE = "SELECT has_any_column_privilege(to_regclass(%s), %s)"
+_ROLE = "SELECT quote_ident(current_user)"
 _BY_COLUMN = ("SELECT", "INSERT", "UPDATE")
 _TAKES_WRITES = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
 _MIGRATIONS = "SELECT dirty FROM schema_migrations"
@@ -158,9 +159,9 @@ def _privileges(
             else:
                 lacking.setdefault(schema + table, []).append(privilege)
     if lacking:
+        role = _query(connection, _ROLE)
         grants = " ".join(
-            f"GRANT {', '.join(privileges)} ON {table} TO secrets_bridge_worker_role;"
-            for table, privileges in lacking.items()
+            f"GRANT {', '.join(privileges)} ON {table} TO {role};" for table, privileges in lacking.items()
         )
         return Finding(subject, False, f"this role lacks privileges: {grants}")
     if by_column:

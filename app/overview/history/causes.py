@@ -16,6 +16,13 @@ from app.overview.history.wording import at, at_second, length, rows, typed
 
 #: A statement that waited for a lock in vain, and one that took too long, which may have waited as well.
 WAITED_IN_VAIN = ("55P03", "57014")
+#: What was seen to be in the way, in words.
+_OBSTACLES = {
+    "no_scheduler": "no scheduler was alive",
+    "no_ticks": "schedulers lived, and sent no ticks",
+    "redis_away": "Redis was away, or took no writes",
+    "table_locked": "somebody held its table in PostgreSQL",
+}
 #: How long a tick may be on its way.
 _ON_ITS_WAY = timedelta(seconds=2)
 
@@ -107,7 +114,7 @@ def obstructed(facts: Facts) -> Cause | None:
         holder = "its lock was held by somebody who is no run of ours"
         see = f"the Redis key of the lock: <REDIS_NAMESPACE>:lock:worker:sweeper:{facts.asked.name}"
         return Cause("foreign_lock", f"{holder}, seen {span}", next=(see, "a Go worker beside us holds the same lock"))
-    return Cause("obstacle", f"{typed(obstacle.kind)} was in its way, seen {span}")
+    return Cause("obstacle", f"{_OBSTACLES.get(obstacle.kind, typed(obstacle.kind))}, seen {span}")
 
 
 def no_tick(facts: Facts) -> Cause | None:

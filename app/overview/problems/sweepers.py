@@ -126,12 +126,14 @@ def behind(overview: Overview) -> Iterator[Problem]:
     for one in overview.sweepers:
         if one.backlog is None or one.backlog.since is None or one.state is not State.ON:
             continue
+        if one.failures or one.overdue_since is not None:  # then that is why, and is told
+            continue
         lag = overview.now - one.backlog.since
         if lag > max(one.interval * INTERVALS_BEHIND, LEAST_BEHIND):
             rows = f"{'more than ' * one.backlog.more}{one.backlog.rows:,}"
             yield Problem(
                 one.name,
-                f"{rows} rows are due, the oldest for {length(lag)}",
+                f"{rows} {'row is' if one.backlog.rows == 1 else 'rows are'} due, the oldest for {length(lag)}",
                 f"if it runs well, wait, or raise SB_WORKER_SWEEP_BUDGET; `sb-worker why {one.name}`",
             )
 

@@ -344,9 +344,7 @@ def test_what_cannot_be_counted_in_time_is_held_and_told(replica: Replica, sql: 
     slow = Due("secret_wraps", "pg_sleep(600) IS NOT NULL", "expires_at")
     with capture_logs() as logs, pytest.raises(NotDue):
         replica.run(replace(wraps_expired, due=lambda _own: slow), TENFOLD, current(sql, HOUR))
-    assert [record["sqlstate"] for record in logs if record["event"] == "rows that are due not counted"] == [
-        "57014"
-    ]
+    assert [record["sqlstate"] for record in logs if record["event"] == "rows that are due not counted"] == ["57014"]
     assert (state(sql)["braked_for"], state(sql)["braked_rows"]) == ("uncounted", None)
     (event,) = replica.events
     assert "could not be counted;" in event.detail
