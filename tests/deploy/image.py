@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from string import Template
 
 import pytest
 
@@ -92,13 +93,15 @@ class _Builder:
             case "WORKDIR":
                 self._directory = Path(instruction.text)
                 self._space.run(["mkdir", "-p", self.root / self._directory.relative_to("/")])
+            case "ARG":
+                self._env |= {name: value for name, value in instruction.pairs.items() if value}
             case "COPY" if instruction.words != ["/", "/"]:
                 self._copy(instruction)
             case _:
                 pass  # it says something of the image, and does nothing to its files
 
     def _copy(self, instruction: Instruction) -> None:
-        *sources, target = instruction.words
+        *sources, target = (Template(word).safe_substitute(self._env) for word in instruction.words)
         place = self.root / (self._directory / target).relative_to("/")
         for source in sources:
             if origin := instruction.options.get("from"):

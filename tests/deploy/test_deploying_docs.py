@@ -92,7 +92,7 @@ def test_a_newcomer_gets_a_replica_that_runs(  # noqa: PLR0913, PLR0917 - fixtur
             replica.ready()
             shown = follow(look, SB_WORKER_LOCAL_ADDR=f"127.0.0.1:{replica.port}")
             assert shown.startswith("alive\n")
-            assert '"wraps-expired"' in shown
+            assert "wraps-expired" in shown
             assert replica.end(signal.SIGTERM) == 0
     commands = procfile.parse((ROOT / "Procfile").read_text(encoding="utf-8"))
     assert [line.removesuffix(" &") for line in apart.splitlines()[1:-1]] == [

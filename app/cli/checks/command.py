@@ -25,7 +25,7 @@ from sinks import SINKS
 @click.command(
     "check",
     short_help="Say what would not work, and why: settings, servers, tables.",
-    epilog=examples("sb-worker check", "sb-worker check --json | jq 'select(.fine | not)'"),
+    epilog=examples("sb-worker check", "sb-worker check --json | jq 'select(.fine or .warning | not)'"),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as when piped.")
 def check(as_json: bool) -> None:
