@@ -55,7 +55,8 @@ _END: LiteralString = """
 UPDATE secrets_bridge_worker.process SET ended_at = clock_timestamp() WHERE id = %(id)s
 """
 _PRUNE: LiteralString = """
-DELETE FROM secrets_bridge_worker.process WHERE seen_at < now() - %(kept)s
+DELETE FROM secrets_bridge_worker.process
+ WHERE seen_at < now() - %(kept)s OR seen_at > clock_timestamp() + %(gone_after)s
 """
 
 
@@ -128,7 +129,7 @@ class SignsOfLife:
                 # Only now: to be lent a connection may take a second, in which this clock would seem to be behind.
                 connection.execute(_BEAT, {**words, "local": datetime.now(UTC)})
                 if self._beats % _PRUNE_EVERY == 0:
-                    connection.execute(_PRUNE, {"kept": KEPT})
+                    connection.execute(_PRUNE, {"kept": KEPT, "gone_after": GONE_AFTER})
         except (psycopg.Error, PoolTimeout) as error:
             metrics.SIGNS_OF_LIFE.labels("failure").inc()
             self._tell(error)

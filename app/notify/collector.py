@@ -26,7 +26,8 @@ SELECT configured.name, open.number AS pending, dead.number AS dead,
        greatest(coalesce(extract(epoch FROM now() - open.oldest), 0), 0) AS oldest,
        CASE WHEN coalesce(failures, 0) < %(breaker_failures)s THEN 0
             WHEN rests_until > now() THEN 2 ELSE 1 END AS breaker,
-       (off_fingerprint IS NOT NULL)::int AS off, coalesce(muted_until > now(), false)::int AS muted
+       (off_fingerprint IS NOT NULL)::int AS off,
+       coalesce(muted_at IS NOT NULL AND muted_until > now(), false)::int AS muted
   FROM unnest(%(targets)s::text[]) AS configured (name)
   LEFT JOIN secrets_bridge_worker.notification_target AS target USING (name)
  CROSS JOIN LATERAL (

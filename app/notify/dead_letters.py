@@ -34,7 +34,7 @@ class DeliveryFilter:
 # What an unfinished delivery waits for, in words, and until when.
 _WAITS: LiteralString = """
        CASE WHEN state <> 'pending' THEN ''
-            WHEN receiver.muted_until > now() THEN 'muted until '
+            WHEN receiver.muted_at IS NOT NULL AND receiver.muted_until > now() THEN 'muted until '
                 || to_char(receiver.muted_until AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS"Z"')
                 || ' by ' || receiver.muted_by || coalesce(': ' || nullif(receiver.muted_reason, ''), '')
             WHEN receiver.off_fingerprint IS NOT NULL THEN 'off (' || receiver.off_reason || '), probed from '
@@ -111,7 +111,8 @@ SELECT target, state, reason, count(*) AS number FROM secrets_bridge_worker.noti
 
 TARGETS: LiteralString = """
 SELECT name, failures >= %(breaker_failures)s AS broken, rests_until, off_fingerprint, off_reason, off_at, off_until,
-       CASE WHEN muted_until > now() THEN muted_until END AS muted_until, muted_by, muted_reason, now() AS now
+       CASE WHEN muted_at IS NOT NULL AND muted_until > now() THEN muted_until END AS muted_until, muted_by,
+       muted_reason, now() AS now
   FROM secrets_bridge_worker.notification_target
 """
 

@@ -39,9 +39,10 @@ SELECT name, true, now(), now() + %(length)s, %(by)s, %(reason)s FROM unnest(%(n
        muted_by = excluded.muted_by, muted_reason = excluded.muted_reason
 """
 
+# Without a beginning there is no mute, whatever the clock says later; its end is since when what waits grows old.
 UNMUTE: LiteralString = """
-UPDATE secrets_bridge_worker.notification_target SET muted_until = now()
- WHERE name = ANY (%(names)s) AND muted_until > now()
+UPDATE secrets_bridge_worker.notification_target SET muted_at = NULL, muted_until = now()
+ WHERE name = ANY (%(names)s) AND muted_at IS NOT NULL AND muted_until > now()
 RETURNING name
 """
 

@@ -162,6 +162,8 @@ def lock(cursor: Cursor[dict[str, Any]], name: str, policy: Policy, settings: No
     if row["muted_at"] is not None and (ahead := row["muted_at"] - now) > MUTE_AHEAD:
         row |= only_row(cursor.execute(PUT_MUTE_RIGHT, {"name": name}))
         tell_ahead(name, ["muted_until"], ahead)
+    elif row["muted_at"] is None and row["muted_until"] is not None:  # unmuted, maybe by a clock that was ahead
+        row["muted_until"] = min(row["muted_until"], now)
     health = Health(
         row["failures"],
         row["trips"],

@@ -59,7 +59,7 @@ SELECT due.id
                    WHEN target.off_fingerprint IS NOT NULL THEN 1 ELSE %(foreign)s END
           FOR UPDATE SKIP LOCKED) AS due
  WHERE (target.rests_until IS NULL OR target.rests_until NOT BETWEEN now() AND now() + %(farthest)s)
-   AND (target.muted_until IS NULL OR target.muted_until <= now() OR target.muted_at > now() + %(mute_ahead)s)
+   AND (target.muted_at IS NULL OR target.muted_until <= now() OR target.muted_at > now() + %(mute_ahead)s)
    AND (target.off_fingerprint IS NULL OR target.off_fingerprint <> configured.fingerprint
         OR coalesce(target.off_until, now()) NOT BETWEEN now() AND now() + %(farthest)s))
 RETURNING id, target

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client.core import GaugeMetricFamily
 
 from app.overview.problems.fleet import disagree
+from app.overview.sources.standings import Standing
 from app.overview.watch import FleetWatch, Seen
 
 
@@ -49,7 +50,7 @@ class FleetGauges:
         yield _family(
             "worker_sweep_paused_seconds",
             "For how long it has been paused; 0 while it is not.",
-            {name: (one.now - one.paused_at).total_seconds() if one.paused_at else 0.0 for name, one in known.items()},
+            {name: _paused_for(one) for name, one in known.items()},
         )
         yield _family(
             "worker_sweep_braked",
@@ -72,6 +73,10 @@ class FleetGauges:
             {name: float(backlog.rows) for name, backlog in seen.backlogs.items()},
         )
         yield _family("worker_sweep_expiry_lag_seconds", "For how long the oldest of them is due.", _lags(seen))
+
+
+def _paused_for(one: Standing) -> float:
+    return max(0.0, (one.now - one.paused_at).total_seconds()) if one.paused_at else 0.0
 
 
 def _lags(seen: Seen) -> dict[str, float]:

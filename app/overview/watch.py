@@ -100,6 +100,7 @@ class FleetWatch:
         self._looks = 0
         self._held: Mapping[str, Lock] = {}
         self._told: set[str] = set()
+        self._failed = False
 
     def watch(self) -> None:
         """Look at the deployment, for ever."""
@@ -117,6 +118,12 @@ class FleetWatch:
                 self._look(connection)
         except (psycopg.Error, PoolTimeout):
             return
+        except Exception as error:  # noqa: BLE001 - this thread's end would be the process's, and that of its runs
+            if not self._failed:
+                log.error("deployment not looked at; its gauges grow old", error=type(error).__name__)
+            self._failed = True
+            return
+        self._failed = False
         self._looks += 1
 
     def behind(self, name: str) -> float:

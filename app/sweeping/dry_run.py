@@ -104,6 +104,8 @@ class _DryRun:
                 backlog = due.count(self._run.cursor)
         except (psycopg.errors.QueryCanceled, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
             return None
+        except psycopg.DataError:  # a moment that cannot be reckoned with; the rows are what was asked for
+            return None
         return backlog.since if backlog else None
 
     def go(self) -> Found:

@@ -163,8 +163,11 @@ MOVE_ON = """
 UPDATE secrets_bridge_worker.sweep_state SET position = %(position)s WHERE name = %(name)s AND token = %(token)s
 """
 
-PRUNE = """
-WITH pauses AS (
+PRUNE = f"""
+WITH ahead AS (
+    UPDATE secrets_bridge_worker.sweeper_pause SET resumed_at = clock_timestamp()
+     WHERE name = %(name)s AND resumed_at IS NULL AND {pauses.AHEAD}
+), pauses AS (
     DELETE FROM secrets_bridge_worker.sweeper_pause
      WHERE name = %(name)s AND coalesce(resumed_at, until) < now() - %(retention)s
 )
@@ -174,7 +177,7 @@ DELETE FROM secrets_bridge_worker.sweep_run
                           AND (outcome <> 'success' OR slot < (
                                SELECT last_slot FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s))
                         ORDER BY started_at LIMIT 200))
-"""
+"""  # noqa: S608 - all its parts are literals
 
 GIVE_BACK = """
 UPDATE secrets_bridge_worker.sweep_state SET last_slot = previous_slot

@@ -7,7 +7,7 @@ commit once another run has begun is refused by the fence.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from app.storage.transaction import bounded
 from app.sweeping.lock import lock_key
@@ -16,13 +16,23 @@ if TYPE_CHECKING:
     import redis
     from psycopg import Connection
 
-# A user who may not ask for a key's time sees the lock without it.
-_LOOK = """
-local left = redis.pcall('PTTL', KEYS[1])
-return {redis.call('GET', KEYS[1]) or '', type(left) == 'number' and left or -3}
+# A key of any type and value is a lock that is held, to who wants to take it: an empty one, or a hash, as well.
+_READ: LiteralString = """
+local value, kind = redis.pcall('GET', KEYS[1]), 'string'
+if type(value) == 'table' then
+  if not string.find(value.err, 'WRONGTYPE', 1, true) then return value end
+  local known = redis.pcall('TYPE', KEYS[1])
+  value, kind = '', known.ok or 'key of another type'
+end
 """
-_DELETE = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+# A user who may not ask for a key's time sees the lock without it.
+_LOOK = f"""{_READ}
+if not value then return {{'', '', -2}} end
+local left = redis.pcall('PTTL', KEYS[1])
+return {{kind, value, type(left) == 'number' and left or -3}}
+"""
+_DELETE = f"""{_READ}
+if value ~= ARGV[1] or kind ~= ARGV[2] then return 0 end
 return redis.call('DEL', KEYS[1])
 """
 RUNNING = """
@@ -37,6 +47,8 @@ class Held(NamedTuple):
     token: bytes
     #: How long it lives if nobody renews it; None where that is not known, or without an end.
     left: timedelta | None
+    #: What Redis calls it; ours are strings. The token of another type is empty.
+    kind: str = "string"
 
     @property
     def shown(self) -> str:
@@ -63,13 +75,14 @@ class Unlocking:
 
     def look(self, name: str) -> Held | None:
         """Return a sweeper's lock; None while it is free. Raises redis.RedisError."""
-        token, left = self._look(keys=[lock_key(self._namespace, name)])
+        kind, token, left = self._look(keys=[lock_key(self._namespace, name)])
         token = token if isinstance(token, bytes) else str(token).encode()
-        return Held(token, timedelta(milliseconds=left) if left >= 0 else None) if token else None
+        kind = kind.decode() if isinstance(kind, bytes) else str(kind)
+        return Held(token, timedelta(milliseconds=left) if left >= 0 else None, kind) if kind else None
 
     def delete(self, name: str, held: Held) -> bool:
         """Delete the lock if it is this one still; return whether it was. Raises redis.RedisError."""
-        return bool(self._delete(keys=[lock_key(self._namespace, name)], args=[held.token]))
+        return bool(self._delete(keys=[lock_key(self._namespace, name)], args=[held.token, held.kind]))
 
 
 def holder(connection: Connection[Any], name: str) -> Holder | None:

@@ -17,6 +17,8 @@ from app.core.role import Kind
 from app.fleet import processes
 from app.fleet.processes import Process
 from app.fleet.signs_of_life import Identity, SignsOfLife
+from tests.overview.signs_of_life import sign_of_life
+from tests.support.rows import column
 
 HOUR = timedelta(hours=1)
 CADENCES = {"wraps-expired": timedelta(seconds=1.5)}
@@ -90,6 +92,33 @@ def test_rows_of_long_ago_are_deleted(pool: ConnectionPool[Connection[Any]], sql
     SignsOfLife(pool, Identity(Kind.WORKER, "new", {}, {})).beat()
 
     assert [row[0] for row in sql.execute("SELECT deployment FROM secrets_bridge_worker.process")] == ["new"]
+
+
+def test_what_was_seen_by_a_clock_that_was_ahead_is_no_process_and_is_deleted(
+    pool: ConnectionPool[Connection[Any]], sql: Connection[Any]
+) -> None:
+    sign_of_life(sql, "scheduler", seen=-86_400, ticked=-86_400)
+    sign_of_life(sql, "scheduler", seen=1, ticked=60)
+    assert len(known(sql)) == 1
+    last = processes.last_tick(sql.cursor(row_factory=dict_row))
+    assert last is not None
+    assert last < known(sql)[0].seen_at
+
+    SignsOfLife(pool, Identity(Kind.WORKER, "new", {}, {})).beat()
+    assert column(sql, "SELECT count(*) FROM secrets_bridge_worker.process WHERE seen_at > now() + interval '1 h'") == [
+        0
+    ]
+
+
+@pytest.mark.parametrize("cadences", ['{"x": null, "y": 60}', '{"x": "60s", "y": 60}', '{"x": 1e15, "y": 60}', "[]"])
+def test_what_cannot_be_read_of_a_process_is_left_out(sql: Connection[Any], cadences: str) -> None:
+    sign_of_life(sql, "worker", off={"z": "Z"})
+    sql.execute("UPDATE secrets_bridge_worker.process SET cadences = %s", [cadences])
+    (process,) = known(sql)
+    assert process.cadences == ({} if cadences == "[]" else {"y": timedelta(minutes=1)})
+    assert process.off == {"z": "Z"}
+    sql.execute("UPDATE secrets_bridge_worker.process SET off = '[1]'")
+    assert known(sql)[0].off == {}
 
 
 def test_without_a_database_nothing_is_raised_and_the_next_one_arrives(

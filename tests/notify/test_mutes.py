@@ -194,3 +194,19 @@ def test_a_mute_made_while_the_clock_was_ahead_lasts_as_long_as_it_was_to(
     assert receiver.seen == []
     here.later(HOUR + SECOND)
     assert len(receiver.seen) == 1
+
+
+def test_a_mute_that_was_ended_does_not_come_back_with_a_clock_that_is_set_back(
+    harness: Open, receiver: Receiver, sql: Connection[Any]
+) -> None:
+    here = harness(**hook(receiver))
+    mute(here, HOUR)
+    assert unmute(here) == ["webhook"]
+    assert unmute(here) == []
+    sql.execute(
+        "UPDATE secrets_bridge_worker.notification_target"
+        " SET muted_at = muted_at + interval '90 min', muted_until = muted_until + interval '2 h'"
+    )
+    here.tell(event(1))
+    here.work()
+    assert (len(receiver.seen), muted(here)["webhook"]) == (1, 0)

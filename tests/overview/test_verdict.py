@@ -201,6 +201,12 @@ CASES: dict[str, tuple[Overview, str, str, str]] = {
         "stopped 1h ago before it changed anything (too_many_rows)",
         "`sb-worker sweep wraps-expired --approve`",
     ),
+    "braked, and failing": (
+        failing("InsufficientPrivilege", "42501", state=State.BRAKED, reason="too_many_rows", since=ago(HOUR)),
+        "wraps-expired",
+        "fails (InsufficientPrivilege",
+        "`sb-worker check` prints the GRANT that is missing",
+    ),
     "a pause that is forgotten": (
         paused(2 * HOUR),
         "wraps-expired",

@@ -284,3 +284,19 @@ def test_a_redis_that_is_away_is_an_obstacle(pool: ConnectionPool[Connection[Any
     with redis_py.Redis.from_url("redis://127.0.0.1:1") as away:
         watching(pool, away, WRAPS).look()
     assert column(sql, "SELECT kind FROM secrets_bridge_worker.sweep_obstacle") == ["redis_away"]
+
+
+def test_a_look_that_fails_as_nobody_foresaw_is_told_once_and_ends_nothing(
+    pool: ConnectionPool[Connection[Any]], sql: Connection[Any], redis: redis_py.Redis
+) -> None:
+    newest(sql, WRAPS.name, 30)
+    watch = watching(pool, redis, WRAPS)
+    watch.watched = [WRAPS._replace(interval=timedelta.max)]  # no such moment can be reckoned
+    with capture_logs() as logs:
+        watch.look()
+        watch.look()
+        watch.watched = [WRAPS]
+        watch.look()
+        watch.watched = [WRAPS._replace(interval=timedelta.max)]
+        watch.look()
+    assert [one["error"] for one in logs if one["log_level"] == "error"] == ["OverflowError"] * 2

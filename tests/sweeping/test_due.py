@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from actors.jobs_recovery import JobsRecovery, jobs_recovery
 from actors.secrets_stale import SecretsStale, secrets_stale
 from actors.wraps_expired import WrapsExpired, wraps_expired
 from app.sweeping.scans import due
-from app.sweeping.scans.due import Backlog
+from app.sweeping.scans.due import Backlog, Due
 from app.sweeping.sweeper import Sweeper, SweeperSettings
 from tests.support.replica import Replica
 from tests.support.rows import insert_agent, insert_job, insert_reveal_session, insert_secret, insert_wrap
@@ -109,3 +109,21 @@ def test_a_large_table_is_counted_by_an_index_or_not_at_all(
 
 def test_an_observation_is_due_an_interval_after_its_last_poll(sql: Connection[Any]) -> None:
     assert gitops_poller.backlog(GitopsPoller()).older_than == GitopsPoller().interval  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("year", ["0044-01-01 BC", "4713-01-01 BC", "0001-01-01"])
+def test_rows_of_a_year_that_python_has_not_are_counted_and_known_as_old(sql: Connection[Any], year: str) -> None:
+    insert_wrap(sql, datetime(2026, 1, 1, tzinfo=UTC))
+    sql.execute("UPDATE secret_wraps SET expires_at = %s", [year])
+    counted = backlog(sql, wraps_expired, WrapsExpired())
+    assert counted is not None
+    assert (counted.rows, counted.since) == (1, datetime(1, 1, 2, tzinfo=UTC))
+
+
+def test_a_moment_beyond_the_last_year_is_the_last_one(sql: Connection[Any]) -> None:
+    insert_wrap(sql, datetime(2026, 1, 1, tzinfo=UTC))
+    late = Due("secret_wraps", "expires_at > now()", "expires_at", older_than=HOUR)
+    sql.execute("UPDATE secret_wraps SET expires_at = '294000-01-01'")
+    with sql.transaction():
+        counted = late.count(sql.cursor(row_factory=dict_row))
+    assert counted == Backlog(1, datetime(9999, 12, 30, tzinfo=UTC))

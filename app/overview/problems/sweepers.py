@@ -74,7 +74,7 @@ def failing(overview: Overview) -> Iterator[Problem]:
     """Yield sweepers whose last attempts failed, those with the same error together."""
     alike: dict[tuple[str, str], list[SweeperView]] = {}
     for one in overview.sweepers:
-        if one.failures and one.state is State.ON:
+        if one.failures and one.state in {State.ON, State.BRAKED}:  # to lift a hold a run is tried all the same
             alike.setdefault((one.error, one.sqlstate), []).append(one)
     for (error, sqlstate), sweepers in alike.items():
         since = min((one.failing_since for one in sweepers if one.failing_since), default=None)
@@ -103,7 +103,7 @@ def paused(overview: Overview) -> Iterator[Problem]:
     for one in overview.sweepers:
         if one.state is not State.PAUSED:
             continue
-        since = overview.now - one.since if one.since else timedelta(0)
+        since = max(timedelta(0), overview.now - one.since) if one.since else timedelta(0)
         left = f", for another {length(one.until - overview.now)}" if one.until else ""
         forgotten = since > max(PAUSED_FOR, one.interval * 3)
         asked = "; is it forgotten?" if forgotten else ""

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from app.overview.model import RunPoint, State
+from app.sweeping.steering.pauses import AHEAD, HOLDS
 
 if TYPE_CHECKING:
     from psycopg import Cursor
@@ -19,16 +20,20 @@ RUNS = 60
 
 # A failed run gives its slot back, so the newest slot is one that was run. Each part finds its rows by an index,
 # however long the ledger is; the newest success by the one that allows one a slot. What an older api lacks rests.
-_READ: LiteralString = """
+# A time that lies ahead was written while the clock was: as far as it goes nothing would ever be owed.
+_READ: LiteralString = f"""
 SELECT asked.name, clock_timestamp() AS now,
        EXISTS (SELECT FROM pg_attribute
                 WHERE attrelid = to_regclass(split_part(asked.relation, '.', 1)) AND NOT attisdropped
                   AND split_part(asked.relation, '.', 2) IN ('', attname)) AS present,
        nullif(state.last_slot, 'epoch') AS last_slot, coalesce(state.failures, 0) AS failures, state.failing_since,
-       state.braked_for, state.braked_at, state.braked_rows, state.approved_at,
+       state.braked_for, state.braked_at, state.braked_rows,
+       CASE WHEN state.approved_at <= now() + interval '1 min' THEN least(state.approved_at, clock_timestamp())
+        END AS approved_at,
        pause.began_at AS paused_at, pause.until AS paused_until, pause.paused_by, pause.reason AS paused_for,
-       (SELECT max(least(until, resumed_at)) FROM secrets_bridge_worker.sweeper_pause AS ended
-         WHERE ended.name = asked.name AND (resumed_at IS NOT NULL OR until <= clock_timestamp())) AS resumed_at,
+       (SELECT max(least(until, resumed_at, clock_timestamp())) FROM secrets_bridge_worker.sweeper_pause AS ended
+         WHERE ended.name = asked.name AND (resumed_at IS NOT NULL OR until <= clock_timestamp())
+           AND NOT {AHEAD} AND least(until, resumed_at) <= now() + interval '1 min') AS resumed_at,
        (SELECT started_at FROM secrets_bridge_worker.sweep_run AS run
          WHERE run.name = asked.name AND outcome = 'success'
          ORDER BY slot DESC LIMIT 1) AS last_success
@@ -36,9 +41,9 @@ SELECT asked.name, clock_timestamp() AS now,
   LEFT JOIN secrets_bridge_worker.sweep_state AS state USING (name)
   LEFT JOIN LATERAL (
        SELECT began_at, until, paused_by, reason FROM secrets_bridge_worker.sweeper_pause
-        WHERE name = asked.name AND resumed_at IS NULL AND until > clock_timestamp()
+        WHERE name = asked.name AND {HOLDS}
         ORDER BY until DESC LIMIT 1) AS pause ON true
-"""
+"""  # noqa: S608 - all its parts are literals
 _RUNS: LiteralString = """
 SELECT asked.name, run.*
   FROM unnest(%(names)s::text[]) AS asked (name)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 #: Rows that are counted; of more it is known that there are more.
 MOST_COUNTED = 10_000
+# PostgreSQL's years reach from 4713 BC to 294276, Python's from 1 to 9999: what lies outside is known as about there.
+_EARLIEST: LiteralString = "timestamptz '0001-01-02 00:00:00+00'"
+_LATEST: LiteralString = "timestamptz '9999-12-30 00:00:00+00'"
 
 
 class Backlog(NamedTuple):
@@ -63,8 +66,9 @@ class Due:
         if not self._cheap(cursor):
             return None
         counted: LiteralString = f"""
-SELECT count(*) AS rows, min(since) + %(older_than)s AS since
-  FROM (SELECT CASE WHEN isfinite({self.since}) THEN {self.since} END AS since FROM {self.table}
+SELECT count(*) AS rows, CASE WHEN count(since) > 0 THEN least(min(since) + %(older_than)s, {_LATEST}) END AS since
+  FROM (SELECT CASE WHEN isfinite({self.since}) THEN least(greatest({self.since}, {_EARLIEST}), {_LATEST})
+                END AS since FROM {self.table}
          WHERE {self.condition} ORDER BY {self.since} LIMIT %(most)s) AS due
 """  # noqa: S608 - all its parts are literals
         now = only_row(cursor.execute("SELECT now() AS now"))["now"]

@@ -15,19 +15,26 @@ from app.storage.transaction import bounded
 if TYPE_CHECKING:
     from psycopg import Connection
 
-#: The longest pause; one that reaches further ahead is from a clock that was, and counts for nothing.
+#: The longest pause.
 LONGEST = timedelta(days=30)
 #: Characters of a reason, which stands in tables and on one line.
 MOST_REASON = 200
 
-# Whether a row of sweeper_pause holds now.
-HOLDS: LiteralString = "resumed_at IS NULL AND until > now() AND until <= now() + interval '30 days'"
+# Whether a row of sweeper_pause was made while the clock was ahead: it holds for nobody, now or when its time comes. A
+# minute, since who asks may have begun a transaction before the one that made it.
+AHEAD: LiteralString = "began_at > now() + interval '1 min'"
+# Whether one holds now.
+HOLDS: LiteralString = f"""
+(resumed_at IS NULL AND until > now() AND NOT {AHEAD} AND until <= now() + interval '30 days 1 min')
+"""
 
-END = f"""
-UPDATE secrets_bridge_worker.sweeper_pause SET resumed_at = clock_timestamp(), resumed_by = %(who)s
- WHERE name = ANY (%(names)s) AND {HOLDS}
-RETURNING name
-"""  # noqa: S608 - all its parts are literals
+# Every one that is open, whatever its times: a clock that jumps may bring it back. What was over has ended by itself.
+END = """
+UPDATE secrets_bridge_worker.sweeper_pause
+   SET resumed_at = least(until, clock_timestamp()), resumed_by = CASE WHEN until > now() THEN %(who)s END
+ WHERE name = ANY (%(names)s) AND resumed_at IS NULL
+RETURNING name, until > now() AS lay_ahead
+"""
 BEGIN = """
 INSERT INTO secrets_bridge_worker.sweeper_pause (name, until, paused_by, reason)
 SELECT name, now() + %(length)s, %(who)s, %(reason)s FROM unnest(%(names)s::text[]) AS name
@@ -61,11 +68,11 @@ def pause(connection: Connection[Any], names: Sequence[str], length: timedelta, 
 
 
 def resume(connection: Connection[Any], names: Sequence[str], who: str) -> list[str]:
-    """End the pauses of these sweepers; return the names of those that were paused."""
+    """End the pauses of these sweepers; return the names of those that were paused, or would have been later."""
     with bounded(connection) as cursor:
         cursor.execute(ALONE)
         rows = cursor.execute(END, {"names": list(names), "who": who}).fetchall()
-    return list(dict.fromkeys(row["name"] for row in rows))
+    return list(dict.fromkeys(row["name"] for row in rows if row["lay_ahead"]))
 
 
 def current(connection: Connection[Any]) -> dict[str, Pause]:

@@ -34,6 +34,18 @@ def test_a_strangers_lock_is_shown_and_deleted_by_who_says_yes(run: Run, redis: 
     assert redis.get(KEY) is None
 
 
+def test_a_lock_that_no_worker_has_written_is_shown_and_deleted_as_well(run: Run, redis: redis_py.Redis) -> None:
+    redis.set(KEY, "")
+    empty = run("unlock", "wraps-expired", "--yes")
+    assert empty.returncode == 0
+    assert empty.stdout.startswith("wraps-expired: held by an empty value, with")
+    redis.hset(KEY, "a", "b")
+    other = run("unlock", "wraps-expired", "--yes")
+    assert other.returncode == 0
+    assert other.stdout.startswith("wraps-expired: held by a hash, which no worker writes, with")
+    assert not redis.exists(KEY)
+
+
 def test_a_lock_that_a_run_of_ours_seems_to_hold_takes_force(
     run: Run, redis: redis_py.Redis, sql: Connection[Any]
 ) -> None:

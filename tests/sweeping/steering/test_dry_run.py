@@ -225,3 +225,9 @@ def test_a_connection_that_goes_away_is_told(plain: Connection[Any]) -> None:
     gone = replace(wraps_expired, strategy=lambda settings: plain.close() or wraps_expired.strategy(settings))  # type: ignore[func-returns-value]
     with pytest.raises(SweepFailed):
         dry_run.look(plain, gone, WrapsExpired())
+
+
+def test_a_row_of_before_our_era_is_counted_like_any_other(sql: Connection[Any], plain: Connection[Any]) -> None:
+    insert_wrap(sql, FIXED)
+    sql.execute("UPDATE secret_wraps SET expires_at = '0044-03-15 BC'")
+    assert dry_run.look(plain, wraps_expired, WrapsExpired()).changed == 1

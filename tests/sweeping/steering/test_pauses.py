@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 import redis as redis_py
 from psycopg import Connection
@@ -13,6 +14,8 @@ from psycopg_pool import ConnectionPool
 
 from actors.wraps_expired import WrapsExpired, wraps_expired
 from app.core.errors import NotDue, Reason
+from app.overview.gauges import FleetGauges
+from app.overview.model import State
 from app.overview.sources.standings import Watched
 from app.overview.watch import FleetWatch
 from app.sweeping import lock
@@ -172,4 +175,71 @@ def test_what_is_paused_is_not_overdue_and_what_was_only_since_its_end(
     sql.execute("UPDATE secrets_bridge_worker.sweeper_pause SET resumed_at = now() - interval '10 min'")
     assert 530 < behind(pool, redis) < 600
     sql.execute("UPDATE secrets_bridge_worker.sweeper_pause SET resumed_at = now() - interval '9 h'")
+    assert behind(pool, redis) > 17_000
+
+
+def made_ahead(sql: Connection[Any], ahead: str, length: str = "2 h") -> None:
+    """Insert a pause as it was made while the clock was so far ahead."""
+    sql.execute(
+        "INSERT INTO secrets_bridge_worker.sweeper_pause (name, began_at, until, paused_by, reason)"
+        " VALUES (%(name)s, now() + %(ahead)s::interval, now() + %(ahead)s::interval + %(length)s::interval, 'x', 'y')",
+        {"name": NAME, "ahead": ahead, "length": length},
+    )
+
+
+@pytest.mark.parametrize("ahead", ["2 min", "1 d", "40 d"])
+def test_one_that_was_made_by_a_clock_that_was_ahead_holds_for_nobody_and_the_next_run_closes_it(
+    replica: Replica, sql: Connection[Any], pool: ConnectionPool[Connection[Any]], redis: redis_py.Redis, ahead: str
+) -> None:
+    made_ahead(sql, ahead)
+    assert pauses.current(sql) == {}
+    watch = FleetWatch(pool, redis, [Watched(NAME, "secret_wraps", HOUR)], namespace="secrets-bridge", retention=MINUTE)
+    watch.look()
+    assert watch.seen.standings[NAME].state is State.ON
+    assert not paused(replica, sql)
+    assert rows(sql, PAUSES)[0]["resumed_at"] is not None
+
+
+def test_a_pause_of_another_moments_clock_is_never_shown_as_less_than_none(
+    sql: Connection[Any], pool: ConnectionPool[Connection[Any]], redis: redis_py.Redis
+) -> None:
+    made_ahead(sql, "30 s")
+    watch = FleetWatch(pool, redis, [Watched(NAME, "secret_wraps", HOUR)], namespace="secrets-bridge", retention=MINUTE)
+    watch.look()
+    (family,) = [one for one in FleetGauges(watch).collect() if one.name == "worker_sweep_paused_seconds"]
+    assert (watch.seen.standings[NAME].state, family.samples[0].value) == (State.PAUSED, 0)
+
+
+def test_resume_closes_whatever_is_open_and_says_so_of_what_lies_ahead(sql: Connection[Any]) -> None:
+    made_ahead(sql, "-1 d")
+    assert pauses.resume(sql, [NAME], "x") == []
+    assert [(row["resumed_by"], row["resumed_at"] == row["until"]) for row in rows(sql, PAUSES)] == [(None, True)]
+    made_ahead(sql, "40 d")
+    made_ahead(sql, "-1 h", "60 d")
+    assert pauses.resume(sql, [NAME], "x") == [NAME]
+    assert [row["id"] for row in rows(sql, PAUSES) if row["resumed_at"] is None] == []
+
+
+def test_the_longest_pause_holds_for_a_claim_whose_transaction_began_just_before_it(
+    database: str, sql: Connection[Any]
+) -> None:
+    with psycopg.connect(database) as claiming:
+        claiming.execute("SELECT now()")
+        pause(sql, pauses.LONGEST)
+        holding = f"SELECT count(*) FROM secrets_bridge_worker.sweeper_pause WHERE {pauses.HOLDS}"
+        assert claiming.execute(holding).fetchone() == (1,)
+
+
+@pytest.mark.parametrize("what", ["resumed", "approved"])
+def test_what_ended_by_a_clock_that_was_ahead_does_not_put_off_what_is_owed(
+    pool: ConnectionPool[Connection[Any]], sql: Connection[Any], redis: redis_py.Redis, what: str
+) -> None:
+    sql.execute(
+        "INSERT INTO secrets_bridge_worker.sweep_state (name, last_slot, previous_slot, token, approved_at)"
+        " VALUES (%s, now() - interval '5 h', 'epoch', 1, now() + %s::interval)",
+        [NAME, "23 h" if what == "approved" else None],
+    )
+    if what == "resumed":
+        made_ahead(sql, "-1 h", "2 d")
+        sql.execute("UPDATE secrets_bridge_worker.sweeper_pause SET resumed_at = now() + interval '23 h'")
     assert behind(pool, redis) > 17_000

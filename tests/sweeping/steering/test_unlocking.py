@@ -66,6 +66,28 @@ def test_only_the_lock_that_was_shown_is_deleted(client: redis_py.Redis) -> None
     assert client.get(KEY) is None
 
 
+def test_an_empty_value_or_another_type_is_a_lock_too_and_deleted_as_what_was_shown(client: redis_py.Redis) -> None:
+    unlocking = Unlocking(client, "secrets-bridge")
+    client.set(KEY, "")
+    empty = unlocking.look(NAME)
+    assert empty is not None
+    assert (empty.kind, empty.shown) == ("string", "")
+    client.delete(KEY)
+    client.hset(KEY, "a", "b")
+    assert not unlocking.delete(NAME, empty)
+    other = unlocking.look(NAME)
+    assert other is not None
+    assert (other.kind, other.shown, other.left) == ("hash", "", None)
+    client.delete(KEY)
+    client.set(KEY, "")
+    assert not unlocking.delete(NAME, other)
+    assert unlocking.delete(NAME, empty)
+    assert not unlocking.delete(NAME, empty)
+    client.hset(KEY, "a", "b")
+    assert unlocking.delete(NAME, other)
+    assert unlocking.look(NAME) is None
+
+
 def test_a_user_who_may_not_ask_for_times_sees_it_without(client: redis_py.Redis) -> None:
     client.set(KEY, "a" * 32, px=60_000)
     client.acl_setuser(
