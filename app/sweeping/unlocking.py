@@ -49,6 +49,8 @@ class Held(NamedTuple):
     left: timedelta | None
     #: What Redis calls it; ours are strings. The token of another type is empty.
     kind: str = "string"
+    #: Whether it is known to have no end.
+    endless: bool = False
 
     @property
     def shown(self) -> str:
@@ -78,7 +80,7 @@ class Unlocking:
         kind, token, left = self._look(keys=[lock_key(self._namespace, name)])
         token = token if isinstance(token, bytes) else str(token).encode()
         kind = kind.decode() if isinstance(kind, bytes) else str(kind)
-        return Held(token, timedelta(milliseconds=left) if left >= 0 else None, kind) if kind else None
+        return Held(token, timedelta(milliseconds=left) if left >= 0 else None, kind, left == -1) if kind else None
 
     def delete(self, name: str, held: Held) -> bool:
         """Delete the lock if it is this one still; return whether it was. Raises redis.RedisError."""

@@ -60,7 +60,8 @@ def unlock_command(name: str, yes: bool, force: bool) -> None:
 
 
 def _description(held: Held) -> str:
-    ends = "with an end that is not known" if held.left is None else f"for {format_duration(held.left)} if not renewed"
+    unknown = "without an end" if held.endless else "with an end that is not known"
+    ends = unknown if held.left is None else f"for {format_duration(held.left)} if not renewed"
     if held.kind != "string":
         return f"held by a {held.kind}, which no worker writes, {ends}"
     return f"held by {held.shown}..., {ends}" if held.token else f"held by an empty value, {ends}"

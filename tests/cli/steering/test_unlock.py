@@ -22,7 +22,7 @@ def test_a_strangers_lock_is_shown_and_deleted_by_who_says_yes(run: Run, redis: 
     redis.set(KEY, TOKEN)
     asked = run("unlock", "wraps-expired")
     assert asked.returncode == 1
-    assert asked.stdout == "wraps-expired: held by 01234567..., with an end that is not known\n"
+    assert asked.stdout == "wraps-expired: held by 01234567..., without an end\n"
     assert asked.stderr == "error: nobody is there to be asked; --yes deletes it without asking\n"
     assert redis.get(KEY) == TOKEN.encode()
     redis.pexpire(KEY, 3_600_000)
