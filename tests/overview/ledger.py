@@ -79,7 +79,7 @@ class Ledger:
 
     def process(self, since: float, until: float | None = 0, *, kind: str = "worker", **columns: Any) -> None:
         """Write the signs of life of a process from one slot to another; None: it lives."""
-        seen = self.now + timedelta(minutes=5) if until is None else self.slot(until)
+        seen = self.now + timedelta(seconds=10) if until is None else self.slot(until)
         row = {
             "kind": kind,
             "queues": {"worker": ["sweeps"], "notifier": ["sinks"]}.get(kind, []),
