@@ -14,7 +14,7 @@ demo: $(VENV)/.test ## run the worker on embedded PostgreSQL and Redis, with a l
 	@$(RUN) $(BIN)/python -m app.demo
 
 test: $(VENV)/.test ## the whole suite on real servers that it starts itself
-	@$(RUN) $(BIN)/pytest $(PYTEST_ARGS)
+	@$(RUN) $(BIN)/python -m $(if $(PYTEST_ARGS),pytest $(PYTEST_ARGS),tests)
 
 check: $(VENV)/.check ## format, lint, types, contracts, tests: the one command before a commit
 	$(BIN)/ruff format --check .
