@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
@@ -87,7 +88,8 @@ class Lifecycle(Middleware):
         def drain() -> None:
             number = self._stops.get()
             log.info("shutdown signal received; draining scheduler", queues=sorted(this_process().queues))
-            inner[signal.Signals(number)](number, None)  # Dramatiq's, which leaves its loop
+            with suppress(SystemExit):  # it has heard one before we did, and takes ours for the second
+                inner[signal.Signals(number)](number, None)  # Dramatiq's, which leaves its loop
             self._enforce_grace()
 
         threads.start("grace", drain)
