@@ -153,8 +153,9 @@ class Round:
             ledger = cursor.execute(LEDGER).fetchall()
         late = connection.execute(LATENESS).fetchone()[0]
         log = self.postgres.log.read_text()
-        begun = len(re.findall(r"^replica\d .*\n\s*SELECT now\(\) AS now,", log, re.MULTILINE))
         claims = len(re.findall(r"^replica\d .*\n\s*WITH before AS \(\s*SELECT last_slot", log, re.MULTILINE))
+        # A run's transactions begin with its claim or the fence; one that only looks ahead is not kept.
+        begun = claims + len(re.findall(r"^\s*WHERE name = .* FOR SHARE$", log, re.MULTILINE))
         return {
             "round": "a worker killed every second" if self.kill else "left alone",
             "kills": self.kills,
