@@ -114,13 +114,15 @@ def a_worker_with_another_cadence(world: World) -> Iterator[None]:
 
 @contextmanager
 def a_clock_that_is_ahead(world: World) -> Iterator[None]:
-    world.sql.execute(
-        "INSERT INTO secrets_bridge_worker.process"
-        " (id, kind, queues, deployment, host, pid, version, clock_ahead, cadences, off, seen_at) VALUES"
-        " ('ahead', 'notifier', '{sinks}', 'test', 'test', 1, 'test', '10 s', '{}', '{}', now() + interval '1 h')"
-    )
+    """Have each sign of life of the notifier say so."""
+    world.sql.execute("""
+        CREATE FUNCTION secrets_bridge_worker.ahead() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN NEW.clock_ahead := '10 s'; RETURN NEW; END $$;
+        CREATE TRIGGER ahead BEFORE INSERT OR UPDATE ON secrets_bridge_worker.process
+        FOR EACH ROW WHEN (NEW.kind = 'notifier') EXECUTE FUNCTION secrets_bridge_worker.ahead();
+    """)
     yield
-    world.sql.execute("DELETE FROM secrets_bridge_worker.process WHERE id = 'ahead'")
+    world.sql.execute("DROP FUNCTION secrets_bridge_worker.ahead CASCADE")
 
 
 @contextmanager
