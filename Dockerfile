@@ -29,7 +29,7 @@ FROM base AS system
 RUN rm -rf /usr/local/lib/python3*/site-packages/* /usr/local/lib/python3*/ensurepip /usr/local/lib/python3*/idlelib \
       /usr/local/lib/python3*/lib2to3 /usr/local/lib/python3*/tkinter /usr/local/lib/python3*/turtledemo \
       /usr/local/lib/python3*/test /usr/local/bin/pip* /usr/local/bin/idle* /usr/local/bin/2to3* /usr/local/bin/wheel \
-      /root/.cache \
+      ~/.cache \
  && PYTHONHASHSEED=0 python -m compileall -q -f -x '/tests?/' --invalidation-mode unchecked-hash /usr/local/lib/python3*
 
 # From nothing, so that no layer beneath has what was removed.

@@ -16,10 +16,10 @@ from rich.live import Live
 from actors import SWEEPERS
 from app.cli.help import examples
 from app.cli.overview import screen
-from app.cli.overview.document import as_json
 from app.core.errors import BootError
 from app.core.logging import configure_logging
 from app.overview import reading
+from app.overview.as_json import JsonWriter
 from app.overview.model import Overview, Verdict
 from app.overview.views import Asked
 from app.storage import postgres
@@ -72,7 +72,8 @@ def status(output: str, as_document: bool, watch: bool) -> None:
             return
         overview = deployment.read()
     if output == "json":
-        click.echo(as_json(overview))
+        first = {"verdict": overview.verdict, "problems": overview.problems, "now": overview.now}
+        click.echo(JsonWriter().text({**first, **vars(overview)}))
     else:
         _print(console, overview, wide=output == "wide")
     sys.exit(_EXIT[overview.verdict])

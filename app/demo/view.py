@@ -11,6 +11,7 @@ from psycopg.rows import dict_row
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.columns import GAP, fitting
 from app.core.values import format_duration
 from app.sweeping.schedule import microseconds, moment, slot_at
 
@@ -113,7 +114,6 @@ _LEFT_ALIGNED = ("sweeper", "every", "outcome", "by")
 _EXPENDABLE = ("by", "runs", "in all", "took", "changed", "late", "outcome", "every", "last run", "next")
 #: Characters that are reserved for growing values: without them headings would come and go.
 _RESERVED = {"last run": 8, "outcome": len("success, more"), "took": 6, "late": 6, "in all": 7, "runs": 5}
-_GAP = 2
 
 
 def table(statuses: Sequence[SweeperStatus], width: int, height: int | None = None) -> Table:
@@ -126,15 +126,8 @@ def table(statuses: Sequence[SweeperStatus], width: int, height: int | None = No
     widths = {
         heading: max(len(heading), _RESERVED.get(heading, 0), *map(len, column)) for heading, column in cells.items()
     }
-    longest = widths["outcome"]
-    expendable = iter(_EXPENDABLE)
-    while (room := width - sum(widths.values()) - _GAP * (len(widths) - 1)) < 0 and (heading := next(expendable, "")):
-        if heading == "outcome":
-            widths[heading] = _RESERVED[heading]
-        else:
-            del widths[heading]
-    widths["outcome"] = max(len("outcome"), min(longest, widths["outcome"] + room))
-    shown = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    widths = fitting(widths, width, expendable=_EXPENDABLE, cut="outcome", least=_RESERVED["outcome"])
+    shown = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
     for heading, size in widths.items():
         shown.add_column(heading, width=size, no_wrap=True, justify="left" if heading in _LEFT_ALIGNED else "right")
     rows = range(len(statuses))

@@ -30,7 +30,7 @@ def seconds(number: float) -> str:
         return f"-{seconds(-number)}"
     if number < 0.9995:  # noqa: PLR2004 - what is not rounded up to a second
         return f"{abs(number) * 1000:.0f}ms"
-    return f"{number:.1f}s" if number < 9.95 else span(timedelta(seconds=number))  # noqa: PLR2004
+    return f"{number:.1f}s" if number < 9.95 else span(timedelta(seconds=number))  # noqa: PLR2004 - two digits
 
 
 def count(number: int) -> str:

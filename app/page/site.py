@@ -13,14 +13,14 @@ import structlog
 from app import __version__
 from app.core.config import Row
 from app.core.errors import describe
+from app.overview.as_json import JsonWriter
 from app.overview.model import Overview, Verdict
 from app.page import summary
-from app.page.as_json import to_json
 from app.page.configuration import all_settings, configuration, settings
 from app.page.document import HEADERS, NAME, REFRESH_SECONDS, document
 from app.page.fleet import processes
 from app.page.format import at, span
-from app.page.markup import Child, Html, join, tag
+from app.page.markup import MOST_CHARACTERS, Child, Html, join, tag
 from app.page.receivers import failures, receivers
 from app.page.sweepers import sweepers
 from app.page.table import icon
@@ -30,6 +30,7 @@ log = structlog.get_logger("worker")
 #: The page that refreshes itself, the same one that does not, all settings, and the overview for programs.
 PAGE, STILL, SETTINGS, JSON = "/", "/still", "/configuration", "/status.json"
 PATHS = frozenset({PAGE, STILL, SETTINGS, JSON})
+_WRITER = JsonWriter(most_parts=100, most_characters=MOST_CHARACTERS, compact=True)
 
 
 class Reply(NamedTuple):
@@ -121,7 +122,7 @@ class Site:
             self._configuration,
         )
         head = tag("div", summary.verdict(shown.verdict, len(summary.wrong(shown))), _read_at(shown), class_="state")
-        json = to_json({"process": state, "current": not why, "why_not": why, **vars(shown)})
+        json = _WRITER.text({"process": state, "current": not why, "why_not": why, **vars(shown)}).encode() + b"\n"
         return Shown(
             f"{shown.verdict.value.capitalize()} · {self._deployment}", shown.verdict, head, main, json, not why
         )

@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     address = arguments[0] if arguments else os.environ.get("SB_WORKER_LOCAL_ADDR") or _DEFAULT
     if alive(address):
         return 0
-    print(f"/healthz on {address} does not answer 200; is the process up, and listening there?")  # noqa: T201
+    print(f"/healthz on {address} does not answer 200; is the process up, and listening there?")  # noqa: T201 - for who reads of a failed health check
     return 1
 
 

@@ -17,8 +17,8 @@ from app.core.backoff import exponential, jittered
 from app.core.errors import LeaseLost, NotDue, Reason, SweepFailed
 from app.sweeping import lock
 from app.sweeping.lock import RunOutcome
-from app.sweeping.runner import RunFailed, Runner, RunState
-from app.sweeping.schedule import moment
+from app.sweeping.run_state import RunState
+from app.sweeping.runner import RunFailed, Runner
 from app.sweeping.sweeper import Sweeper, SweeperSettings
 from app.tracing import spans
 
@@ -76,14 +76,13 @@ class SweepActor:
         with spans.span("run", name, slot=tick.slot, attempt=tick.attempt + 1) as span:
             state = self._runner.run(self._sweeper, self._settings, tick)
             claimed = state.claimed
-            late = max(0.0, (claimed.began - moment(claimed.slot)).total_seconds())
             span.note(
                 slot=claimed.slot,
                 batches=state.transactions,
                 covered=claimed.claim.covered,
                 handed_over=state.handed_over,
             )
-            span.note(lateness_seconds=late, changed=state.sweep.changed, **state.sweep.counts)
+            span.note(lateness_seconds=claimed.lateness, changed=state.sweep.changed, **state.sweep.counts)
         return state
 
     def _not_due(self, reason: Reason) -> RunOutcome:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from app.core.errors import NotDue, Reason
 from app.sweeping.lock import Locks, Refusal, Tick
-from app.sweeping.runner import RunFailed, Runner, RunState
+from app.sweeping.run_state import RunState
+from app.sweeping.runner import RunFailed, Runner
 from app.sweeping.schedule import slot_at
 from app.sweeping.sweeper import Sweeper, SweeperSettings
 

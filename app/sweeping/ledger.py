@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 from app.core.errors import Failure, Fenced, NotDue, Reason
 from app.storage.postgres import only_row
 from app.sweeping import clocks
-from app.sweeping.scans.tables import PAGES_OF_SWEPT
+from app.sweeping.scans.tables import PAGES_OF_SWEPT, is_there
 from app.sweeping.schedule import Slot, microseconds, moment, slot_at
 from app.sweeping.steering import pauses
 from app.sweeping.streak import Counted, Streak, Telling, count_failure
@@ -44,10 +44,7 @@ SELECT set_config('statement_timeout', %(statement)s, true),
        CASE WHEN NOT %(durable)s THEN set_config('synchronous_commit', 'off', true) END
 """
 
-PRESENT: LiteralString = """
-       EXISTS (SELECT FROM pg_attribute
-                WHERE attrelid = to_regclass(split_part(%(relation)s, '.', 1)) AND NOT attisdropped
-                  AND split_part(%(relation)s, '.', 2) IN ('', attname))"""
+PRESENT = is_there("%(relation)s")
 BEGIN = f"""
 SELECT now() AS now,{PRESENT} AS present,
        CASE swept.relkind WHEN 'p' THEN (SELECT count(*) FROM pg_partition_tree(swept.oid) WHERE isleaf)
@@ -300,6 +297,11 @@ class Claimed(NamedTuple):
     def slot(self) -> Slot:
         """The slot that is run."""
         return self.claim.slot
+
+    @property
+    def lateness(self) -> float:
+        """Seconds from the start of the slot to that of the run; 0 for one that was a little early."""
+        return max(0.0, (self.began - moment(self.slot)).total_seconds())
 
 
 class Answers:

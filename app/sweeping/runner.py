@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -25,12 +25,13 @@ import structlog
 from psycopg.rows import dict_row
 
 from app.core import metrics
-from app.core.errors import Failure, Fenced, LeaseLost, NotDue, PartlyFailed, Reason, SweepFailed, describe
+from app.core.errors import Failure, LeaseLost, NotDue, PartlyFailed, Reason, SweepFailed, describe
 from app.storage.pipeline import PipelinedTransaction
 from app.storage.postgres import only_row
-from app.sweeping import clocks, ledger
-from app.sweeping.ledger import Answers, Begun, Claim, Claimed, Interrupted, Progress, Rest
+from app.sweeping import clocks, ledger, reports
+from app.sweeping.ledger import Answers, Begun, Claim, Claimed, Progress, Rest
 from app.sweeping.lock import Tick
+from app.sweeping.run_state import RunState
 from app.sweeping.schedule import microseconds, moment, slot_at
 from app.sweeping.steering.brake import Brake, Claiming
 from app.sweeping.strategy import Run, Step, Stopwatch, Strategy
@@ -42,8 +43,7 @@ if TYPE_CHECKING:
     from psycopg import Connection, Cursor
     from psycopg_pool import ConnectionPool
 
-    from app.core.events import Event
-    from app.notify.outbox import Outbox, Written
+    from app.notify.outbox import Outbox
 
 log = structlog.get_logger("scheduler")
 
@@ -54,22 +54,6 @@ T = TypeVar("T")
 BUDGET_SHARE, BUDGET_MOST = 0.5, timedelta(seconds=30)
 #: Rows that a run steps around before it hands over: each is a failing statement, and lines in the server's log.
 MOST_ROWS_FAILED = 1_000
-
-
-@dataclass(frozen=True)
-class RunState:
-    """A run between two transactions: all that it has done so far."""
-
-    claimed: Claimed
-    sweep: Sweep
-    transactions: int = 0
-    #: Whether the run is over, and whether it left work to the next one.
-    over: bool = False
-    handed_over: bool = False
-    #: How many runs a pass through the whole table takes.
-    runs_a_pass: int = 1
-    #: Deliveries of the events that it wrote, to be triggered when it is over.
-    deliveries: tuple[Written, ...] = ()
 
 
 class RunFailed(SweepFailed):
@@ -122,14 +106,14 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - whatever it was, only its name may go on
             attempt.trigger()
             if tick.lease.lost or isinstance(error, LeaseLost):
-                _count_loss(sweeper.name, error)
+                reports.count_loss(sweeper.name, error)
                 raise LeaseLost from None
             failure = describe(error)
-            where = _where(failure, error)
+            where = reports.where(failure, error)
             log.warning("scheduler: task failed", task=sweeper.name, attempt=tick.attempt + 1, **where)
             raise RunFailed(failure, partial(attempt.write_failure, failure)) from None
         attempt.trigger()
-        _report_done(sweeper.name, state)
+        reports.done(sweeper.name, state)
         metrics.RUN_SECONDS.labels(sweeper.name).observe(attempt.seconds)
         return state
 
@@ -190,14 +174,14 @@ class _Attempt(Generic[S]):
             with self._runner.pool.connection() as connection, connection.transaction():
                 cursor = connection.cursor(row_factory=dict_row)
                 counted, reported = self._count_failure(cursor, failure)
-                events = self._failed_events(failure, Sweep() if reported else sweep, counted)
+                events = reports.failed_events(self._sweeper, failure, Sweep() if reported else sweep, counted)
                 written = self._runner.outbox.write(cursor, events)
                 ledger.prune(cursor, self._sweeper.name, self._runner.retention)
         except NotDue:
             return  # the api's table has gone meanwhile: then the sweep rests
         except psycopg.Error:
             # PostgreSQL is what failed, and the outbox is in it: the log is the one sink that is left.
-            for event in self._failed_events(failure, sweep, Counted(Streak(1), tell=True)):
+            for event in reports.failed_events(self._sweeper, failure, sweep, Counted(Streak(1), tell=True)):
                 log.error("event not stored", component=event.component, title=event.title, detail=event.detail)
         else:
             self._runner.outbox.trigger(written)
@@ -272,7 +256,7 @@ class _Attempt(Generic[S]):
                 self._tick.lease.check()
         took = watch.committed()
         self._round_trip = took.round_trip
-        self._observe(before, after, took.seconds)
+        reports.observe(self._sweeper.name, before, after, took.seconds)
         strategy.committed(took)
         self._runner.on_batch(took.seconds)
         self.newest = after
@@ -315,8 +299,9 @@ class _Attempt(Generic[S]):
             partial(ask, run),
             lambda answers: ledger.opened(answers, name, claim, began=begun.now, cutoff=cutoff),
         )
-        deliveries = self._runner.outbox.write(run.cursor, self._interrupted_events(claimed.interrupted))
-        return RunState(claimed, Sweep(cutoff=cutoff), deliveries=tuple(deliveries)), run
+        events = reports.interrupted_events(self._sweeper, claimed.interrupted)
+        deliveries = tuple(self._runner.outbox.write(run.cursor, events))
+        return RunState(claimed, Sweep(cutoff=cutoff), deliveries=deliveries), run
 
     def _judge(self, transaction: PipelinedTransaction, connection: Connection[Any], claim: Claim) -> None:
         """Have the brake judge what this run would do. Raises NotDue, with the slot given back, if that is held."""
@@ -413,7 +398,8 @@ class _Attempt(Generic[S]):
         ledger.finish(cursor, claimed, progress, rest)
         self._brake.settle(cursor, claimed.name, claim.token, handed_over=handed_over)
         ledger.prune(cursor, claimed.name, self._runner.retention)
-        written = self._runner.outbox.write(cursor, self._done_events(claim, sweep, strategy.rows_failed))
+        events = reports.done_events(self._sweeper, claim, self._streak, sweep, strategy.rows_failed)
+        written = self._runner.outbox.write(cursor, events)
         return replace(after, deliveries=(*after.deliveries, *written))
 
     def _strategy_step(self, strategy: Strategy, run: Run, *, begun: bool) -> Step:
@@ -425,22 +411,6 @@ class _Attempt(Generic[S]):
         except psycopg.Error as error:
             raise _StepFailed(error) from None
 
-    def _observe(self, before: RunState, after: RunState, seconds: float) -> None:
-        name, claimed = self._sweeper.name, after.claimed
-        if not before.transactions:
-            late = (claimed.began - moment(claimed.slot)).total_seconds()
-            metrics.LATENESS.labels(name).observe(max(0.0, late))
-            for run in claimed.interrupted:
-                metrics.INTERRUPTED.labels(name).inc()
-                log.warning("an earlier run was interrupted", task=name, changed=run.changed)
-        metrics.SKIPPED_LOCKED.labels(name).inc(
-            after.sweep.counts.get("skipped_locked", 0) - before.sweep.counts.get("skipped_locked", 0)
-        )
-        metrics.BATCHES.labels(name).inc()
-        metrics.BATCH_SECONDS.labels(name).observe(seconds)
-        metrics.ROWS_CHANGED.labels(name).inc(after.sweep.changed - before.sweep.changed)
-        spans.note(changed=after.sweep.changed - before.sweep.changed, batch=after.transactions)
-
     def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[Counted | None, bool]:
         """Write the failure into the ledger; return its streak, if it is one, and whether its rows are reported."""
         now = ledger.look(cursor, self._sweeper.rests_without(self._settings), self._limits)
@@ -451,28 +421,6 @@ class _Attempt(Generic[S]):
         began, worker = now - timedelta(seconds=self.seconds), self._runner.worker
         attempt = {"started_at": began, "worker": worker, "requested_by": self._requested_by}
         return ledger.record_failed(cursor, name, slot, attempt, failure, telling), True
-
-    def _failed_events(self, failure: Failure, sweep: Sweep, counted: Counted | None) -> list[Event]:
-        """Return the events of what was changed before the failure, and of its streak if that is to be told now."""
-        if counted is None:
-            return []
-        events = [self._sweeper.done(sweep)] if sweep.changed else []
-        if counted.tell:
-            events.append(self._sweeper.failed(str(SweepFailed(failure)), sweep, counted.streak))
-        return events
-
-    def _done_events(self, claim: Claim, sweep: Sweep, rows_failed: int) -> list[Event]:
-        """Return the events of a run's end; rows that it could not sweep are news unless the run before had some."""
-        events = [self._sweeper.recovered(self._streak.failures)] if self._streak.told else []
-        if sweep.changed:
-            events.append(self._sweeper.done(sweep))
-        if rows_failed and not (claim.rows_failed or claim.pass_rows_failed):
-            events.append(self._sweeper.rows_failed(rows_failed))
-        return events
-
-    def _interrupted_events(self, runs: Iterable[Interrupted]) -> list[Event]:
-        sweeps = [Sweep(run.changed, run.counts, run.cutoff) for run in runs if run.changed]
-        return [self._sweeper.done(sweep, interrupted=1) for sweep in sweeps]
 
 
 def _ask_nothing(_run: Run) -> None:
@@ -515,35 +463,3 @@ def _fenced(answers: Answers) -> tuple[Begun, Streak]:
     """Read what begins a transaction. Raises Fenced, and NotDue when the table is gone."""
     beginning, fencing = answers.cursors
     return ledger.begun(beginning), ledger.fenced(fencing)
-
-
-def _count_loss(name: str, error: BaseException) -> None:
-    metrics.LEASE_LOST.labels(name).inc()
-    metrics.FENCED.labels(name).inc(isinstance(error, Fenced))
-    log.warning("scheduler: lock lease lost", task=name)
-
-
-def _report_done(name: str, state: RunState) -> None:
-    claimed, sweep = state.claimed, state.sweep
-    metrics.HANDED_OVER.labels(name).inc(state.handed_over)
-    metrics.RUNS_A_PASS.labels(name).set(state.runs_a_pass)
-    level = log.info if sweep.changed or claimed.claim.covered else log.debug
-    level(
-        "sweep done",
-        task=name,
-        slot=moment(claimed.slot),
-        changed=sweep.changed,
-        batches=state.transactions,
-        covered=claimed.claim.covered,
-        handed_over=state.handed_over,
-        **sweep.counts,
-    )
-
-
-def _where(failure: Failure, error: BaseException) -> dict[str, object]:
-    """Name the error and the line it came from; texts of foreign errors are never shown."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    at = f"{frame.tb_frame.f_code.co_name}:{frame.tb_lineno}" if frame is not None else ""
-    return {**failure._asdict(), "at": at}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from psycopg.rows import scalar_row
 
+from app.sweeping.scans.tables import is_there
 from app.sweeping.sweeper import Sweeper, SweeperSettings
 
 if TYPE_CHECKING:
@@ -24,12 +25,10 @@ SELECT count(*) > 0 FROM pg_attribute
    AND atttypid IN ('int4'::regtype, 'int8'::regtype) AND has_column_privilege(attrelid, attnum, 'SELECT')
 """
 _VERSION = "SELECT max(version) FROM schema_migrations"
-_THERE = """
+_THERE: LiteralString = f"""
 SELECT name FROM unnest(%(names)s::text[], %(relations)s::text[]) AS off (name, relation)
- WHERE EXISTS (SELECT FROM pg_attribute
-                WHERE attrelid = to_regclass(split_part(relation, '.', 1)) AND NOT attisdropped
-                  AND split_part(relation, '.', 2) IN ('', attname))
-"""
+ WHERE {is_there("relation")}
+"""  # noqa: S608 - all its parts are literals
 
 
 class Unserved(NamedTuple):

@@ -14,8 +14,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from app.cli.overview.document import as_json
 from app.core.config import Row
+from app.overview.as_json import JsonWriter
 from app.overview.model import Overview, RunPoint, Verdict
 from app.page.document import STYLE
 from app.page.format import seconds, span
@@ -203,7 +203,8 @@ def test_the_overview_is_there_as_json_with_the_models_names() -> None:
     made = site(samples.degraded)
     overview = json.loads(made.reply(JSON, made.make()).body)
     assert set(overview) == {field.name for field in fields(Overview)} | {"process", "current", "why_not"}
-    assert overview.items() >= json.loads(as_json(samples.degraded())).items()  # what `sb-worker status -o json` says
+    # What `sb-worker status -o json` says.
+    assert overview.items() >= json.loads(JsonWriter().text(samples.degraded())).items()
     assert overview["verdict"] == "degraded"
     wraps = overview["sweepers"][0]
     assert (wraps["interval"], wraps["backlog"]["rows"], wraps["state"]) == (60.0, 12_840, "on")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
 from psycopg.rows import dict_row, scalar_row
@@ -12,7 +12,7 @@ from app.cli.checks.finding import Finding
 from app.core.errors import BootError, SchemaError, describe
 from app.storage import migrations, postgres
 from app.storage.postgres import only_row
-from app.sweeping.scans.tables import INDEXED, LARGE, PAGES
+from app.sweeping.scans.tables import INDEXED, LARGE, PAGES, is_there
 from app.sweeping.unserved import KNOWN_SCHEMA, Pair, unserved
 
 if TYPE_CHECKING:
@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 
 _VERSION = "SELECT current_setting('server_version_num')::int"
-_PRESENT = """
-SELECT EXISTS (SELECT FROM pg_attribute
-                WHERE attrelid = to_regclass(split_part(%(relation)s, '.', 1)) AND NOT attisdropped
-                  AND split_part(%(relation)s, '.', 2) IN ('', attname))
-"""
+_PRESENT: LiteralString = f"SELECT {is_there('%(relation)s')}"
 _PRIVILEGE = "SELECT has_table_privilege(to_regclass(%s), %s)"
 _COLUMN_PRIVILEGE = "SELECT has_any_column_privilege(to_regclass(%s), %s)"
 _ROLE = "SELECT quote_ident(current_user)"

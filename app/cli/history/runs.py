@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.columns import GAP, fitting
 from app.cli.help import examples
 from app.cli.history.past import output_option, past, since_option
 from app.cli.names import SWEEPER
@@ -22,9 +23,9 @@ from app.overview.history.wording import length, typed
 
 _STYLES = {"success": "green", "failure": "bold red", "interrupted": "yellow", "running": "cyan"}
 _RIGHT = ("late", "took", "changed")
-#: What is left out first where there is no room; an outcome is only cut, down to so many characters.
-_EXPENDABLE = ("by", "counts", "took", "late", "changed")
-_LEAST_OUTCOME, _GAP = 20, 2
+#: What is left out first where there is no room; an outcome is only cut, before all else, down to so many characters.
+_EXPENDABLE = ("outcome", "by", "counts", "took", "late", "changed")
+_LEAST_OUTCOME = 20
 #: Characters of a line that nobody cuts.
 _WIDEST = 10_000
 
@@ -77,8 +78,8 @@ def table(rows: Sequence[Entry], width: int | None) -> Table:
     cells = {heading: [cell(row) for row in rows] for heading, cell in _cells(dates=len(days) > 1).items()}
     sizes = {heading: max(len(heading), *map(len, column)) for heading, column in cells.items()}
     if width is not None:
-        _fit(sizes, width)
-    shown = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+        sizes = fitting(sizes, width, expendable=_EXPENDABLE, cut="outcome", least=_LEAST_OUTCOME)
+    shown = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
     if len(days) == 1:
         shown.title, shown.title_justify, shown.title_style = f"{days.pop()}, UTC", "left", "dim"
     for heading, size in sizes.items():
@@ -111,17 +112,3 @@ def _outcome(row: Entry) -> str:
         f"by hand of {typed(row.requested_by)}" if row.requested_by else "",
     )
     return " ".join(filter(None, words))
-
-
-def _fit(sizes: dict[str, int], width: int) -> None:
-    """Leave columns out and cut the outcome until the rest has room."""
-    longest = sizes["outcome"]
-    sizes["outcome"] = min(longest, _LEAST_OUTCOME)
-    for heading in _EXPENDABLE:
-        if _room(sizes, width) < 0:
-            del sizes[heading]
-    sizes["outcome"] = max(len("outcome"), min(longest, sizes["outcome"] + _room(sizes, width)))
-
-
-def _room(sizes: dict[str, int], width: int) -> int:
-    return width - sum(sizes.values()) - _GAP * (len(sizes) - 1)

@@ -92,7 +92,7 @@ def _explain(
         moment = now if when is None else parse_when(when, now)
         interval = cadences.at(name, moment) or settings.tick
         slot = grid.slot_of(moment, interval)
-        slot + interval * 2, slot - interval * 2  # the calendar ends: OverflowError
+        _ = slot + interval * 2, slot - interval * 2  # the calendar ends: OverflowError
     except (ValueError, OverflowError) as error:
         text = str(error) if isinstance(error, ValueError) else "not a time that a sweeper can have a slot at"
         raise click.BadParameter(text, param_hint="WHEN") from None

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.columns import GAP, fitting
 from app.overview.model import Overview, State, SweeperView
 from app.overview.words import length
 
@@ -97,7 +98,6 @@ _EXPENDABLE = ("took", "overdue", "oldest", "lock", "rows", "late", "due", "stat
 #: Characters that are reserved for growing values: without them headings would come and go.
 _RESERVED = MappingProxyType({"next": 5, "last run": 8, "state": 11, "late": 5, "rows": 4, "due": 4})
 _STYLES = MappingProxyType({"success": "green", "interrupted": "yellow", "running": "cyan"})
-_GAP = 2
 _SECOND = timedelta(seconds=1)
 
 
@@ -108,7 +108,7 @@ def table(overview: Overview, width: int | None, height: int | None = None) -> T
     has their number.
     """
     cells = {heading: [cell(view, overview) for view in overview.sweepers] for heading, cell in _CELLS.items()}
-    shown = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    shown = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
     widths = _widths(cells, width)
     for heading, size in widths.items():
         left = heading in _LEFT_ALIGNED
@@ -127,14 +127,7 @@ def _widths(cells: Mapping[str, list[str]], width: int | None) -> dict[str, int]
     widths = {heading: max(len(heading), _RESERVED.get(heading, 0), *map(len, own)) for heading, own in cells.items()}
     if width is None:
         return widths
-    longest, expendable = widths["state"], iter(_EXPENDABLE)
-    while (room := width - sum(widths.values()) - _GAP * (len(widths) - 1)) < 0 and (heading := next(expendable, "")):
-        if heading == "state":
-            widths[heading] = _RESERVED[heading]
-        else:
-            del widths[heading]
-    widths["state"] = max(len("state"), min(longest, widths["state"] + room))
-    return widths
+    return fitting(widths, width, expendable=_EXPENDABLE, cut="state", least=_RESERVED["state"])
 
 
 def _kept(overview: Overview, height: int | None) -> list[int]:

@@ -25,7 +25,7 @@ from app.sweeping.unlocking import holder
 
 if TYPE_CHECKING:
     from app.cli.steering.session import Session
-    from app.sweeping.runner import RunState
+    from app.sweeping.run_state import RunState
     from app.sweeping.sweeper import Sweeper, SweeperSettings
 
 

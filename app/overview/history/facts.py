@@ -11,6 +11,7 @@ from app.fleet.processes import Process
 from app.overview.history.cadences import Cadences
 from app.overview.history.entry import COLUMNS, Entry
 from app.storage.postgres import only_row
+from app.sweeping.scans.tables import is_there
 from app.sweeping.steering import brake
 from app.sweeping.unlocking import Held
 
@@ -51,11 +52,7 @@ _OBSTACLES: LiteralString = """
 SELECT kind, began_at AS since, seen_at AS until FROM secrets_bridge_worker.sweep_obstacle
  WHERE name = %(name)s AND began_at < %(end)s AND seen_at >= %(slot)s ORDER BY began_at LIMIT 5
 """
-_THERE: LiteralString = """
-SELECT EXISTS (SELECT FROM pg_attribute
-                WHERE attrelid = to_regclass(split_part(%(relation)s, '.', 1)) AND NOT attisdropped
-                  AND split_part(%(relation)s, '.', 2) IN ('', attname)) AS there
-"""
+_THERE: LiteralString = f"SELECT {is_there('%(relation)s')} AS there"
 
 
 class PauseMade(NamedTuple):

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString, NamedTuple
 
 from app.overview.model import RunPoint, State
+from app.sweeping.scans.tables import is_there
 from app.sweeping.steering.pauses import AHEAD, HOLDS
 
 if TYPE_CHECKING:
@@ -22,10 +23,7 @@ RUNS = 60
 # however long the ledger is; the newest success by the one that allows one a slot. What an older api lacks rests.
 # A time that lies ahead was written while the clock was: as far as it goes nothing would ever be owed.
 _READ: LiteralString = f"""
-SELECT asked.name, clock_timestamp() AS now,
-       EXISTS (SELECT FROM pg_attribute
-                WHERE attrelid = to_regclass(split_part(asked.relation, '.', 1)) AND NOT attisdropped
-                  AND split_part(asked.relation, '.', 2) IN ('', attname)) AS present,
+SELECT asked.name, clock_timestamp() AS now,{is_there("asked.relation")} AS present,
        nullif(state.last_slot, 'epoch') AS last_slot, coalesce(state.failures, 0) AS failures, state.failing_since,
        state.braked_for, state.braked_at, state.braked_rows,
        CASE WHEN state.approved_at <= now() + interval '1 min' THEN least(state.approved_at, clock_timestamp())

@@ -1,4 +1,4 @@
-"""What is asked of a table before it is read: how large it is, and whether it has an index for the sweep."""
+"""What is asked of a table before it is read: is it there, how large is it, has it an index for the sweep."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ PAGES: LiteralString = f"""
 SELECT coalesce(max({PAGES_OF_SWEPT}), 0) AS pages
   FROM pg_class AS swept WHERE swept.oid = to_regclass(%(table)s)
 """  # noqa: S608 - all its parts are literals
+
+
+def is_there(relation: LiteralString) -> LiteralString:
+    """Return the condition that a table, or a `table.column`, is there; `relation` is SQL that names it."""
+    return f"""
+       EXISTS (SELECT FROM pg_attribute
+                WHERE attrelid = to_regclass(split_part({relation}, '.', 1)) AND NOT attisdropped
+                  AND split_part({relation}, '.', 2) IN ('', attname))"""
+
+
 INDEXED: LiteralString = """
 SELECT EXISTS (
        SELECT FROM pg_index

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from app.sweeping import by_hand
-from app.sweeping.runner import RunState
+from app.sweeping.run_state import RunState
 from app.sweeping.steering.order import Order
 from app.sweeping.sweeper import Sweeper, SweeperSettings
 from tests.support.replica import Replica

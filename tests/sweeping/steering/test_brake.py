@@ -429,8 +429,9 @@ def test_the_gauge_shows_it_in_every_replica_and_nobody_asks_for_a_scheduler(
     assert [record for record in logs if "overdue" in record["event"]] == []
 
 
-def test_a_run_that_failed_lets_no_mass_pass_in_the_next_slot(
-    replica: Replica, sql: Connection[Any], database: str
+@pytest.mark.parametrize(("hours", "changed"), [(1, -1), (3, 5_000)])
+def test_a_run_that_failed_lets_no_mass_pass_and_each_slot_that_was_tried_in_vain_counts_once(
+    replica: Replica, sql: Connection[Any], database: str, hours: int, changed: int
 ) -> None:
     history(sql, *(200,) * 20)
     replica.runner.lease = timedelta(seconds=3)
@@ -439,20 +440,8 @@ def test_a_run_that_failed_lets_no_mass_pass_in_the_next_slot(
         with pytest.raises(RunFailed):
             run(replica)
     expired(sql, 5_000)
-    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - interval '1 h'")
-    assert run(replica) == -1
-
-
-def test_slots_that_were_tried_in_vain_count_once_each(replica: Replica, sql: Connection[Any], database: str) -> None:
-    history(sql, *(200,) * 20)
-    replica.runner.lease = timedelta(seconds=3)
-    with psycopg.connect(database) as importer:
-        importer.execute("LOCK TABLE secret_wraps IN ACCESS EXCLUSIVE MODE")
-        with pytest.raises(RunFailed):
-            run(replica)
-    expired(sql, 5_000)
-    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - interval '3 h'")
-    assert run(replica) == 5_000
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - %s * interval '1 h'", [hours])
+    assert run(replica) == changed
 
 
 @pytest.mark.parametrize("refusal", [psycopg.errors.LockNotAvailable, psycopg.errors.DataCorrupted])
