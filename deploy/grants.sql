@@ -22,7 +22,8 @@ SELECT format('GRANT %s ON %I TO %I', privileges, name, :'worker')
                ('SELECT, INSERT, UPDATE', 'sync_jobs'),
                ('SELECT, UPDATE',         'gitops_observations'),
                ('SELECT, UPDATE',         'argocd_endpoints'),
-               ('SELECT',                 'gitops_app_mappings')) AS needed (privileges, name)
+               ('SELECT',                 'gitops_app_mappings'),
+               ('SELECT',                 'schema_migrations')) AS needed (privileges, name)
  WHERE to_regclass(name) IS NOT NULL
 \gexec
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated
+from urllib.parse import parse_qsl
 
 from pydantic import AfterValidator, SecretStr
 
@@ -18,12 +19,14 @@ from app.core.config import variable
 from app.core.errors import Fault, SinkRejected, SinkUnavailable
 from app.core.events import Notification
 from app.notify import apprise_child
-from app.notify.apprise_child import BLOCKED, DELIVERED, REFUSED, UNKNOWN_URL
+from app.notify.apprise_child import BLOCKED, DELIVERED, REFUSED, UNKNOWN_URL, UNVERIFIED
 from app.notify.format import body_lines, headline
 from app.notify.sink import Filter, Loudness, SinkSettings, Transport, at_least, only, sink
 
 #: The beginning of a URL. The scheme becomes part of the receiver's public name, so nothing else may be in it.
 _SERVICE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,31}://")
+#: Words by which a URL says what holds anyhow.
+_VERIFIED = ("yes", "true", "1")
 _KINDS = {"info": "info", "warn": "warning", "error": "failure"}
 
 
@@ -34,7 +37,15 @@ def _urls(value: SecretStr | None) -> SecretStr | None:
         raise ValueError("needs the library; pip install 'secrets-bridge-worker[apprise]'")
     if not all(_SERVICE.match(url) for url in value.get_secret_value().split()):
         raise ValueError("not Apprise URLs; accepted: scheme://... as in Apprise's documentation, space-separated")
+    if any(_unverified(url) for url in value.get_secret_value().split()):
+        raise ValueError("verify=no is not supported; name the server's authority in the file of REQUESTS_CA_BUNDLE")
     return value
+
+
+def _unverified(url: str) -> bool:
+    """Return whether a URL may have the library take any certificate."""
+    parameters = parse_qsl(url.partition("?")[2], keep_blank_values=True)
+    return any(name.lower() == "verify" and word.lower() not in _VERIFIED for name, word in parameters)
 
 
 class Apprise(SinkSettings):
@@ -70,6 +81,8 @@ async def apprise(notification: Notification, settings: Apprise, receiver: str, 
     status = await transport.child(apprise_child.__name__, content.encode())
     if status == UNKNOWN_URL:
         raise SinkRejected(Fault.TEMPLATE, "url")
+    if status == UNVERIFIED:
+        raise SinkRejected(Fault.TLS, "verify")
     if status == BLOCKED:
         raise SinkRejected(Fault.BLOCKED_ADDRESS)
     if status != DELIVERED:  # the library does not say why

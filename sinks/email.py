@@ -170,7 +170,7 @@ def _own_name() -> str:
 
 
 def message(notification: Notification, sender: str, recipient: str) -> EmailMessage:
-    """Return the message. Its id and date are the event's, so that repeated attempts are seen as one mail."""
+    """Return the message. Its id and date are the event's, and repeated attempts are the same to the last byte."""
     event, domain = notification.event, sender.rpartition("@")[2]
     title = headline(notification)
     mail = EmailMessage(policy=SMTP)
@@ -188,6 +188,8 @@ def message(notification: Notification, sender: str, recipient: str) -> EmailMes
     foot = f"{event.component}, {timestamp(notification.time)}, event {notification.id}"
     mail.set_content("\n".join([title, "", *lines, "", foot]) + "\n")
     mail.add_alternative(_html(title, lines, foot), subtype="html")
+    # Left to the library it is random, and a pattern is compiled for each, which Python keeps 512 of.
+    mail.set_boundary(f"=_{hashlib.sha256(str(notification.id).encode()).hexdigest()[:32]}")
     return mail
 
 

@@ -12,7 +12,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from actors import SWEEPERS
@@ -30,7 +29,9 @@ from app.cli.steering.mute import mute_command, unmute_command
 from app.cli.steering.pause import pause_command, resume_command
 from app.cli.steering.sweep import sweep_command
 from app.cli.steering.unlock import unlock_command
+from app.cli.terminal import Terminal
 from app.core import config
+from app.core.bounded_input import content
 from app.core.logging import configure_logging
 from app.core.role import new_replica
 from app.core.values import parse_int
@@ -92,7 +93,7 @@ def config_command(as_json: bool, markdown: bool) -> None:
         for row in rows:
             names = "\n".join((row.name, *(f"[dim]{twin}[/]" for twin in row.twins)))
             table.add_row(names, row.value, "default" if row.source == "default" else "set", row.default, row.meaning)
-        Console().print(table)
+        Terminal().print(table)
     _load()
 
 
@@ -172,7 +173,7 @@ def _semaphore() -> None:
 def _text(path: str) -> str:
     """Return a Procfile's text. Raises OSError, and ValueError when it is no text."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return content(path).decode()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import psycopg
-from rich.console import Console
 from rich.table import Table
 
 from actors import SWEEPERS
 from app.cli.help import InOrder, examples
 from app.cli.names import COMPONENT, SINK, SWEEPER
+from app.cli.terminal import Terminal
 from app.core import config
 from app.core.errors import BootError, ConfigError, Fault, SinkRejected, SinkUnavailable
 from app.core.events import Event, Kind, Notification, Severity
@@ -369,7 +369,7 @@ def _show(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], as_json: bo
     table = Table(*columns)
     for row in rows:
         table.add_row(*(_cell(row[column]) for column in columns))
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _cell(value: object) -> str:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 import click
 import psycopg
-from rich.console import Console
 from rich.live import Live
 
 from actors import SWEEPERS
 from app.cli.help import examples
 from app.cli.overview import screen
+from app.cli.terminal import Terminal
 from app.core.errors import BootError
 from app.core.logging import configure_logging
 from app.overview import reading
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 ANSWER_WITHIN = timedelta(seconds=2)
 #: Seconds between two looks of who watches.
 REFRESH_SECONDS = 1.0
+#: Seconds until a Ctrl-C between two looks is seen.
+_LATENCY = 0.05
 #: Columns of a screen that has all of them.
 _WIDE = 250
 _EXIT = {Verdict.FINE: 0, Verdict.DEGRADED: 3, Verdict.UNKNOWN: 1}
@@ -63,7 +68,7 @@ def status(output: str, as_document: bool, watch: bool) -> None:
     """
     configure_logging("error")
     output = "json" if as_document else output
-    console = Console()
+    console = Terminal()
     if watch and (output == "json" or not console.is_terminal):
         raise click.UsageError("--watch paints on a terminal; for a program, ask for -o json again and again")
     with _Deployment(load(SWEEPERS, SINKS)) as deployment:
@@ -79,19 +84,42 @@ def status(output: str, as_document: bool, watch: bool) -> None:
     sys.exit(_EXIT[overview.verdict])
 
 
-def _watch(console: Console, deployment: _Deployment, *, wide: bool) -> None:
+def _watch(console: Terminal, deployment: _Deployment, *, wide: bool) -> None:
     """Paint the screen anew each second, at whatever size the terminal has then; leave the last one behind."""
     overview: Overview | None = None
-    with suppress(KeyboardInterrupt), Live(console=console, screen=True, auto_refresh=False) as live:
-        while True:
-            overview = deployment.read()
-            live.update(screen.fitted(overview, *console.size, wide=wide), refresh=True)
-            time.sleep(REFRESH_SECONDS)
-    if overview is not None:
-        _print(console, overview, wide=wide)
+    with suppress(KeyboardInterrupt), _interrupts() as heard:
+        with Live(console=console, screen=True, auto_refresh=False) as live:
+            while not heard:
+                overview = deployment.read()
+                live.update(screen.fitted(overview, *console.size, wide=wide), refresh=True)
+                next_look = time.monotonic() + REFRESH_SECONDS
+                while not heard and time.monotonic() < next_look:
+                    time.sleep(_LATENCY)
+        if overview is not None:
+            _print(console, overview, wide=wide)
 
 
-def _print(console: Console, overview: Overview, *, wide: bool) -> None:
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Yield the Ctrl-Cs that came since, and raise KeyboardInterrupt from the second on.
+
+    The first is not raised: it could land where exceptions get lost, or leave a connection in the midst of a statement.
+    """
+    heard: list[int] = []
+
+    def hear(number: int, _frame: FrameType | None) -> None:
+        heard.append(number)
+        if len(heard) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _print(console: Terminal, overview: Overview, *, wide: bool) -> None:
     """Print all of it, with lines as long as they come if that was asked for."""
     console.width = max(console.width, _WIDE) if wide else console.width
     console.print(screen.whole(overview, console.width, wide=wide))

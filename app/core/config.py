@@ -15,7 +15,6 @@ from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 from pydantic import (
@@ -30,7 +29,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.core.errors import ConfigError
+from app.core.bounded_input import content
+from app.core.errors import ConfigError, raised_at
 from app.core.jsonb import fit
 from app.core.values import has_login, remarks
 
@@ -202,10 +202,10 @@ def rows(*groups: type[Settings]) -> Iterator[Row]:
 
 def unknown(*groups: type[Settings]) -> list[str]:
     """Return the variables with our prefixes that no group reads, each with the name that may have been meant."""
-    known = [name for variable in variables(*groups) for name in variable.names]
-    strays = [
-        name for name in sorted(os.environ) if name.startswith(OWN_PREFIXES) and name.removesuffix(_FILE) not in known
-    ]
+    published = variables(*groups)
+    known = [name for variable in published for name in variable.names]
+    read = {*known, *(name + _FILE for variable in published if variable.secret for name in variable.names)}
+    strays = [name for name in sorted(os.environ) if name.startswith(OWN_PREFIXES) and name not in read]
     return [name + _hint(name, known) for name in strays]
 
 
@@ -287,11 +287,9 @@ def _problems(group: type[Settings], error: ValidationError) -> Iterator[str]:
 
 def _foreign(error: object) -> bool:
     """Return whether a library raised this error: its text may quote the value, or a part of it."""
-    trace = error.__traceback__ if isinstance(error, Exception) else None
+    trace = raised_at(error.__traceback__ if isinstance(error, Exception) else None)
     if trace is None or isinstance(error, UnicodeError):
         return trace is not None
-    while trace.tb_next is not None:
-        trace = trace.tb_next
     frame = trace.tb_frame
     own = str(frame.f_globals.get("__name__")).partition(".")[0] in _OWN
     return frame.f_code.co_filename.startswith(_LIBRARIES) and not own
@@ -316,7 +314,7 @@ def _value(name: str) -> str | _Problem:
     try:
         text = os.environ[name]
         if name.endswith(_FILE):
-            text = Path(text).read_text(encoding="utf-8").rstrip("\r\n")
+            text = content(text).decode().replace("\r\n", "\n").rstrip("\r\n")
     except (OSError, UnicodeDecodeError):
         return _Problem("names a file that cannot be read; accepted: the path of a readable UTF-8 text file")
     if fit(text) != text:  # of bytes that are no text Python makes halves of surrogate pairs

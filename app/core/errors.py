@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from math import isnan
+from types import TracebackType
 from typing import NamedTuple
 
 import psycopg
@@ -147,6 +148,13 @@ class SweepFailed(WorkerError):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.error if failure.sqlstate is None else f"{failure.error} {failure.sqlstate}")
         self.failure = failure
+
+
+def raised_at(trace: TracebackType | None) -> TracebackType | None:
+    """Return the end of a traceback: where the error was raised."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace
 
 
 def describe(error: BaseException) -> Failure:

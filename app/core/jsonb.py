@@ -30,3 +30,8 @@ def _problems(value: object, level: int) -> Iterator[str]:
         items = [*value, *value.values()] if isinstance(value, dict) else value
         for item in items:
             yield from _problems(item, level + 1)
+
+
+def whole_numbers(value: object) -> dict[str, int]:
+    """Return what of a parsed JSON value are names and whole numbers: all that there is in what we write as counts."""
+    return {name: number for name, number in value.items() if type(number) is int} if isinstance(value, dict) else {}

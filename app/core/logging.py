@@ -3,15 +3,19 @@
 Keys are those of the Go worker: `time`, `level` (DEBUG, INFO, WARN, ERROR), `msg`, then flat attributes. A duration is
 in seconds, and its key says so: `interval_seconds` (the Go worker: `interval`, in nanoseconds). Records of libraries go
 through the same handler, where exceptions are reduced to their class name and SQLSTATE: a driver's message can quote a
-row, a host or a URL.
+row, a host or a URL. So is what nobody has caught, of which Python would print the message.
+
+Nobody waits for who reads them: see `app.supervisor.output`.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from types import TracebackType
 from typing import Any, TextIO, cast
 
 # structlog loads rich where it is installed, for tracebacks on a terminal. There are none here, and it is 4 MiB.
@@ -23,7 +27,8 @@ from structlog.types import EventDict, Processor  # noqa: E402
 if _without_rich:
     del _modules["rich"]
 
-from app.core.errors import WorkerError, describe  # noqa: E402
+from app.core.errors import WorkerError, describe, raised_at  # noqa: E402
+from app.supervisor.output import Output  # noqa: E402
 
 _LEVELS = {"debug": "DEBUG", "info": "INFO", "warning": "WARN", "error": "ERROR", "critical": "ERROR"}
 _STDLIB = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
@@ -79,20 +84,39 @@ class _Dramatiq(logging.Filter):
         return not any(text in str(record.msg) for text in _ROUTINE)
 
 
+class LogLines(logging.Handler):
+    """Writes records as lines. Of one that cannot be written it says whose it is; Python would print its values."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._output = Output(stream)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write it, whatever it is."""
+        try:
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001 - of whatever a library's arguments are
+            lost = logging.LogRecord("worker", logging.ERROR, "", 0, "", (), None)
+            lost.msg = "a log record could not be written: %s of %s, line %d"
+            lost.args = (type(error).__name__, record.name, record.lineno)
+            line = self.format(lost)
+        self._output.write(f"{line}\n")
+
+
 def configure_logging(level: str = "info", stream: TextIO | None = None) -> None:
     """Write every record of this process from `level` (debug, info, warn, error) up to `stream`, by default to stderr.
 
     The real stderr, not sys.stderr: Dramatiq puts a pipe to its main process there, and what is in that pipe when
     the main process ends is lost.
     """
-    stream = stream or sys.__stderr__ or sys.stderr
-    human = stream is not None and stream.isatty()
+    stream = stream or cast("TextIO", sys.__stderr__ or sys.stderr)
+    human = stream.isatty()
     final: list[Processor] = [_human] if human else [_names, structlog.processors.JSONRenderer(sort_keys=False)]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[_foreign, structlog.stdlib.add_log_level, _time, _traced],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *final],
     )
-    handler = logging.StreamHandler(stream)
+    handler = LogLines(stream)
     handler.setFormatter(formatter)
     handler.addFilter(_ReduceExceptions())
     handler.addFilter(_Dramatiq())
@@ -118,12 +142,26 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
     # One line for each tick sent adds nothing to the lines of the runs.
     logging.getLogger("periodiq").setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
     logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
 
 def add_trace_ids(trace_id: Callable[[], str | None]) -> None:
     """Have each line that is written for a trace carry its id, as `trace_id` returns it."""
     global _trace_id  # noqa: PLW0603 - a process has one, from its boot on
     _trace_id = trace_id
+
+
+def _uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    """Log what nobody has caught, by its name and the place where it was raised."""
+    if issubclass(kind, KeyboardInterrupt | SystemExit):
+        sys.__excepthook__(kind, kind(), trace)
+        return
+    end = raised_at(trace)
+    place = f"{end.tb_frame.f_code.co_filename}:{end.tb_lineno}" if end else None
+    named = _named(error) if error is not None else kind.__name__
+    structlog.get_logger("worker").error("nobody has caught an error", error=named, at=place)
 
 
 def _traced(_logger: object, _name: str, event: EventDict) -> EventDict:

@@ -23,6 +23,8 @@ _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _before = 0
 #: Whether a stop has come.
 _asked = False
+#: Whether it only says so, and raises nothing.
+_deferred = False
 
 # Waits for the end of its input, that is of the demo; then until PostgreSQL has gone, which the kernel has told to.
 _SWEEP = """
@@ -74,7 +76,8 @@ def listen() -> None:
         for number in _STOPS:
             signal.signal(number, signal.SIG_IGN)
         say()
-        raise KeyboardInterrupt
+        if not _deferred:
+            raise KeyboardInterrupt
 
     def lost(unraisable: sys.UnraisableHookArgs) -> None:
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
@@ -83,6 +86,15 @@ def listen() -> None:
     sys.unraisablehook = lost
     for number in _STOPS:
         signal.signal(number, end)
+
+
+def defer() -> None:
+    """Have a stop raise nothing from now on; `asked` and `check` tell of it.
+
+    One that was raised within psycopg would leave its connection in the middle of a statement, of no more use.
+    """
+    global _deferred  # noqa: PLW0603 - a process ends once
+    _deferred = True
 
 
 def asked() -> bool:

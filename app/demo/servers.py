@@ -47,6 +47,8 @@ class _Server:
         self.directory = directory
         self.port = port or _free_port()
         self.log = directory / f"{self.name}.log"
+        #: Variables of its environment on top of ours, from its next start on.
+        self.environment: Mapping[str, str] = {}
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -86,6 +88,7 @@ class _Server:
                 stdout=log,
                 stderr=log,
                 cwd="/",
+                env={**os.environ, **self.environment},
                 start_new_session=True,
                 preexec_fn=lambda: _prepare(self.stop_signal, user),  # noqa: PLW1509 - no threads run at this point
             )

@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +128,13 @@ class _Demo:
         self.cadences = [(name, own.tick) for name, own in settings if own.enabled]
 
     def run(self) -> int:
+        ending.defer()
         with psycopg.connect(self.database, autocommit=True) as connection:
             connection.execute(_SQL.read_bytes())
             data.pile_up(connection)
             self.argocd.enter(connection)
             migrations.migrate(connection)
+            ending.check()
             self.console.print(
                 f"60,000 wraps, 9,000 secrets, 300 agents, 4,000 jobs; {WORKERS} workers, 1 notifier, 1 scheduler",
                 _STAND_INS,
@@ -140,7 +142,7 @@ class _Demo:
                 sep="\n",
             )
             started = time.monotonic()
-            with self._replica() as runner, suppress(KeyboardInterrupt):
+            with self._replica() as runner:
                 self._watch(connection, runner, started)
             stopped = runner.returncode in (0, -signal.SIGTERM)  # by us, be it before it listened
             self._summary(connection, time.monotonic() - started)
@@ -175,24 +177,20 @@ class _Demo:
     def _watch(self, connection: Connection[Any], runner: subprocess.Popen[bytes], started: float) -> None:
         screen = self.console.is_terminal
         shown = time.monotonic()
-        try:
-            with Live(console=self.console, auto_refresh=False, transient=True, screen=screen) as live:
-                while runner.poll() is None:
-                    elapsed = time.monotonic() - started
-                    if self.seconds is not None and elapsed >= self.seconds:
-                        return
-                    ending.check()
-                    data.moment(connection)
-                    self._read(runner, REFRESH_SECONDS)
-                    if screen:
-                        live.update(self._view(connection, elapsed, *self.console.size, self.hints), refresh=True)
-                    elif time.monotonic() - shown >= PRINT_SECONDS:
-                        shown = time.monotonic()
-                        self._print(connection, elapsed)
-        except KeyboardInterrupt:
-            if screen:  # the line that has been printed is on the screen that has gone
-                ending.say()
-            raise
+        with Live(console=self.console, auto_refresh=False, transient=True, screen=screen) as live:
+            while runner.poll() is None and not ending.asked():
+                elapsed = time.monotonic() - started
+                if self.seconds is not None and elapsed >= self.seconds:
+                    return
+                data.moment(connection)
+                self._read(runner, REFRESH_SECONDS)
+                if screen:
+                    live.update(self._view(connection, elapsed, *self.console.size, self.hints), refresh=True)
+                elif time.monotonic() - shown >= PRINT_SECONDS:
+                    shown = time.monotonic()
+                    self._print(connection, elapsed)
+        if screen and ending.asked():  # the line that has been printed is on the screen that has gone
+            ending.say()
 
     def _print(self, connection: Connection[Any], elapsed: float) -> None:
         """Print how things stand, where there is no terminal: lines to read, or JSON with DEMO_JSON=1."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 from app.core.role import SINK_QUEUE, SWEEP_QUEUE, Kind
 from app.fleet.signs_of_life import GONE_AFTER
+from app.storage.bounded_values import LONGEST
 from app.storage.postgres import only_row
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _cadences(said: object) -> dict[str, timedelta]:
     found = {}
     for name, number in said.items() if isinstance(said, dict) else ():
         with suppress(TypeError, ValueError, OverflowError):
-            if (interval := timedelta(seconds=number)) > timedelta(0):
+            if timedelta(0) < (interval := timedelta(seconds=number)) <= LONGEST:
                 found[name] = interval
     return found
 

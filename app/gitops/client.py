@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from app.core import egress, foreign_json, http
+from app.core import bounded_input, egress, http
 from app.core.backoff import retry_after
 from app.core.dialling import DiallingTransport
 from app.gitops import documents
@@ -175,8 +175,8 @@ def _content(path: str, response: httpx.Response, body: bytearray) -> Any:
             PollOutcome.SHAPE, f"argocd: {path}: the answer is longer than {MOST_BODY // 1024 // 1024} MiB"
         )
     try:
-        return foreign_json.parse(body, most=MOST_VALUES)
-    except foreign_json.TooMany:
+        return bounded_input.parse(body, most=MOST_VALUES)
+    except bounded_input.TooMany:
         raise PollFailed(PollOutcome.SHAPE, f"argocd: {path}: the answer has more than {MOST_VALUES} values") from None
     except ValueError:
         raise PollFailed(PollOutcome.SHAPE, f"argocd: {path}: decode error: not JSON") from None

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.core.bounded_input import content
 from app.core.errors import Fault, UnwrapFailed
 from app.kms.aws_sigv4 import Credentials
 from app.kms.aws_sources import NONE_FOUND
@@ -104,7 +104,7 @@ def temporary(values: Mapping[str, str], source: str, *, token: str = "Token") -
 def read_token(path: str, source: str) -> str:
     """Return the token in a file, which is rotated under a running process. Raises UnwrapFailed."""
     try:
-        return Path(path).read_text(encoding="ascii").strip()
+        return content(path).decode("ascii").strip()
     except (OSError, UnicodeDecodeError):
         raise UnwrapFailed(f"{source}: its token file cannot be read") from None
 

@@ -10,6 +10,7 @@ import configparser
 from collections.abc import Mapping
 from pathlib import Path
 
+from app.core.bounded_input import content
 from app.core.errors import UnwrapFailed
 
 _KEYS = ("aws_access_key_id", "aws_secret_access_key")
@@ -88,7 +89,7 @@ def _read(variable: str, path: str | Path | None) -> dict[str, Section]:
         inline_comment_prefixes=("#", ";"),
     )
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8", errors="replace").lstrip("\ufeff")
+        text = content(Path(path).expanduser()).decode(errors="replace").lstrip("\ufeff")
         parser.read_string(f"[{_BEFORE}]\n{text}")
     except OSError:
         return {}

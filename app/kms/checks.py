@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from app.core.bounded_input import content
 from app.core.egress import literal, never_dialled
 
 
@@ -54,7 +55,7 @@ def ca_problem(name: str, path: str | None) -> Iterator[str]:
 
 def pem(path: str | Path) -> str:
     """Return a PEM file; what stands around its certificates may be in any encoding. Raises OSError."""
-    return Path(path).read_text(encoding="ascii", errors="replace")
+    return content(path).decode("ascii", errors="replace")
 
 
 def fits_header(text: str) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from app.core import backoff, egress, foreign_json, http
+from app.core import backoff, bounded_input, egress, http
 from app.core.backoff import retry_after
 from app.core.dialling import DiallingTransport
 from app.core.errors import Fault, UnwrapFailed
@@ -68,7 +68,7 @@ class Reply(NamedTuple):
     def content(self) -> Mapping[str, Any]:
         """Return the body as a JSON object, empty when it is none."""
         try:
-            parsed = foreign_json.parse(self.body, most=MOST_VALUES)
+            parsed = bounded_input.parse(self.body, most=MOST_VALUES)
         except ValueError:
             return {}
         finally:

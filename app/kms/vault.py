@@ -6,10 +6,10 @@ import json
 import time
 from collections.abc import Callable
 from http import HTTPStatus
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
+from app.core.bounded_input import content
 from app.core.errors import UnwrapFailed
 from app.kms.checks import is_loopback
 from app.kms.transport import KeyServiceTransport, Policy, Reply, Request, Retry, plaintext
@@ -125,7 +125,7 @@ class VaultKeys:
     async def _log_in(self, transport: KeyServiceTransport) -> None:
         assert self._login is not None
         try:
-            jwt = Path(self._login.jwt_path).read_text(encoding="ascii").strip()  # noqa: ASYNC240 - one small file
+            jwt = content(self._login.jwt_path).decode("ascii").strip()
         except (OSError, UnicodeDecodeError):
             raise UnwrapFailed("vault login: the service account's token cannot be read") from None
         body = json.dumps({"role": self._login.role, "jwt": jwt}).encode()

@@ -2,8 +2,8 @@
 
 The URL comes by stdin, because arguments can be listed by others. What holds for every other sink holds here: only
 addresses that the egress policy allows are dialled, nothing leaves in the clear but to networks that are allowed for
-that, redirects are not followed, https:// goes through the proxy that is set and no other, and a body without an end
-meets a limit.
+that, certificates are verified, redirects are not followed, https:// goes through the proxy that is set and no other,
+and a body without an end meets a limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from app.notify.settings import NotificationSettings
 #: Bytes of memory that the library may take; it reads answers to their end.
 _MOST_MEMORY = 256 * 2**20
 #: Exit statuses; any other one is a crash.
-DELIVERED, REFUSED, UNKNOWN_URL, BLOCKED = 0, 3, 4, 5
+DELIVERED, REFUSED, UNKNOWN_URL, BLOCKED, UNVERIFIED = 0, 3, 4, 5, 6
 
 
 def main() -> int:
@@ -48,6 +48,8 @@ def main() -> int:
     service = apprise.Apprise()
     if not service.add(notification["url"]):
         return UNKNOWN_URL
+    if not all(one.verify_certificate for one in service):
+        return UNVERIFIED
     if service.notify(title=notification["title"], body=notification["body"], notify_type=notification["kind"]):
         return DELIVERED
     return BLOCKED if blocked else REFUSED

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from app.core.events import NOTIFICATIONS, Event, Kind, Tally
+from app.notify.format import timestamp
 
 
 def digest(tallies: Sequence[Tally], newest: Event) -> Event:
@@ -17,7 +18,8 @@ def digest(tallies: Sequence[Tally], newest: Event) -> Event:
     tallies = tuple(sorted(tallies, key=lambda tally: (-tally.severity.rank, tally.component, tally.title)))
     total = sum(tally.events for tally in tallies)
     first, last = min(tally.first for tally in tallies), max(tally.last for tally in tallies)
-    detail = f"{total} events between {first:%Y-%m-%dT%H:%M:%SZ} and {last:%Y-%m-%dT%H:%M:%SZ}"
+    first, last = (moment.replace(microsecond=0) for moment in (first, last))
+    detail = f"{total} events between {timestamp(first)} and {timestamp(last)}"
     if len(tallies) == 1:
         (only,) = tallies
         return replace(newest, detail=detail, metadata={**only.counts, "events": total}, tallies=tallies)

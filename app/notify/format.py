@@ -78,7 +78,7 @@ def slack_escape(text: str) -> str:
 
 def timestamp(moment: datetime) -> str:
     """Return a time in UTC by RFC 3339, its fraction without trailing zeros, as Go writes it."""
-    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
+    text = moment.replace(microsecond=0, tzinfo=None).isoformat()  # strftime writes the year 753 in three digits
     fraction = f".{moment.microsecond:06d}".rstrip("0").rstrip(".")
     return f"{text}{fraction}Z"
 

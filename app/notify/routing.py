@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -90,11 +91,16 @@ def closed_places(common: NotificationSettings, places: Mapping[str, Destination
 
 
 def unknown_sweepers(group: type[Settings], names: Iterable[str], known: Collection[str]) -> Iterator[str]:
-    """Yield which names in the variable `sweepers` of a group of settings are of no sweeper."""
-    for name in names:
+    """Yield which names in the variable `sweepers` of a group of settings are of no sweeper, each by its place.
+
+    What is no sweeper's name may be a secret that ended up under the wrong name.
+    """
+    for place, name in enumerate(names, 1):
         if name.removeprefix("-") not in known:
             variable, accepted = name_of(group, "sweepers"), ", ".join(sorted(known))
-            yield f"{variable}: no sweeper is called {name.removeprefix('-')}; accepted: {accepted}"
+            meant = get_close_matches(name.removeprefix("-"), list(known), n=1)
+            hint = f" (did you mean {meant[0]}?)" if meant else ""
+            yield f"{variable}: name {place} of the list is no sweeper's{hint}; accepted: {accepted}"
 
 
 _NEVER = (

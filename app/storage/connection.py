@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import psycopg
 import structlog
 from psycopg import Connection
+from psycopg.rows import RowFactory, tuple_row
 
 from app.core import metrics
 from app.core.errors import describe
+from app.storage.bounded_values import read_within_bounds
 
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
+    from psycopg.pq.abc import PGconn
 
 log = structlog.get_logger("postgres")
 
@@ -47,6 +50,10 @@ class BoundedConnection(Connection[Any]):
     on_loss: Callable[[BoundedConnection], None] | None = None
     #: Called after each answer.
     on_answer: Callable[[], None] | None = None
+
+    def __init__(self, pgconn: PGconn, row_factory: RowFactory[Any] = tuple_row) -> None:
+        super().__init__(pgconn, row_factory)
+        read_within_bounds(self)
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         """Consume a generator of the protocol. Raises psycopg.OperationalError when no answer came in time."""

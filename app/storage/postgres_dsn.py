@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from app.storage import postgres_files
+from app.core.bounded_input import content
+from app.storage.files import postgres as postgres_files
 from app.storage.postgres_parameters import DatabaseUrl, WrongParametersError, translate
 
 #: The variables that pgx reads, and the parameters that they stand for where the URL has none.
@@ -127,7 +127,7 @@ def _service(settings: dict[str, str]) -> dict[str, str]:
         return {}
     file = settings.get("servicefile") or postgres_files.home() / ".pg_service.conf"
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = content(file).decode().splitlines()
     except (OSError, ValueError):
         raise ValueError("parameter servicefile names a file that cannot be read") from None
     found: dict[str, str] | None = None

@@ -20,7 +20,8 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import Conninfo
 
 from app.core.values import parse_duration, parse_int
-from app.storage import postgres_files
+from app.storage.files import postgres as postgres_files
+from app.storage.files.private import is_there
 
 _KNOWN = frozenset(option.keyword.decode() for option in Conninfo.get_defaults())
 # pgx's own, which mean nothing to libpq. All that begin with `pool_` are its pool's.
@@ -121,7 +122,7 @@ def _refuse(*found: Iterable[tuple[str, str]]) -> None:
 
 def _fill_in(settings: dict[str, str]) -> None:
     """Add what pgx takes where nothing is said, and libpq would not."""
-    default = next((path for path in _SOCKETS if Path(path).exists()), "localhost")
+    default = next((path for path in _SOCKETS if is_there(Path(path))), "localhost")
     if "host" in settings or "hostaddr" not in settings:
         settings["host"] = ",".join(host or default for host in settings.get("host", "").split(","))
     settings.setdefault("application_name", "secrets-bridge-worker")

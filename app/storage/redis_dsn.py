@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from app.core.values import parse_duration, parse_int
+from app.storage.files.roots import system_roots
 from app.storage.redis_connection import Pool, TcpConnection, TlsConnection, UnixConnection
-from app.storage.roots import system_roots
 
 #: Connections at most where neither a setting nor the URL bounds them: more than a process has threads.
 DEFAULT_CONNECTIONS = 100

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from contextlib import suppress
 from datetime import datetime
+
+from app.supervisor.output import Output
 
 _COLOURS = (36, 33, 35, 32, 34, 31)
 _LEVELS = {"[CRITICAL]": "ERROR", "[ERROR]": "ERROR", "[WARNING]": "WARN"}
@@ -29,6 +30,7 @@ class Multiplexer:
         self._colours = {name: _COLOURS[at % len(_COLOURS)] for at, name in enumerate(names)}
         self._width = max(map(len, (*names, "release")))
         self._human = sys.stderr.isatty()
+        self._output = Output(sys.stderr)
         #: The processes that are in the middle of a traceback, which ends with its first line that is not indented.
         self._in_traceback: set[str] = set()
 
@@ -41,8 +43,7 @@ class Multiplexer:
             level = _level(line, in_traceback=name in self._in_traceback)
             self._follow(name, line)
             line = json.dumps({"time": now, "level": level, "msg": line, "process": name})
-        with suppress(OSError):  # the reader of our lines is gone: no reason to stop working
-            print(line, file=sys.stderr, flush=True)
+        self._output.write(f"{line}\n")
 
     def _follow(self, name: str, line: str) -> None:
         if line.startswith("Traceback"):

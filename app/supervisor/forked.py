@@ -14,7 +14,6 @@ import pkgutil
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -119,8 +118,8 @@ def _run(  # noqa: PLR0913 - what a new process is made of
         threading._shutdown()  # type: ignore[attr-defined]  # noqa: SLF001 - as Python does at the end of a program
     except SystemExit as end:
         status = end.code
-    except BaseException:  # noqa: BLE001 - as Python does with what nobody has caught
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001 - as Python does with what nobody has caught
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         if not isinstance(status, int | None):
             sys.stderr.write(f"{status}\n")

@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 
 from app.core.errors import SweepFailed, describe
 from app.storage.postgres import only_row
-from app.sweeping import ledger
+from app.sweeping.ledger import transactions
 from app.sweeping.schedule import microseconds, slot_at
 from app.sweeping.strategy import Run, Step, Strategy, Took
 from app.sweeping.sweeper import Sweeper, SweeperSettings
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 #: Where it ends: rows that would be changed, and time, since they are locked until then.
 MOST_ROWS, MOST_TIME = 10_000, timedelta(seconds=2)
 #: Milliseconds: a statement ends with the time that is left, a wait for a lock at once, a client that hangs soon.
-LIMITS = ledger.Limits(statement="2000", lock="50", idle="4000", transaction="8000")
+LIMITS = transactions.Limits(statement="2000", lock="50", idle="4000", transaction="8000")
 
 #: Milliseconds for a look at the oldest row: the rest of the time is for what is asked.
 SINCE_WITHIN = "500"
@@ -81,7 +81,7 @@ class _DryRun:
         self._strategy = strategy
         self._ends = time.monotonic() + most_time.total_seconds()
         relation = sweeper.rests_without(settings)
-        begun = ledger.begun(ledger.begin(connection, relation, sweeper.table, LIMITS, durable=False))
+        begun = transactions.begun(transactions.begin(connection, relation, sweeper.table, LIMITS, durable=False))
         self._run = Run(
             connection.cursor(row_factory=dict_row),
             sweeper.table,

@@ -1,7 +1,8 @@
 """The Redis lock of a sweeper: one holder at a time, on a key and in a form that a Go replica understands.
 
 Two keys a sweeper:
-  <namespace>:lock:worker:sweeper:<name>           the holder's token, 32 hex digits, expiring with the lease
+  <namespace>:lock:worker:sweeper:<name>           the holder's token, 32 hex digits, expiring with the lease (of ours:
+                                                   16 are random, 8 have the lease in ms, 8 say that it is ours)
   {<namespace>:lock:worker:sweeper:<name>}:tick    the newest finished slot by this Redis's clock (ours alone; the
                                                    braces put it into the lock's slot of a cluster)
 
@@ -44,28 +45,39 @@ log = structlog.get_logger("lease")
 _CANCEL_SECONDS = 1.0
 #: TTL of marks: longer than any sensible interval, yet bounded.
 _MEMORY = timedelta(days=7)
+#: How tokens of ours end.
+_OURS = "5ecb71d9"
 
 # One call decides: is the tick too old, is its slot done, is the lock free; all by this server's clock alone. A tick
 # stands for the newest slot that is due, if its own is older (else a scheduler whose clock is behind would find all
 # its slots done, by the runs that its own ticks had caused) or more than half an interval ahead (else it would mark
 # slots to come as done). A mark that is ahead of this clock was made when the clock was, and does not count. A call
 # whose reply was lost is repeated with the same token and must find its own lock acquired, not held by a stranger.
-_ACQUIRE = """
+#
+# A lock of ours lives for its lease at most, which its token names. More is what became of it when this server's clock
+# was set back: should its holder be dead, nobody would get it for as long as the clock was ahead. So it is shortened,
+# and whoever did that looks again when it is over: the next tick may be an hour away.
+_ACQUIRE = f"""
 local now = redis.call('TIME')
 local micros = now[1] * 1000000 + now[2]
 local sent, interval = tonumber(ARGV[4]), tonumber(ARGV[5])
-if sent and micros - sent > interval then return {'stale', '', 0} end
+if sent and micros - sent > interval then return {{'stale', '', 0}} end
 local slot, mark = tonumber(ARGV[3]), tonumber(redis.call('GET', KEYS[2]) or '')
 local current, ahead = micros - micros % interval, 0
 if slot and slot - micros > interval / 2 then ahead = slot - current end
 if slot and (slot < current or ahead > 0) then slot = current end
-if slot and mark and mark >= slot and mark <= micros + interval then return {'done', '', ahead} end
+if slot and mark and mark >= slot and mark <= micros + interval then return {{'done', '', ahead}} end
 local holder = redis.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return {'held', '', ahead} end
+if holder and holder ~= ARGV[1] then
+  local lease = string.sub(holder, 25, 32) == '{_OURS}' and tonumber(string.sub(holder, 17, 24), 16)
+  if not lease or redis.call('PTTL', KEYS[1]) <= lease then return {{'held', '', ahead}} end
+  redis.call('PEXPIRE', KEYS[1], lease)
+  return {{'shortened', '', ahead}}
+end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 if mark and mark > micros + interval then mark = nil end
-return {'acquired', slot and string.format('%.0f', slot) or '', ahead, string.format('%.0f', micros),
-        mark and string.format('%.0f', mark) or ''}
+return {{'acquired', slot and string.format('%.0f', slot) or '', ahead, string.format('%.0f', micros),
+        mark and string.format('%.0f', mark) or ''}}
 """
 
 _RENEW = """
@@ -94,6 +106,8 @@ class Refusal(StrEnum):
     """Why a tick got no lock."""
 
     HELD = "held"
+    #: Held until now for longer than its lease.
+    SHORTENED = "shortened"
     DONE = "done"
     STALE = "stale"
 
@@ -222,7 +236,8 @@ class Locks:
     ) -> None:
         self._client = client
         self._namespace = namespace
-        self._length = lease
+        #: How long a lock lives unless it is renewed.
+        self.length = lease
         self._pause = lease.total_seconds() / 3
         self._held: dict[str, Lease] = {}
         self._changed = threading.Condition()
@@ -247,10 +262,10 @@ class Locks:
 
         `sent` is when the tick was enqueued, by the Redis server's clock, so that no other clock is trusted.
         """
-        token = secrets.token_hex(16)
+        token = f"{secrets.token_hex(8)}{min(_ms(self.length), 0xFFFFFFFF):08x}{_OURS}"
         args: list[str | int] = [
             token,
-            _ms(self._length),
+            _ms(self.length),
             _text(slot),
             _text(sent),
             interval // timedelta(microseconds=1),
@@ -265,7 +280,7 @@ class Locks:
         clocks.report("scheduler", timedelta(microseconds=int(clamped)), timedelta(0), name)
         if word != "acquired":
             return Refusal(word)
-        lease = Lease(name, token, before, self._length)
+        lease = Lease(name, token, before, self.length)
         with self._changed:
             self._held[token] = lease
             self._changed.notify()
@@ -275,7 +290,7 @@ class Locks:
 
     def renew(self, lease: Lease) -> bool:
         """Have the lock's key live for another lease; return whether it is still ours. Raises redis.RedisError."""
-        return bool(self._renew(keys=self._keys(lease.name)[:1], args=[lease.token, _ms(self._length)]))
+        return bool(self._renew(keys=self._keys(lease.name)[:1], args=[lease.token, _ms(self.length)]))
 
     def release(self, tick: Tick, *, done: bool, claimed: Slot | None = None) -> None:
         """Give the lock back, and mark the slot if it needs no other run. Never raises: the lock expires by itself."""
@@ -311,7 +326,7 @@ class Locks:
 
     def _keep_one(self, lease: Lease) -> None:
         """Renew a lock whose run makes progress. Never raises: this thread holds all locks of the process."""
-        if lease.idle(self._length):
+        if lease.idle(self.length):
             log.warning("run stuck; its lock is given up", task=lease.name)
             self._lose(lease)
             return
@@ -325,7 +340,7 @@ class Locks:
             lease.renew_at = min(time.monotonic() + self._pause / 4, lease.deadline)
         else:
             if kept:
-                lease.extend(before, self._length)
+                lease.extend(before, self.length)
         if not kept:
             self._lose(lease)
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from app.core import metrics
-from app.core.errors import Failure, Fenced, SweepFailed
-from app.sweeping.ledger import Claim, Interrupted
+from app.core.errors import Failure, Fenced, SweepFailed, raised_at
+from app.sweeping.ledger.claims import Claim
+from app.sweeping.ledger.runs import Interrupted
 from app.sweeping.schedule import moment
 from app.sweeping.streak import Counted, Streak
 from app.sweeping.sweeper import Sweep, Sweeper
@@ -92,8 +93,6 @@ def done(name: str, state: RunState) -> None:
 
 def where(failure: Failure, error: BaseException) -> dict[str, object]:
     """Name the error and the line it came from; texts of foreign errors are never shown."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    at = f"{frame.tb_frame.f_code.co_name}:{frame.tb_lineno}" if frame is not None else ""
+    end = raised_at(error.__traceback__)
+    at = f"{end.tb_frame.f_code.co_name}:{end.tb_lineno}" if end else ""
     return {**failure._asdict(), "at": at}

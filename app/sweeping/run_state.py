@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from app.sweeping.ledger import Claimed
+from app.sweeping.ledger.runs import Claimed
 from app.sweeping.sweeper import Sweep
 
 if TYPE_CHECKING:

@@ -28,8 +28,11 @@ from app.core import metrics
 from app.core.errors import Failure, LeaseLost, NotDue, PartlyFailed, Reason, SweepFailed, describe
 from app.storage.pipeline import PipelinedTransaction
 from app.storage.postgres import only_row
-from app.sweeping import clocks, ledger, reports
-from app.sweeping.ledger import Answers, Begun, Claim, Claimed, Progress, Rest
+from app.sweeping import clocks, reports
+from app.sweeping.ledger import claims, failures, runs, transactions
+from app.sweeping.ledger.claims import Claim
+from app.sweeping.ledger.runs import Claimed, Progress, Rest
+from app.sweeping.ledger.transactions import Answers, Begun
 from app.sweeping.lock import Tick
 from app.sweeping.run_state import RunState
 from app.sweeping.schedule import microseconds, moment, slot_at
@@ -128,7 +131,7 @@ class _Attempt(Generic[S]):
         self._sweeper = sweeper
         self._settings = settings
         self._tick = tick
-        self._limits = ledger.Limits.below(runner.lease)
+        self._limits = transactions.Limits.below(runner.lease)
         self._brake = Brake(settings.brake, sweeper.backlog(settings), sweeper.size)
         self._started = time.perf_counter()
         budget = runner.budget or min(BUDGET_MOST, settings.tick * BUDGET_SHARE)
@@ -169,18 +172,18 @@ class _Attempt(Generic[S]):
 
     def write_failure(self, failure: Failure) -> None:
         """Write the failure down where that is possible, with an event when people are to be told of the streak."""
-        sweep = self.newest.sweep if self.newest else Sweep()
         try:
             with self._runner.pool.connection() as connection, connection.transaction():
                 cursor = connection.cursor(row_factory=dict_row)
-                counted, reported = self._count_failure(cursor, failure)
-                events = reports.failed_events(self._sweeper, failure, Sweep() if reported else sweep, counted)
+                counted, sweep = self._count_failure(cursor, failure)
+                events = reports.failed_events(self._sweeper, failure, sweep, counted)
                 written = self._runner.outbox.write(cursor, events)
-                ledger.prune(cursor, self._sweeper.name, self._runner.retention)
+                runs.prune(cursor, self._sweeper.name, self._runner.retention)
         except NotDue:
             return  # the api's table has gone meanwhile: then the sweep rests
         except psycopg.Error:
             # PostgreSQL is what failed, and the outbox is in it: the log is the one sink that is left.
+            sweep = self.newest.sweep if self.newest else Sweep()
             for event in reports.failed_events(self._sweeper, failure, sweep, Counted(Streak(1), tell=True)):
                 log.error("event not stored", component=event.component, title=event.title, detail=event.detail)
         else:
@@ -275,14 +278,15 @@ class _Attempt(Generic[S]):
 
         Raises NotDue when it was claimed already.
         """
-        name, tick, interval = self._sweeper.name, self._tick, self._settings.tick
+        name, tick = self._sweeper.name, self._tick
+        lengths = claims.Lengths(self._settings.tick, self._runner.lease)
         with transaction.begin():
             beginning = self._begin(connection)
-            claiming = ledger.claim(connection, name, tick.slot, interval, tick.order)
+            claiming = claims.claim(connection, name, tick.slot, lengths, tick.order)
         watch.begun()
-        begun = ledger.begun(beginning)
+        begun = transactions.begun(beginning)
         self._observe_clocks(begun.now)
-        claim = ledger.claimed(claiming, name, begun.now, tick.slot, interval)
+        claim = claims.claimed(claiming, name, begun.now, tick.slot, lengths)
         if claim is None:
             with transaction.commit():
                 pass  # what was put right of a clock that was ahead
@@ -293,11 +297,11 @@ class _Attempt(Generic[S]):
         run = self._run(connection, begun, claim, began=begun.now, cutoff=cutoff)
         claimed = _answered(
             transaction.together(),
-            lambda: ledger.open_run(
+            lambda: runs.open_run(
                 connection, name, claim, worker=self._runner.worker, cutoff=cutoff, requested_by=self._requested_by
             ),
             partial(ask, run),
-            lambda answers: ledger.opened(answers, name, claim, began=begun.now, cutoff=cutoff),
+            lambda answers: runs.opened(answers, name, claim, began=begun.now, cutoff=cutoff),
         )
         events = reports.interrupted_events(self._sweeper, claimed.interrupted)
         deliveries = tuple(self._runner.outbox.write(run.cursor, events))
@@ -332,7 +336,7 @@ class _Attempt(Generic[S]):
         run = self._run(connection, self._begun, claimed.claim, began=claimed.began, cutoff=claimed.cutoff)
         begun, self._streak = _answered(
             transaction.begin(),
-            lambda: Answers(self._begin(connection, durable=False), ledger.fence(connection, claimed)),
+            lambda: Answers(self._begin(connection, durable=False), runs.fence(connection, claimed)),
             partial(ask, run),
             _fenced,
         )
@@ -340,7 +344,7 @@ class _Attempt(Generic[S]):
 
     def _begin(self, connection: Connection[Any], *, durable: bool = True) -> Cursor[dict[str, Any]]:
         relation = self._sweeper.rests_without(self._settings)
-        return ledger.begin(connection, relation, self._sweeper.table, self._limits, durable=durable)
+        return transactions.begin(connection, relation, self._sweeper.table, self._limits, durable=durable)
 
     def _run(
         self, connection: Connection[Any], begun: Begun, claim: Claim, *, began: datetime, cutoff: datetime
@@ -388,16 +392,16 @@ class _Attempt(Generic[S]):
         )
         progress = Progress(sweep.changed, after.transactions, sweep.counts)
         if not after.over:
-            ledger.count(cursor, claimed, progress)
+            runs.count(cursor, claimed, progress)
             return after
         if self._has_failed(sweep):
-            ledger.count(cursor, claimed, progress)
-            ledger.move_on(cursor, claimed, (step.resume_at or 0) if handed_over else 0)
+            runs.count(cursor, claimed, progress)
+            runs.move_on(cursor, claimed, (step.resume_at or 0) if handed_over else 0)
             return after
         rest = _rest(claim, strategy, step.resume_at if handed_over else None)
-        ledger.finish(cursor, claimed, progress, rest)
+        runs.finish(cursor, claimed, progress, rest)
         self._brake.settle(cursor, claimed.name, claim.token, handed_over=handed_over)
-        ledger.prune(cursor, claimed.name, self._runner.retention)
+        runs.prune(cursor, claimed.name, self._runner.retention)
         events = reports.done_events(self._sweeper, claim, self._streak, sweep, strategy.rows_failed)
         written = self._runner.outbox.write(cursor, events)
         return replace(after, deliveries=(*after.deliveries, *written))
@@ -411,16 +415,17 @@ class _Attempt(Generic[S]):
         except psycopg.Error as error:
             raise _StepFailed(error) from None
 
-    def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[Counted | None, bool]:
-        """Write the failure into the ledger; return its streak, if it is one, and whether its rows are reported."""
-        now = ledger.look(cursor, self._sweeper.rests_without(self._settings), self._limits)
+    def _count_failure(self, cursor: Cursor[dict[str, Any]], failure: Failure) -> tuple[Counted | None, Sweep]:
+        """Write the failure into the ledger; return its streak, if it is one, and what nobody has reported yet."""
+        now = transactions.look(cursor, self._sweeper.rests_without(self._settings), self._limits)
         telling = self._runner.telling
         if self.newest is not None:
-            return ledger.fail(cursor, self.newest.claimed, failure, telling)
+            counted, committed = failures.fail(cursor, self.newest.claimed, failure, telling)
+            return counted, Sweep(*committed) if committed else Sweep()
         name, slot = self._sweeper.name, slot_at(microseconds(now), self._settings.tick)
         began, worker = now - timedelta(seconds=self.seconds), self._runner.worker
         attempt = {"started_at": began, "worker": worker, "requested_by": self._requested_by}
-        return ledger.record_failed(cursor, name, slot, attempt, failure, telling), True
+        return failures.record_failed(cursor, name, slot, attempt, failure, telling), Sweep()
 
 
 def _ask_nothing(_run: Run) -> None:
@@ -462,4 +467,4 @@ def _rest(claim: Claim, strategy: Strategy, resume_at: int | None) -> Rest:
 def _fenced(answers: Answers) -> tuple[Begun, Streak]:
     """Read what begins a transaction. Raises Fenced, and NotDue when the table is gone."""
     beginning, fencing = answers.cursors
-    return ledger.begun(beginning), ledger.fenced(fencing)
+    return transactions.begun(beginning), runs.fenced(fencing)

@@ -46,7 +46,12 @@ class RedisTargetLocks(TargetLocks):
         except redis.ConnectionError:
             taken = self._client.set(key, self._token, nx=True, px=TTL)
         # A call whose reply was lost is made again, by us or by the client, and finds what it has set itself.
-        return bool(taken) or self._client.get(key) == self._token.encode()
+        if taken or self._client.get(key) == self._token.encode():
+            return True
+        # Nobody takes it for longer: this one was made when the server's clock was ahead.
+        if self._client.pttl(key) > TTL // timedelta(milliseconds=1):
+            self._client.pexpire(key, TTL)
+        return False
 
     def release(self, targets: Iterable[str]) -> None:
         """Give locks back that are still ours. Never raises: what a Redis that is away keeps expires by itself."""

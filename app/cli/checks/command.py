@@ -6,7 +6,6 @@ import json
 import sys
 
 import click
-from rich.console import Console
 
 from actors import SWEEPERS
 from app.cli.checks.database import database_findings
@@ -15,6 +14,7 @@ from app.cli.checks.receivers import receiver_findings
 from app.cli.checks.redis import redis_findings
 from app.cli.checks.tokens import token_findings
 from app.cli.help import examples
+from app.cli.terminal import Terminal
 from app.core import config
 from app.core.logging import configure_logging
 from app.kms.settings import KmsSettings
@@ -60,5 +60,5 @@ def check(as_json: bool) -> None:
     else:
         for finding in findings:
             mark = "[green]ok[/]  " if finding.fine else "[yellow]warn[/]" if finding.warning else "[red]FAIL[/]"
-            Console().print(f"{mark} [bold]{finding.subject}[/]: {finding.text}", highlight=False)
+            Terminal().print(f"{mark} [bold]{finding.subject}[/]: {finding.text}", highlight=False)
     sys.exit(any(not finding.fine and not finding.warning for finding in findings))

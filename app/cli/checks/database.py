@@ -30,20 +30,15 @@ _ROLE = "SELECT quote_ident(current_user)"
 _BY_COLUMN = ("SELECT", "INSERT", "UPDATE")
 _TAKES_WRITES = "SELECT NOT pg_is_in_recovery() AND NOT current_setting('transaction_read_only')::bool"
 _MIGRATIONS = "SELECT dirty FROM schema_migrations"
-_OWN_TABLES = (
-    "sweep_state",
-    "sweep_run",
-    "notification_event",
-    "notification_delivery",
-    "notification_target",
-    "notification_hold",
-    "gitops_rest",
-    "process",
-    "sweeper_pause",
-    "sweep_obstacle",
-)
+# From the catalog, which knows those of every version: one that is not granted is a process that fails later.
+_OWN_TABLES = """
+SELECT relname FROM pg_class
+ WHERE relnamespace = to_regnamespace('secrets_bridge_worker') AND relkind IN ('r', 'p') ORDER BY relname
+"""
 _OFF = "SELECT name, off_reason FROM secrets_bridge_worker.notification_target WHERE off_fingerprint IS NOT NULL"
 _OWN_PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
+#: What is read only.
+_ONLY_READ = {"schema_version": ("SELECT",)}
 
 
 def database_findings(
@@ -94,8 +89,11 @@ def _api(connection: Connection[Any]) -> Iterator[Finding]:
         return
     try:
         dirty = _query(connection, _MIGRATIONS)
-    except psycopg.errors.InsufficientPrivilege:
-        return  # not needed for any work
+    except psycopg.errors.InsufficientPrivilege:  # not needed for any work
+        role = _query(connection, _ROLE)
+        text = "cannot be seen, half done migrations neither: GRANT SELECT ON schema_migrations TO"
+        yield Finding("api schema", False, f"{text} {role};", warning=True)
+        return
     text = "a migration of the api was left half done (dirty)" if dirty else "migrated"
     yield Finding("api schema", not dirty, text)
 
@@ -171,9 +169,11 @@ def _own_schema(connection: Connection[Any]) -> Finding:
     try:
         version = migrations.installed(connection)
     except psycopg.errors.InsufficientPrivilege:
-        return Finding(subject, False, "this role may not use the schema secrets_bridge_worker; GRANT USAGE on it")
+        return Finding(subject, False, _no_use(connection))
     if version >= migrations.VERSION:
-        needs: dict[str, Sequence[str]] = dict.fromkeys(_OWN_TABLES, _OWN_PRIVILEGES)
+        with connection.cursor(row_factory=scalar_row) as cursor:
+            tables: list[str] = cursor.execute(_OWN_TABLES).fetchall()
+        needs = {table: _ONLY_READ.get(table, _OWN_PRIVILEGES) for table in tables}
         return _privileges(connection, subject, needs, f"version {version}", "secrets_bridge_worker.")
     if not _query(connection, _TAKES_WRITES):
         return Finding(subject, False, "cannot be created where no writes are taken")
@@ -185,6 +185,16 @@ def _own_schema(connection: Connection[Any]) -> Finding:
     return Finding(
         subject, True, f"version {version}; a worker or `sb-worker migrate` will bring it to {migrations.VERSION}"
     )
+
+
+def _no_use(connection: Connection[Any]) -> str:
+    """Return what a role lacks that cannot read the version of our schema: either of two rights, or both."""
+    role, schema = _query(connection, _ROLE), "secrets_bridge_worker"
+    grants = (
+        f"GRANT USAGE ON SCHEMA {schema} TO {role};"
+        f" GRANT {', '.join(_OWN_PRIVILEGES)} ON ALL TABLES IN SCHEMA {schema} TO {role};"
+    )
+    return f"this role may not use the schema {schema}: {grants}"
 
 
 def _present(connection: Connection[Any], relation: str) -> bool:

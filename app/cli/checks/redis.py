@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LONG_QUEUE = 1_000
 #: Every command that a worker, a scheduler or `sb-worker status` sends, its scripts included.
 COMMANDS = (
-    *("auth", "select", "cluster|info", "ping", "time", "evalsha", "script|load"),
+    *("auth", "select", "client|setname", "cluster|info", "ping", "time", "evalsha", "script|load"),
     *("get", "set", "del", "exists", "pexpire", "pttl", "llen", "lpop", "rpush", "blmove"),
     *("hset", "hget", "hmget", "hdel", "hexists", "sadd", "srem", "smembers", "zadd", "zrem", "zrangebyscore"),
 )

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +15,7 @@ from app.cli.columns import GAP, fitting
 from app.cli.help import examples
 from app.cli.history.past import output_option, past, since_option
 from app.cli.names import SWEEPER
+from app.cli.terminal import Terminal
 from app.overview.history.entry import Entry
 from app.overview.history.recent import recent
 from app.overview.history.transaction import looking_back
@@ -59,15 +59,16 @@ def runs(sweeper: str | None, failed: bool, window: timedelta | None, limit: int
     elif not rows:
         click.echo("no such run in the ledger; `sb-worker status` has the sweepers and their next ticks", err=True)
     elif form == "wide":
-        Console(width=_WIDEST, soft_wrap=True).print(table(rows, None))
+        Terminal(width=_WIDEST, soft_wrap=True).print(table(rows, None))
     else:
-        console = Console()
+        console = Terminal()
         console.print(table(rows, console.width))
 
 
 def as_json(row: Entry) -> dict[str, Any]:
     """Return a run in JSON's types, lengths of time in seconds."""
-    plain = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in row._asdict().items()}
+    columns = row._asdict() | {"counts": row.numbers}
+    plain = {key: value.isoformat() if isinstance(value, datetime) else value for key, value in columns.items()}
     took = None if row.took is None else row.took.total_seconds()
     return {**plain, "late_seconds": row.late.total_seconds(), "took_seconds": took}
 
@@ -99,7 +100,7 @@ def _cells(*, dates: bool) -> dict[str, Callable[[Entry], str]]:
         "took": lambda row: "-" if row.took is None else length(row.took),
         "changed": lambda row: f"{row.changed:,}",
         "outcome": _outcome,
-        "counts": lambda row: " ".join(f"{name}={count}" for name, count in row.counts.items() if count),
+        "counts": lambda row: " ".join(f"{name}={count}" for name, count in row.numbers.items() if count),
         "by": lambda row: row.worker,
     }
 

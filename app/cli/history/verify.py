@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +17,7 @@ from rich.text import Text
 from actors import SWEEPERS
 from app.cli.help import examples
 from app.cli.history.past import output_option, past, since_option
+from app.cli.terminal import Terminal
 from app.overview.history import verifying
 from app.overview.history.findings import Findings
 from app.overview.history.live_locks import live_locks
@@ -63,7 +63,9 @@ def verify(window: timedelta, form: str) -> None:
         for findings in found:
             click.echo(json.dumps(findings.as_json()))
     else:
-        Console(soft_wrap=True).print(_table(found), *_lines(found), _verdict(found, window), sep="\n", highlight=False)
+        Terminal(soft_wrap=True).print(
+            _table(found), *_lines(found), _verdict(found, window), sep="\n", highlight=False
+        )
     sys.exit(any(findings.faults for findings in found))
 
 
@@ -82,7 +84,7 @@ def _known(loaded: Loaded) -> Known:
 @contextmanager
 def _progress() -> Iterator[Any]:
     """Yield what shows on a terminal how far the reading is; nothing elsewhere."""
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+    with Progress(console=Terminal(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("reading the ledger")
         yield lambda done, of: progress.update(task, completed=done, total=of)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -26,7 +27,7 @@ from app.overview.history.facts import Asked, Facts
 from app.overview.history.live_locks import live_locks
 from app.overview.history.transaction import looking_back
 from app.overview.history.when import parse_when
-from app.overview.history.wording import length
+from app.overview.history.wording import length, typed
 from app.storage.postgres import only_row
 from app.worker.loading import Loaded
 
@@ -71,11 +72,8 @@ def why(sweeper: str, when: str | None, form: str) -> None:
     if form == "json":
         click.echo(json.dumps(_as_json(answer, facts, in_the_way)))
     else:
-        click.echo(answer.sentence)
-        for line in (*answer.facts, *map(_blocker_line, in_the_way)):
-            click.echo(f"  - {line}")
-        for line in answer.next:
-            click.echo(f"  next: {line}")
+        for line in _lines(answer, in_the_way):
+            click.echo(line)
     sys.exit(_STATUS[answer.served])
 
 
@@ -119,6 +117,15 @@ def _blockers(cursor: Cursor[dict[str, Any]], facts: Facts, lease: timedelta, an
     if answer.served is Served.YES or not (answer.kind in ("running", "locked") or waited):
         return []
     return blockers(cursor, facts.asked.tables, old=lease / 6)
+
+
+def _lines(answer: Answer, in_the_way: Iterable[Blocker]) -> Iterator[str]:
+    """Yield what is printed; nothing in it steers a terminal."""
+    yield typed(answer.sentence, most=None)
+    for line in (*answer.facts, *map(_blocker_line, in_the_way)):
+        yield f"  - {typed(line, most=None)}"
+    for line in answer.next:
+        yield f"  next: {typed(line, most=None)}"
 
 
 def _blocker_line(blocker: Blocker) -> str:

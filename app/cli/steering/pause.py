@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from datetime import timedelta
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from actors import SWEEPERS
 from app.cli.help import examples
 from app.cli.names import SWEEPER_OR_ALL
 from app.cli.steering.operator import chosen, ledger, moment, who
+from app.cli.terminal import Terminal
 from app.cli.values import Length, OneLine
 from app.core.logging import configure_logging
 from app.storage.settings import DatabaseSettings
@@ -83,4 +83,4 @@ def _show(found: Iterable[Pause], as_json: bool) -> None:
     for pause in rows:
         who_and_why = (pause.paused_by.replace("[", r"\["), pause.reason.replace("[", r"\["))
         table.add_row(pause.name, moment(pause.began_at), moment(pause.until), *who_and_why)
-    Console().print(table)
+    Terminal().print(table)

@@ -10,11 +10,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from rich.console import Console
 
 from app.cli.help import examples
 from app.cli.names import SWEEPER
 from app.cli.steering.operator import ledger, moment, refuse_off, settings_of, who
+from app.cli.terminal import Terminal
 from app.cli.values import Length
 from app.core.errors import LeaseLost, NotDue, Reason, SweepFailed
 from app.core.values import format_duration
@@ -118,7 +118,7 @@ def _tell_held(session: Session, name: str, wait: timedelta) -> None:
 @contextmanager
 def _progress(session: Session, name: str) -> Iterator[None]:
     """Show on a terminal how far the run has come."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if not console.is_terminal:
         yield
         return

@@ -46,9 +46,13 @@ class Cadences:
         return own if own in told or not told else min(told)
 
     def of(self, entry: Entry) -> tuple[list[timedelta], bool]:
-        """Return the cadences by which a run may have claimed its slot, and whether processes have told them."""
+        """Return the cadences by which a run may have claimed its slot, and whether processes have told them.
+
+        One that the run's own process has told is no guess, also where the slot is of another: releases before 0.3
+        claimed the slot that they were sent for.
+        """
         worker = self._of_worker(entry)
-        if worker is not None and (entry.requested_by or grid.is_slot(entry.slot, worker)):
+        if worker is not None:
             return [worker], True
         told = self.told_at(entry.name, entry.started_at, entry.started_at)
         fitting = [each for each in told if entry.requested_by or grid.is_slot(entry.slot, each)]

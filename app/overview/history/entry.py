@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any, LiteralString, NamedTuple
 
+from app.core.jsonb import whole_numbers
+
 #: What is read of a row, in the order of an Entry.
 COLUMNS: LiteralString = """
 id, name, slot, covered, token, worker, started_at, finished_at, outcome, changed, batches, counts, handed_over,
@@ -34,6 +36,11 @@ class Entry(NamedTuple):
     sqlstate: str | None
     #: Who asked for it, if it was no tick.
     requested_by: str | None
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """What of its counts are names and whole numbers: only these are shown."""
+        return whole_numbers(self.counts)
 
     @property
     def late(self) -> timedelta:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from app.overview.history import grid
 from app.overview.history.answer import Answer, Cause, Served
@@ -63,7 +63,7 @@ def _ran(slot: str, run: Entry, facts: Facts) -> Answer:
         kind, text = "by_hand", f"{text}; by hand, for {typed(run.requested_by)}"
     more = ("it left work to the next run (handed over)",) if run.handed_over else ()
     covered = (f"it covers {slots(run.covered)} before its own",) if run.covered else ()
-    counts = " ".join(f"{name}={count}" for name, count in run.counts.items() if count)
+    counts = " ".join(f"{name}={count}" for name, count in run.numbers.items() if count)
     earlier = tuple(attempt_line(row) for row in facts.attempts if row.id != run.id)[:_MOST_LISTED]
     known = (*((f"counts: {counts}",) if counts else ()), *covered, *more, *earlier, *_cadence(facts))
     return Answer(kind, Served.YES, text, known)
@@ -89,7 +89,7 @@ def _done_by_another(slot: str, later: Entry, facts: Facts, cause: Cause | None)
     reaches = grid.slot_of(later.slot, interval) - later.covered * interval
     taken_over = any(row.outcome == "interrupted" for row in facts.attempts)
     if asked.end <= reaches and not taken_over:
-        return None
+        return _within_another(slot, interval, facts)
     took = f", took {length(later.took)}" if later.took is not None else ""
     run = f"the run of slot {at(later.slot)} by {later.worker} (began {at(later.started_at)}{took})"
     if asked.end > reaches:
@@ -103,6 +103,18 @@ def _done_by_another(slot: str, later: Entry, facts: Facts, cause: Cause | None)
     )
     known = (*why, *_attempts(facts), *_cadence(facts), alive_then(facts))
     return Answer(kind, Served.YES, text, known)
+
+
+def _within_another(slot: str, interval: timedelta, facts: Facts) -> Answer | None:
+    """Return the answer where the next run counted by longer slots, and the one that this slot lies in was run."""
+    outer, run = grid.slot_of(facts.asked.slot, interval), facts.earlier
+    if outer == facts.asked.slot or run is None or run.slot < outer:
+        return None
+    text = (
+        f"{slot} is none of those of {length(interval)} that the next run counted by: it lies in slot {at(outer)},"
+        f" and the run of slot {at(run.slot)} by {run.worker} did that (began {at(run.started_at)})"
+    )
+    return Answer("within_another", Served.YES, text, (*_attempts(facts), *_cadence(facts), alive_then(facts)))
 
 
 def _before_the_first(slot: str, facts: Facts, first: datetime) -> Answer:

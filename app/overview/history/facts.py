@@ -37,11 +37,16 @@ _LATER: LiteralString = f"""
 SELECT {COLUMNS} FROM secrets_bridge_worker.sweep_run
  WHERE name = %(name)s AND slot >= %(end)s AND outcome = 'success' ORDER BY slot LIMIT 1
 """  # noqa: S608 - a literal
+_EARLIER: LiteralString = f"""
+SELECT {COLUMNS} FROM secrets_bridge_worker.sweep_run
+ WHERE name = %(name)s AND slot < %(slot)s AND outcome = 'success' ORDER BY slot DESC LIMIT 1
+"""  # noqa: S608 - a literal
 _FIRST: LiteralString = """
 SELECT started_at, slot FROM secrets_bridge_worker.sweep_run WHERE name = %(name)s ORDER BY started_at LIMIT 1
 """
 _STATE: LiteralString = """
-SELECT token, braked_at, braked_for, braked_rows FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s
+SELECT token, coalesce(braked_at, 'epoch') AS braked_at, braked_for, braked_rows
+  FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s
 """
 _PAUSES: LiteralString = """
 SELECT began_at AS since, least(until, resumed_at) AS until, paused_by AS by, reason
@@ -107,8 +112,9 @@ class Facts:
     attempts: Sequence[Entry]
     #: Runs of older slots that reached into this one.
     overlapping: Sequence[Entry]
-    #: The first run of a newer slot that succeeded.
+    #: The first run of a newer slot that succeeded, and the last one of an older slot.
     later: Entry | None
+    earlier: Entry | None
     #: When the oldest run that the ledger has began.
     first: datetime | None
     token: int
@@ -124,6 +130,7 @@ def read(cursor: Cursor[dict[str, Any]], asked: Asked, cadences: Cadences, proce
     attempts = [Entry(**row) for row in cursor.execute(_ATTEMPTS, {**words, "most": _MOST})]
     before = [Entry(**row) for row in cursor.execute(_BEFORE, {**words, "most": _RUNS_BEFORE})]
     later = cursor.execute(_LATER, words).fetchone()
+    earlier = cursor.execute(_EARLIER, words).fetchone()
     first = cursor.execute(_FIRST, words).fetchone()
     state = cursor.execute(_STATE, words).fetchone() or {"token": 0, "braked_for": None}
     return Facts(
@@ -133,6 +140,7 @@ def read(cursor: Cursor[dict[str, Any]], asked: Asked, cadences: Cadences, proce
         attempts,
         [row for row in before if row.finished_at is None or row.finished_at > asked.slot],
         Entry(**later) if later else None,
+        Entry(**earlier) if earlier else None,
         first["started_at"] if first else None,
         state["token"],
         brake.Held(state["braked_for"], state["braked_at"], state["braked_rows"]) if state["braked_for"] else None,

@@ -42,7 +42,7 @@ def rows(number: int) -> str:
     return "1 row" if number == 1 else f"{number:,} rows"
 
 
-def typed(text: str) -> str:
-    """Return what somebody has typed in, for one line of a terminal: nothing in it may steer one."""
+def typed(text: str, most: int | None = _MOST_TYPED) -> str:
+    """Return what somebody has typed in, for one line of a terminal: nothing in it may steer one. None: all of it."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return line if len(line) <= _MOST_TYPED else f"{line[:_MOST_TYPED]}..."
+    return line if most is None or len(line) <= most else f"{line[:most]}..."

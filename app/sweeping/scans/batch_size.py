@@ -51,12 +51,13 @@ class BatchSizer:
         return max(1, int(self.rows / max(self._rows_per_page, self.rows_per_page / 2, FEWEST_ROWS_PER_PAGE)))
 
     def begin_with(self, rows: int) -> None:
-        """Begin with fewer rows than usual, and allow for as few."""
+        """Begin with fewer rows than usual, at least 1, and allow for as few."""
+        rows = max(1, rows)
         self.rows, self._fewest = min(rows, self.rows), min(rows, self._fewest)
 
     def shrink(self) -> None:
         """Make the next transaction much smaller, after one that was too slow to end."""
-        self.begin_with(max(1, self.rows // 4))
+        self.begin_with(self.rows // 4)
         self.pages = max(1, self.pages // 4)
 
     def observe_span(self, work: float, round_trip: float, span: int, found: int) -> None:

@@ -43,7 +43,7 @@ SLACK = timedelta(seconds=5)
 
 # Until when Redis may know of slots that were not run: ticks of a paused sweeper are marked as done.
 STATE = """
-SELECT braked_at, braked_for, approved_at, server, clock_timestamp() AS now,
+SELECT coalesce(braked_at, 'epoch') AS braked_at, braked_for, approved_at, server, clock_timestamp() AS now,
        greatest(previous_slot, (SELECT max(least(coalesce(resumed_at, until), now()))
                                   FROM secrets_bridge_worker.sweeper_pause WHERE name = %(name)s)) AS known_until
   FROM secrets_bridge_worker.sweep_state WHERE name = %(name)s
@@ -53,7 +53,8 @@ USUAL = """
 SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY size) AS usual
   FROM (SELECT size
           FROM (SELECT started_at, outcome, CASE WHEN %(changed)s THEN changed
-                       ELSE (SELECT sum((counts ->> word)::bigint) FROM unnest(%(size)s::text[]) AS word) END AS size
+                       ELSE (SELECT sum(CASE WHEN counts ->> word ~ '^[0-9]{1,18}$' THEN (counts ->> word)::bigint END)
+                               FROM unnest(%(size)s::text[]) AS word) END AS size
                   FROM secrets_bridge_worker.sweep_run WHERE name = %(name)s
                  ORDER BY started_at DESC LIMIT 10000) AS latest
          WHERE outcome = 'success' AND size > 0
@@ -95,7 +96,7 @@ UPDATE secrets_bridge_worker.sweep_state
    AND (approved_at IS NOT NULL OR server IS DISTINCT FROM coalesce(%(server)s, server))
 """
 HELD = """
-SELECT braked_for, braked_at, braked_rows FROM secrets_bridge_worker.sweep_state
+SELECT braked_for, coalesce(braked_at, 'epoch') AS braked_at, braked_rows FROM secrets_bridge_worker.sweep_state
  WHERE name = %(name)s AND braked_for IS NOT NULL
 """
 

@@ -6,6 +6,7 @@ So every error in here becomes a skip.
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from app.sweeping.schedule import Every
 
 log = structlog.get_logger("scheduler")
+
+#: By how much a look at a lock comes later than its end.
+_A_MOMENT = timedelta(milliseconds=100)
 
 
 class SweepLock(Middleware):
@@ -64,6 +68,8 @@ class SweepLock(Middleware):
             lock.current.set(answer)
             return
         _count(name, answer, options.attempt)
+        if answer is Refusal.SHORTENED and (wait := self._locks.length + _A_MOMENT) < cadence.interval:
+            broker.enqueue(message.copy(), delay=wait // timedelta(milliseconds=1))
         raise SkipMessage
 
     def after_process_message(

@@ -1,13 +1,35 @@
-"""JSON that somebody else wrote, read within bounds of memory and time."""
+"""What somebody else wrote, JSON and files, read within bounds of memory and time."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from pathlib import Path
 from typing import Any, NoReturn
+
+#: Bytes of a file that is accepted: more than any bundle of certificates has.
+MOST_OF_A_FILE = 4 * 1024 * 1024
 
 
 class TooMany(ValueError):
     """A document has more values than may be read."""
+
+
+def content(path: str | Path) -> bytes:
+    """Return what a file has. Raises OSError for one that cannot be read, has more than it may, or makes us wait.
+
+    A path from the environment may be a pipe that nobody writes to, or a device without an end.
+    """
+    descriptor, found = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), b""
+    try:
+        while part := os.read(descriptor, MOST_OF_A_FILE + 1 - len(found)):
+            found += part
+    finally:
+        os.close(descriptor)
+    if len(found) > MOST_OF_A_FILE:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return found
 
 
 def parse(body: bytes | bytearray, *, most: int) -> Any:

@@ -12,13 +12,15 @@ import tempfile
 import threading
 from pathlib import Path
 
+from app.core.bounded_input import content
+
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def private(path: str) -> str:
     """Return a file's path, or that of a copy when others may read the file."""
     try:
-        return copy(path, Path(path).read_bytes()) if Path(path).stat().st_mode & _OTHERS else path
+        return copy(path, content(path)) if Path(path).stat().st_mode & _OTHERS else path
     except OSError:
         return path  # libpq's to judge
 
@@ -51,3 +53,11 @@ def copy(name: str, data: bytes) -> str:
             _copies[name] = _Copy()
         _copies[name].write(data)
         return _copies[name].path
+
+
+def is_there(path: Path) -> bool:
+    """Return whether there is a file that this process may know of: none, where a folder above it is closed to us."""
+    try:
+        return path.exists()
+    except OSError:
+        return False

@@ -12,8 +12,8 @@ import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.storage.private_files import private
-from app.storage.roots import system_roots
+from app.storage.files.private import is_there, private
+from app.storage.files.roots import system_roots
 
 _VERIFYING = ("verify-ca", "verify-full")
 _UNVERIFIED = ("allow", "prefer")
@@ -36,11 +36,11 @@ def add_defaults(settings: dict[str, str]) -> None:
         home() / ".postgresql" / name for name in ("postgresql.crt", "postgresql.key", "root.crt")
     )
     if not {"sslcert", "sslkey"} & settings.keys():
-        if certificate.exists() and key.exists():
+        if is_there(certificate) and is_there(key):
             settings |= {"sslcert": str(certificate), "sslkey": str(key)}
-        elif certificate.exists():
+        elif is_there(certificate):
             settings["sslcertmode"] = "disable"
-    if "sslrootcert" not in settings and roots.exists():
+    if "sslrootcert" not in settings and is_there(roots):
         settings["sslrootcert"] = str(roots)
     if settings.get("sslmode") in _VERIFYING:
         settings.setdefault("sslrootcert", SYSTEM)
@@ -78,7 +78,11 @@ def _problem_of_pair(settings: dict[str, str]) -> Iterator[tuple[str, str]]:
             yield "sslkey" if certificate else "sslcert", "is needed: sslcert and sslkey go together"
         return
     for name in ("sslcert", "sslkey"):
-        if not Path(settings[name]).is_file() or not os.access(settings[name], os.R_OK):
+        if (
+            not is_there(Path(settings[name]))
+            or not Path(settings[name]).is_file()
+            or not os.access(settings[name], os.R_OK)
+        ):
             yield name, "names a file that cannot be read"
             return
     password = settings.get("sslpassword", "")
@@ -96,7 +100,7 @@ def as_libpq_takes_them(parameters: dict[str, str]) -> dict[str, str]:
     elif replaced.get("sslrootcert") and replaced.get("sslmode", "prefer") in _UNVERIFIED:
         replaced["sslrootcert"] = _NONE  # else a server that it does not fit would be spoken to in plain text
     passwords = home() / ".pgpass"
-    if "password" not in replaced and "passfile" not in replaced and passwords.exists():
+    if "password" not in replaced and "passfile" not in replaced and is_there(passwords):
         replaced["passfile"] = str(passwords)
     for name in ("sslkey", "passfile"):
         if name in replaced:

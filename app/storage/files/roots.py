@@ -10,7 +10,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-from app.storage.private_files import copy
+from app.core.bounded_input import content
+from app.storage.files.private import copy, is_there
 
 # In the order of Go's crypto/x509: the first file there, and the directories.
 _FILES = (
@@ -35,7 +36,7 @@ def system_roots() -> str:
 
 @cache
 def _found(named: str, directories: str) -> str:
-    file = next((path for path in ([named] if named else _FILES) if Path(path).is_file()), "")
+    file = next((path for path in ([named] if named else _FILES) if is_there(Path(path)) and Path(path).is_file()), "")
     if file and not named and not directories:
         return file  # the usual directories have nothing else
     files = [Path(file)] if file else []
@@ -47,6 +48,6 @@ def _found(named: str, directories: str) -> str:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return content(path)
     except OSError:
         return b""
