@@ -6,7 +6,7 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)
 SBOM ?= dist/sbom.cdx.json
 RUN := PYTHONDONTWRITEBYTECODE=1 PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help demo test check bench format docs screenshots lock install image sbom clean
+.PHONY: help demo test check chaos fuzz soak bench format docs screenshots lock install image sbom clean
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -24,6 +24,16 @@ check: $(VENV)/.check ## format, lint, types, contracts, tests: the one command 
 	$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory test
 
+chaos: $(VENV)/.test ## strike a whole deployment with faults, and check what is promised (ROUND=kill SEED=1 SECONDS=600)
+	@$(RUN) $(BIN)/python -m tests.chaos $(if $(ROUND),--round $(ROUND)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out $(OUT))
+
+fuzz: $(VENV)/.fuzz ## feed it what nobody should send, guided by coverage (SECONDS=60 a target)
+	@$(RUN) $(BIN)/python -m tests.fuzz $(TARGET) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
+
+soak: $(VENV)/.test ## half an hour at ten times the usual rate: does anything grow? (MINUTES=30)
+	@$(RUN) $(BIN)/python -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(OUT),--out $(OUT))
+
 bench: $(VENV)/.test ## measure everything beside the best this machine can do: bench/results/ (BENCH_ARGS=--quick: 5 minutes)
 	@$(RUN) $(BIN)/python -m bench $(BENCH_ARGS)
 
@@ -37,12 +47,14 @@ docs: $(VENV)/.test ## write the pages of docs/ that are made from the code
 screenshots: $(VENV)/.test ## take the pictures of the page in docs/ anew (needs chromium, chromium-driver, pngquant)
 	@$(RUN) $(BIN)/python -m tests.page.screenshots
 
+# Each set agrees with the one before it, whatever has been released meanwhile.
 lock: ## resolve requirements/*.txt anew (needs uv)
-	tests="--extra otel --extra test --extra demo --extra build"; \
-	for set in run "otel --extra otel" "test $$tests" "check $$tests --extra check"; do \
+	tests="--extra otel --extra test --extra demo --extra build"; before=; \
+	for set in run "otel --extra otel" "test $$tests" "check $$tests --extra check" "fuzz $$tests --extra fuzz"; do \
 	  set -- $$set; name=$$1; shift; \
 	  uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-	    --quiet "$$@" pyproject.toml --output-file requirements/$$name.txt; \
+	    --quiet $${before:+--constraint requirements/$$before.txt} "$$@" pyproject.toml \
+	    --output-file requirements/$$name.txt; before=$$name; \
 	done
 
 install: $(VENV)/.run ## install what runs, and nothing else, into .venv: docs/deploying.md
@@ -95,6 +107,9 @@ $(VENV)/.run: $(VENV)/bin/python requirements/run.txt
 
 $(VENV)/.test: $(VENV)/bin/python requirements/test.txt pyproject.toml
 	$(call install,test)
+
+$(VENV)/.fuzz: $(VENV)/.test requirements/fuzz.txt
+	$(call install,fuzz)
 
 $(VENV)/.check: $(VENV)/bin/python requirements/check.txt pyproject.toml
 	$(call install,check)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
-from app.core import egress, foreign_json, http
+from app.core import bounded_input, egress, http
 from app.core.dialling import DiallingTransport
 from app.gitops.client import MOST_BODY, MOST_VALUES
 from app.supervisor.parent_death import signal_at_parent_death
@@ -110,7 +110,7 @@ async def _ask(url: str, paths: list[str]) -> int:
             await response.aclose()
             taken[0] += len(body)
             if len(body) <= MOST_BODY:
-                foreign_json.parse(body, most=MOST_VALUES)
+                bounded_input.parse(body, most=MOST_VALUES)
 
     await asyncio.gather(*(work() for _ in range(AT_ONCE)))
     await client.aclose()

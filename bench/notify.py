@@ -144,7 +144,7 @@ def outage(seconds: float) -> Iterator[dict[str, Any]]:
                 kills += 1
                 notifier = here.process(NOTIFIER, f"n{kills}", env)
             if not wiped and passed > seconds / 2:
-                with redis_py.Redis.from_url(here.redis.url()) as client:
+                with redis_py.Redis.from_url(here.redis.owner_url()) as client:
                     client.flushall()
                 wiped = 1
             if passed >= seconds and down.is_set():

@@ -16,12 +16,14 @@ import psycopg
 import redis as redis_py
 from psycopg import Connection
 
-from app.demo.servers import Postgres, Redis
+from app.demo.servers import Postgres
 from app.storage import migrations, postgres
 from app.storage.settings import DatabaseSettings
 from app.supervisor.parent_death import signal_at_parent_death
 from tests.support.processes import QUICK, ROOT, Process, environment
 from tests.support.replica import Replica
+from tests.support.rights.acl import GrantedRedis
+from tests.support.rights.grants import ROLE, granted
 
 #: By this name PostgreSQL knows the connections whose cost is measured.
 MEASURED = "measured"
@@ -37,7 +39,7 @@ class World:
 
     directory: Path
     postgres: Postgres
-    redis: Redis
+    redis: GrantedRedis
     sql: Connection[Any]
 
     def env(self, **more: str) -> dict[str, str]:
@@ -46,7 +48,7 @@ class World:
 
     def usual(self, **more: str) -> dict[str, str]:
         """Return a worker's environment with these servers and `more`, all else by default."""
-        return {**environment(self.postgres.url(), self.redis.url()), **LOOPBACK, **more}
+        return {**environment(self.postgres.url(user=ROLE), self.redis.url()), **LOOPBACK, **more}
 
     def process(self, command: tuple[str, ...], name: str, env: dict[str, str]) -> Process:
         """Start a process; its context ends it."""
@@ -63,7 +65,7 @@ class World:
 
     def url(self, port: int | None = None) -> str:
         """Return the URL of connections whose cost is measured, through a proxy's port if one is given."""
-        through = self.postgres.url().replace(f":{self.postgres.port}/", f":{port or self.postgres.port}/")
+        through = self.postgres.url(user=ROLE).replace(f":{self.postgres.port}/", f":{port or self.postgres.port}/")
         return f"{through}?application_name={MEASURED}"
 
     @contextmanager
@@ -97,9 +99,10 @@ def world(
     with (
         tempfile.TemporaryDirectory(prefix="sb-bench-") as name,
         Postgres(Path(name), durable=durable, settings=settings, programs=programs) as server,
-        Redis(Path(name)) as redis,
+        GrantedRedis(Path(name)) as redis,
         psycopg.connect(server.url(), autocommit=True) as connection,
     ):
         connection.execute((ROOT / "app" / "demo" / "control_plane.sql").read_bytes())
         migrations.migrate(connection)
+        granted(server.url())
         yield World(Path(name), server, redis, connection)

@@ -14,7 +14,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ALONE = ("alerts",)
 #: The folders whose tests start whole processes; all others are the other half.
-OF_PROCESSES = ("bench", "demo", "deploy", "drill", "page", "supervisor", "system", "tracing")
+OF_PROCESSES = ("bench", "chaos", "demo", "deploy", "drill", "page", "soak", "supervisor", "system", "tracing")
 
 
 def main() -> int:

@@ -33,7 +33,7 @@ def next_slot(sql: Connection[Any], replica: Replica) -> None:
     sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - interval '1 hour'")
     sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = slot - id * interval '1 hour'")
     sql.execute("UPDATE sync_jobs SET created_at = created_at - interval '1 hour'")
-    replica.locks._release.registered_client.flushall()
+    replica.redis.flushall()
 
 
 def test_the_seeds_shape_becomes_the_job_that_an_agent_can_decode(replica: Replica, sql: Connection[Any]) -> None:

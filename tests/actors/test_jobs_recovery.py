@@ -16,6 +16,7 @@ from psycopg_pool import ConnectionPool
 from actors.discover_scheduler import DiscoverScheduler, discover_scheduler
 from actors.jobs_recovery import JobsRecovery, jobs_recovery
 from tests.support.replica import Replica
+from tests.support.rights.grants import as_role
 from tests.support.rows import FIXED, column, insert_connection, insert_job, rows
 from tests.support.waiting import HUNG
 
@@ -147,7 +148,7 @@ def test_a_role_that_may_not_write_connections_recovers_jobs_all_the_same(
     sql.execute(f"GRANT USAGE ON SCHEMA secrets_bridge_worker TO {role}".encode())
     sql.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA secrets_bridge_worker TO {role}".encode())
     sql.execute(f"GRANT ALL ON sync_jobs TO {role}".encode())
-    url, options = database.replace("postgres@", f"{role}@"), {"autocommit": True}
+    url, options = as_role(database, role), {"autocommit": True}
     with ConnectionPool[Connection[Any]](url, kwargs=options, min_size=0, max_size=2, timeout=HUNG) as pool:
         assert recover(Replica(pool, redis, lease=timedelta(minutes=1))) == {"changed": 1}
     assert states(sql) == {"c": "running"}

@@ -35,42 +35,46 @@ def _due(sql: Connection[Any]) -> None:
 
 
 def assert_wins(
-    database: str, replica: Replica, sweep: Callable[[], int], state: Callable[[], str], write: str
+    owner_database: str, replica: Replica, sweep: Callable[[], int], state: Callable[[], str], write: str
 ) -> None:
     """Assert that a sign of life is neither waited for nor undone, and undoes the sweep."""
     alive = state()
-    with psycopg.connect(database) as api:
+    with psycopg.connect(owner_database) as api:
         api.execute(write.encode())
         assert sweep() == 0
         api.rollback()
     replica.next_slot()
     assert sweep() == 1
     assert state() != alive
-    with psycopg.connect(database) as api:
+    with psycopg.connect(owner_database) as api:
         api.execute(write.encode())
     replica.next_slot()
     assert sweep() == 0
     assert state() == alive
 
 
-def test_a_heartbeat_wins_before_and_after_the_sweep(database: str, replica: Replica, sql: Connection[Any]) -> None:
+def test_a_heartbeat_wins_before_and_after_the_sweep(
+    owner_database: str, replica: Replica, sql: Connection[Any]
+) -> None:
     def sweep() -> int:
         return replica.run(agents_stale, AgentsStale()).changed
 
-    assert_wins(database, replica, sweep, lambda: str(column(sql, "SELECT status FROM agents")), HEARTBEAT)
+    assert_wins(owner_database, replica, sweep, lambda: str(column(sql, "SELECT status FROM agents")), HEARTBEAT)
 
 
-def test_a_sighting_wins_before_and_after_the_sweep(database: str, replica: Replica, sql: Connection[Any]) -> None:
+def test_a_sighting_wins_before_and_after_the_sweep(
+    owner_database: str, replica: Replica, sql: Connection[Any]
+) -> None:
     def sweep() -> int:
         return replica.run(secrets_stale, SecretsStale()).changed
 
-    assert_wins(database, replica, sweep, lambda: str(column(sql, "SELECT status FROM secrets")), SIGHTING)
+    assert_wins(owner_database, replica, sweep, lambda: str(column(sql, "SELECT status FROM secrets")), SIGHTING)
 
 
 def test_a_wrap_that_is_being_opened_is_deleted_afterwards(
-    database: str, replica: Replica, sql: Connection[Any]
+    owner_database: str, replica: Replica, sql: Connection[Any]
 ) -> None:
-    with psycopg.connect(database) as api:
+    with psycopg.connect(owner_database) as api:
         assert api.execute(CONSUME).rowcount == 1
         assert replica.run(wraps_expired, WrapsExpired()).changed == 0
         api.commit()

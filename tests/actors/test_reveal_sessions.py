@@ -19,6 +19,7 @@ from app.core.errors import SweepFailed
 from app.core.events import Severity
 from tests.actors.test_cutoffs import SECOND, TICK, once
 from tests.support.replica import Replica
+from tests.support.rights.grants import as_role
 from tests.support.rows import FIXED, column, insert_reveal_session, insert_wrap, rows
 from tests.support.waiting import HUNG
 
@@ -299,6 +300,6 @@ def test_a_role_that_may_not_read_sessions_deletes_wraps_all_the_same(
     sql.execute(f"GRANT USAGE ON SCHEMA secrets_bridge_worker TO {role}".encode())
     sql.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA secrets_bridge_worker TO {role}".encode())
     sql.execute(f"GRANT ALL ON secret_wraps TO {role}".encode())
-    url, options = database.replace("postgres@", f"{role}@"), {"autocommit": True}
+    url, options = as_role(database, role), {"autocommit": True}
     with ConnectionPool[Connection[Any]](url, kwargs=options, min_size=0, max_size=2, timeout=HUNG) as pool:
         assert Replica(pool, redis, lease=timedelta(minutes=1)).run(wraps_expired, HOUR).changed == 1

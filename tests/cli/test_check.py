@@ -28,10 +28,12 @@ from app.storage.redis_dsn import parse_redis_url
 from app.storage.settings import DatabaseSettings, RedisSettings
 from app.sweeping.sweeper import Sweeper
 from tests.storage.test_redis import server
+from tests.support.rights.grants import ROLE, as_role
+from tests.support.rows import column
 from tests.support.waiting import HUNG, eventually
 
 #: What a user may lack without any harm: there are other ways to log in, and a server that is no cluster.
-SPARED = ("auth", "select", "cluster|info")
+SPARED = ("auth", "select", "client|setname", "cluster|info")
 
 
 @pytest.fixture(scope="module", params=sorted(redis_programs()))
@@ -97,7 +99,7 @@ def test_a_cluster_of_one_shard_is_fine(tmp_path: Path) -> None:
 
 
 def found_of(database: str, role: str) -> dict[str, Finding]:
-    url = database.replace("postgres@", f"{role}@")
+    url = as_role(database, role)
     findings = database_findings(DatabaseSettings(url=parse_database_url(url)), [agents_stale, wraps_expired])
     return {finding.subject: finding for finding in findings}
 
@@ -186,21 +188,19 @@ def test_an_older_api_is_warned_about_and_needs_no_grant(database: str, role: st
         ("SELECT, UPDATE, INSERT", "secrets, agents, sync_jobs"),
     ):
         sql.execute(f"GRANT {what} ON {where} TO {role}".encode())
-    found = unserved(database.replace("postgres@", f"{role}@"))
+    found = unserved(as_role(database, role))
     rests = "table missing: {}; the sweeper rests until it is there"
     assert found["reveal-sessions-expired"] == rests.format("reveal_sessions")
     assert found["cross-team-fill-window-expired"] == rests.format("access_requests.fill_expires_at")
     assert found["discover-stuck"] == rests.format("provider_connections.discover_interval_seconds")
     assert found["discover-scheduler"] == found["discover-stuck"]
     targets = '[{"cluster": "c", "provider": "vault"}]'
-    assert "discover-scheduler" not in unserved(
-        database.replace("postgres@", f"{role}@"), SB_DISCOVER_TARGETS_JSON=targets
-    )
+    assert "discover-scheduler" not in unserved(as_role(database, role), SB_DISCOVER_TARGETS_JSON=targets)
     assert "wraps-expired" not in found
 
 
 def test_the_grants_of_the_newest_sweepers(database: str, role: str) -> None:
-    url = DatabaseSettings(url=parse_database_url(database.replace("postgres@", f"{role}@")))
+    url = DatabaseSettings(url=parse_database_url(as_role(database, role)))
     newest: list[Sweeper[Any]] = [
         reveal_sessions_expired,
         cross_team_fill_window_expired,
@@ -218,3 +218,36 @@ def test_the_grants_of_the_newest_sweepers(database: str, role: str) -> None:
         f" GRANT SELECT ON agents TO {role};"
         f" GRANT SELECT, UPDATE ON provider_connections TO {role};",
     }
+
+
+def test_rights_on_every_table_of_ours_are_looked_at(database: str, sql: Connection[Any]) -> None:
+    tables = column(
+        sql, "SELECT relname FROM pg_class WHERE relnamespace = 'secrets_bridge_worker'::regnamespace AND relkind = 'r'"
+    )
+    assert "heartbeat" in tables
+    found: dict[str, str] = {}
+    for table in tables:
+        sql.execute(f"REVOKE ALL ON secrets_bridge_worker.{table} FROM {ROLE}".encode())
+        found[table] = found_of(database, ROLE)["own schema"].text
+        sql.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON secrets_bridge_worker.{table} TO {ROLE}".encode())
+    assert found.pop("schema_version").startswith("this role may not use the schema secrets_bridge_worker: GRANT USAGE")
+    for table, text in found.items():
+        grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON secrets_bridge_worker.{table} TO {ROLE};"
+        assert text == f"this role lacks privileges: {grant}"
+
+
+def test_migrations_that_cannot_be_seen_are_told(database: str, sql: Connection[Any]) -> None:
+    assert found_of(database, ROLE)["api schema"].fine
+    sql.execute(f"REVOKE SELECT ON schema_migrations FROM {ROLE}".encode())
+    finding = found_of(database, ROLE)["api schema"]
+    assert (finding.fine, finding.warning) == (False, True)
+    sql.execute(finding.text.partition(": ")[2].encode())
+    assert found_of(database, ROLE)["api schema"].fine
+
+
+def test_rights_on_our_schema_are_told_so_that_they_suffice(database: str, role: str, sql: Connection[Any]) -> None:
+    for lacking in ("nothing was granted", "a table of it was forgotten"):
+        text = found_of(database, role)["own schema"].text
+        sql.execute(text.partition(": ")[2].encode())
+        assert found_of(database, role)["own schema"].fine, lacking
+        sql.execute(f"REVOKE SELECT ON secrets_bridge_worker.schema_version FROM {role}".encode())

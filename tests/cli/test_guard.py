@@ -16,13 +16,14 @@ from psycopg_pool import PoolTimeout
 from app.cli.guard import GuardedGroup
 from app.cli.main import main
 from app.core.errors import BootError, SchemaError
+from tests.support.rights.grants import as_role
 
 CANARY = "hunter2"
 
 
 @pytest.fixture
 def command(database: str, role: str, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Result]:
-    monkeypatch.setenv("DATABASE_URL", database.replace("postgres@", f"{role}@"))
+    monkeypatch.setenv("DATABASE_URL", as_role(database, role))
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
     return lambda words: CliRunner().invoke(main, words.split())
 

@@ -16,6 +16,8 @@ from psycopg import Connection
 from actors import SWEEPERS
 from app.cli.main import main
 from tests.overview.signs_of_life import sign_of_life
+from tests.support.rights.acl import GrantedRedis
+from tests.support.rights.grants import as_role
 from tests.support.rows import column, insert_wrap
 
 LOCK = "secrets-bridge:lock:worker:sweeper:"
@@ -46,13 +48,17 @@ class Deployment(NamedTuple):
 
 
 @pytest.fixture
-def deployment(
-    database: str, sql: Connection[Any], redis: redis_py.Redis, role: str, monkeypatch: pytest.MonkeyPatch
+def deployment(  # noqa: PLR0913, PLR0917 - fixtures
+    database: str,
+    sql: Connection[Any],
+    redis: redis_py.Redis,
+    redis_server: GrantedRedis,
+    role: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Deployment:
     """Return one with a replica that lives, all of whose sweepers have just run; the command has a role of its own."""
-    monkeypatch.setenv("DATABASE_URL", database.replace("postgres@", f"{role}@"))
-    place = redis.connection_pool.connection_kwargs
-    monkeypatch.setenv("REDIS_URL", f"redis://{place['host']}:{place['port']}/{place.get('db', 0)}")
+    monkeypatch.setenv("DATABASE_URL", as_role(database, role))
+    monkeypatch.setenv("REDIS_URL", redis_server.url())
     sql.execute(f"GRANT USAGE ON SCHEMA public, secrets_bridge_worker TO {role}".encode())
     for schema in ("public", "secrets_bridge_worker"):
         grant = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"

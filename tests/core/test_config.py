@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from app.core import config
 from app.core.errors import ConfigError
@@ -107,3 +107,13 @@ def test_a_setting_from_the_environment_stays_what_it_was(monkeypatch: pytest.Mo
     settings = Group.read()
     os.environ["X_NUMBER"] = "2"
     assert settings.current("number") == 1
+
+
+def test_a_file_for_what_is_no_secret_is_not_read_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Group(config.Settings):
+        plain: str = config.variable("SB_WORKER_PLAIN", default="a", meaning="")
+        token: SecretStr = config.variable("SB_WORKER_TOKEN", default="b", meaning="", secret=True)
+
+    for name in ("SB_WORKER_PLAIN_FILE", "SB_WORKER_TOKEN_FILE"):
+        monkeypatch.setenv(name, "/etc/hostname")
+    assert config.unknown(Group) == ["SB_WORKER_PLAIN_FILE (did you mean SB_WORKER_PLAIN?)"]

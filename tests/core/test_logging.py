@@ -6,6 +6,10 @@ import asyncio
 import io
 import json
 import logging
+import os
+import socket
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +25,7 @@ from app.notify.delivery.send import attempt
 from app.notify.routing import Target
 from app.notify.sink import Answer
 from sinks.noop import Noop, noop
+from tests.support.processes import ROOT
 from tests.support.rows import FIXED
 
 
@@ -136,3 +141,76 @@ def test_noop_logs_an_event_at_its_severity(stream: io.StringIO, severity: Sever
     assert record["level"] == severity.upper()
     assert (record["component"], record["title"], record["deleted"]) == ("wraps-expired", "expired wraps purged", 3)
     assert "detail" not in record
+
+
+def test_who_does_not_read_costs_lines_and_no_time_and_is_told_how_many() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb", buffering=0) as lines, os.fdopen(writer, "w") as stream:
+        configure_logging("info", stream)
+        log = structlog.get_logger()
+        for number in range(3000):
+            log.info("line", number=number, filling="x" * 100)
+        os.set_blocking(lines.fileno(), False)
+        got = b""
+        while piece := lines.read(1 << 20):
+            got += piece
+        log.info("read again")
+        got += lines.read(1 << 20)
+
+    records = [json.loads(line) for line in got.decode().splitlines()]
+    *first, told, last = records
+    assert [record["number"] for record in first] == list(range(len(first)))
+    assert told["msg"] == "log lines dropped: nobody read them"
+    assert told["lines"] == 3000 - len(first)
+    assert last["msg"] == "read again"
+
+
+def test_who_has_gone_costs_nothing() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        configure_logging("info", stream)
+        structlog.get_logger().info("line")
+
+
+@pytest.mark.parametrize("family", ["stream", "seqpacket"])
+def test_a_socket_that_is_not_read_costs_no_time(family: str) -> None:
+    kind = socket.SOCK_STREAM if family == "stream" else socket.SOCK_SEQPACKET
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    with ours, theirs, os.fdopen(os.dup(ours.fileno()), "w") as stream:
+        configure_logging("info", stream)
+        for number in range(5000):
+            structlog.get_logger().info("line", number=number, filling="x" * 100)
+        assert b'"number": 0' in theirs.recv(4096)
+
+
+LEFT = """
+import gc, logging, sys, threading
+from app.core.logging import configure_logging
+
+configure_logging()
+
+class Lost:
+    def __del__(self):
+        raise KeyError("hunter2")
+
+def fail():
+    raise KeyError("hunter2")
+
+Lost()
+threading.Thread(target=fail).start()
+logging.getLogger("library").warning("%d of %s", "hunter2", "hunter2")
+raise KeyError("hunter2")
+"""
+
+
+def test_what_nobody_has_caught_is_told_without_its_text() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "hunter2" not in done.stdout + done.stderr
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert sorted(record["msg"] for record in told) == [
+        "a log record could not be written: TypeError of library, line 16",
+        *["nobody has caught an error"] * 3,
+    ]
+    assert {record["error"] for record in told if "error" in record} == {"KeyError"}

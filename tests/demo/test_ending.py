@@ -94,10 +94,39 @@ def test_ctrl_c_is_answered_and_ends_with_status_0_through_make(
     terminal.wait_for(LINE)
     if moment != READY:
         terminal.type(b"\x03")  # which must not cut the clean-up
-    assert terminal.status() == 0
+    assert terminal.status() == 0, terminal.text[-4000:]
     assert "***" not in terminal.text
     assert "Traceback" not in terminal.text
     assert list(place.iterdir()) == []
+
+
+_IN_A_STATEMENT = """
+import os, signal, sys, threading
+import psycopg
+from app.demo import ending
+ending.listen()
+ending.defer()
+with psycopg.connect(sys.argv[1], autocommit=True) as connection:
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    while not ending.asked():
+        connection.execute("SELECT pg_sleep(0.5)")
+    print(connection.execute("SELECT 'of use'").fetchone()[0])
+ending.check()
+"""
+
+
+def test_a_stop_while_a_statement_runs_leaves_its_connection_of_use(database: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _IN_A_STATEMENT, database],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=HUNG_PROCESS,
+        check=False,
+    )
+    assert done.stdout == "of use\n", done.stderr
+    assert done.stderr.count(LINE) == 1
+    assert "KeyboardInterrupt" in done.stderr  # by the check
 
 
 def test_after_a_kill_nothing_is_left(made: Callable[[], Terminal], place: Path) -> None:

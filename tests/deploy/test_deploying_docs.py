@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis as redis_py
 from psycopg import Connection
 
 from app import __version__
@@ -23,6 +22,7 @@ from tests.deploy import kustomize
 from tests.support.packages import program
 from tests.support.ports import reserved_port
 from tests.support.processes import ROOT, Process, environment
+from tests.support.rights.grants import as_role
 from tests.support.waiting import HUNG_PROCESS
 
 TEXT = (ROOT / "docs" / "deploying.md").read_text(encoding="utf-8")
@@ -49,26 +49,33 @@ def sources(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def users(sql: Connection[Any], redis: redis_py.Redis) -> Iterator[None]:
-    """Take away the users that the page makes."""
+def _role(sql: Connection[Any]) -> Iterator[None]:
+    """Take away the role that the page makes."""
     yield
     sql.execute(f"DROP OWNED BY {ROLE}".encode())
     sql.execute(f"DROP ROLE {ROLE}".encode())
-    redis.execute_command("ACL", "DELUSER", "secrets-bridge-worker")  # type: ignore[no-untyped-call]
 
 
-def test_a_newcomer_gets_a_replica_that_runs(  # noqa: PLR0913, PLR0917 - fixtures
-    sources: Path, users: None, database: str, redis_server: Redis, sql: Connection[Any], tmp_path: Path
+@pytest.fixture
+def keys(tmp_path: Path) -> Iterator[Redis]:
+    """Return a Redis that nobody has made a user in."""
+    with reserved_port() as port, Redis(tmp_path, port=port) as server:
+        yield server
+
+
+@pytest.mark.usefixtures("_role")
+def test_a_newcomer_gets_a_replica_that_runs(
+    sources: Path, owner_database: str, keys: Redis, sql: Connection[Any], tmp_path: Path
 ) -> None:
     program("redis-cli", "redis-server")
     sql.execute("DROP SCHEMA secrets_bridge_worker CASCADE")
     filled_in, rights, check = blocks("Rights")
     run, look, apart = blocks("Plain processes")
     servers = {
-        "DATABASE_ADMIN_URL": database,
-        "DATABASE_URL": database.replace("postgres@", f"{ROLE}:PASSWORD@"),
-        "REDIS_ADMIN_URL": redis_server.url(),
-        "REDIS_URL": redis_server.url().replace("//", "//secrets-bridge-worker:PASSWORD@"),
+        "DATABASE_ADMIN_URL": owner_database,
+        "DATABASE_URL": as_role(owner_database, f"{ROLE}:PASSWORD"),
+        "REDIS_ADMIN_URL": keys.url(),
+        "REDIS_URL": keys.url().replace("//", "//secrets-bridge-worker:PASSWORD@"),
     }
     assert re.findall(r"^export (\w+)=", filled_in, re.MULTILINE) == list(servers)
     own = environment("", "") | servers | {"PYTHONDONTWRITEBYTECODE": ""}  # these sources are the test's own

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import base64
 import re
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis as redis_py
 from psycopg import Connection
 
 from actors import SWEEPERS
 from app.cli.checks.redis import acl_rules
-from app.demo.binaries import postgres_programs
-from app.demo.servers import Redis
-from tests.support.packages import missing
 from tests.support.processes import QUICK, ROOT, SCHEDULER, WORKER, Process, environment, finished
+from tests.support.rights.acl import ACL, GrantedRedis
+from tests.support.rights.grants import as_role, grant
 from tests.support.rows import FIXED, column, insert_agent, insert_job, insert_secret, insert_wrap
 from tests.support.waiting import eventually
 
 GRANTS = ROOT / "deploy" / "grants.sql"
-ACL = (ROOT / "deploy" / "redis.acl").read_text(encoding="utf-8")
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
 #: Whatever is off by default.
 ALL_ON = {
@@ -39,44 +34,24 @@ RAN = "SELECT DISTINCT name FROM secrets_bridge_worker.sweep_run WHERE outcome =
 FAILED = "SELECT name, sqlstate FROM secrets_bridge_worker.sweep_run WHERE outcome = 'failure'"
 
 
-def grant(database: str, role: str | None) -> subprocess.CompletedProcess[str]:
-    psql = postgres_programs() / "psql"
-    if not psql.exists():
-        missing("postgresql-client")
-    given = [] if role is None else ["--set", f"worker={role}"]
-    words = [psql, "--no-psqlrc", "--quiet", *given, "--file", GRANTS, database]
-    return subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
-
-
-@pytest.fixture
-def user(redis: redis_py.Redis) -> Iterator[str]:
-    """Make the user of deploy/redis.acl and return its name and password, as a URL has them."""
-    word, name, *rules = ACL.split()
-    assert word == "user"
-    redis.execute_command("ACL", "SETUSER", name, "reset", *rules)  # type: ignore[no-untyped-call]
-    yield f"{name}:{next(rule for rule in rules if rule.startswith('>'))[1:]}"
-    redis.execute_command("ACL", "DELUSER", name)  # type: ignore[no-untyped-call]
-
-
 def test_with_these_rights_alone_every_sweeper_runs(  # noqa: PLR0913, PLR0917 - fixtures
-    database: str,
+    owner_database: str,
     redis: redis_py.Redis,
-    redis_server: Redis,
-    user: str,
+    redis_server: GrantedRedis,
     role: str,
     sql: Connection[Any],
     tmp_path: Path,
 ) -> None:
     del redis  # emptied
-    done = grant(database, role)
+    done = grant(owner_database, role)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     insert_wrap(sql, FIXED)
     insert_secret(sql, "ref", FIXED)
     insert_agent(sql, "agent", last_seen_at=FIXED)
     insert_job(sql, claim_expires_at=FIXED)
     env = environment(
-        database.replace("postgres@", f"{role}@"),
-        redis_server.url().replace("//", f"//{user}@"),
+        as_role(owner_database, role),
+        redis_server.url(),
         **QUICK,
         **ALL_ON,
     )
@@ -92,19 +67,19 @@ def test_with_these_rights_alone_every_sweeper_runs(  # noqa: PLR0913, PLR0917 -
 
 
 def test_a_role_must_be_named_and_a_table_that_is_not_there_is_passed_over(
-    database: str, role: str, sql: Connection[Any]
+    owner_database: str, role: str, sql: Connection[Any]
 ) -> None:
-    done = grant(database, None)
+    done = grant(owner_database, None)
     assert done.returncode != 0
     assert "the role is missing: psql --set worker=NAME" in done.stderr
     sql.execute("DROP TABLE sessions CASCADE")
-    assert grant(database, role).returncode == 0
+    assert grant(owner_database, role).returncode == 0
 
 
-def test_an_odd_name_is_quoted(database: str, sql: Connection[Any]) -> None:
+def test_an_odd_name_is_quoted(owner_database: str, sql: Connection[Any]) -> None:
     sql.execute('CREATE ROLE "Odd; name"')
     try:
-        done = grant(database, "Odd; name")
+        done = grant(owner_database, "Odd; name")
         assert (done.returncode, done.stderr) == (0, "")
         assert column(sql, "SELECT has_table_privilege('Odd; name', 'secret_wraps', 'DELETE')") == [True]
     finally:
@@ -113,9 +88,9 @@ def test_an_odd_name_is_quoted(database: str, sql: Connection[Any]) -> None:
 
 
 def test_the_redis_user_has_the_rules_that_check_prints() -> None:
-    rules = acl_rules("secrets-bridge", "dramatiq")
-    assert set(rules.split()) <= set(ACL.split())
-    assert ACL.count("\n") == 1
+    rules, rights = acl_rules("secrets-bridge", "dramatiq"), ACL.read_text(encoding="utf-8")
+    assert set(rules.split()) <= set(rights.split())
+    assert rights.count("\n") == 1
 
 
 def test_the_docs_name_the_same_privileges() -> None:

@@ -66,18 +66,19 @@ class Load:
 
 
 @pytest.fixture
-def env(database: str, redis: redis_py.Redis, redis_server: Redis) -> dict[str, str]:
+def env(owner_database: str, redis: redis_py.Redis, redis_server: Redis) -> dict[str, str]:
+    """Return an environment in which a process may make its schema: that is what this is about."""
     del redis  # emptied
-    return environment(database, redis_server.url(), **QUICK | PATIENT)
+    return environment(owner_database, redis_server.url(), **QUICK | PATIENT)
 
 
 def test_replica_by_replica_there_and_back_each_slot_is_run_once(
-    env: dict[str, str], database: str, sql: Connection[Any], tmp_path: Path
+    env: dict[str, str], owner_database: str, sql: Connection[Any], tmp_path: Path
 ) -> None:
     old, new = release_before(tmp_path / "before"), this_release()
     assert old.schema() < new.schema() == migrations.VERSION
     sql.execute("DROP SCHEMA secrets_bridge_worker CASCADE")
-    with Receiver() as receiver, Load(database) as load, ExitStack() as stack:
+    with Receiver() as receiver, Load(owner_database) as load, ExitStack() as stack:
 
         def work_goes_on() -> None:
             inserted = load.inserted + 4

@@ -15,15 +15,15 @@ import psycopg
 import redis as redis_py
 from psycopg import Connection
 
-from app.demo.servers import Postgres, Redis
+from app.demo.servers import Postgres
 from app.storage import migrations
-from tests.deploy.test_grants import grant
 from tests.support.http_server import Receiver
 from tests.support.ports import reserved_port
 from tests.support.processes import ROOT, SCHEDULER, WORKER, Process, environment, finished
+from tests.support.rights.acl import GrantedRedis
+from tests.support.rights.grants import granted
 
 CONTROL_PLANE = ROOT / "app" / "demo" / "control_plane.sql"
-ROLE = "secrets_bridge_worker_role"
 #: Cadences under which an incident shows soon, and a drill of twelve is over in minutes.
 CADENCES = {
     "SB_SWEEP_WRAPS_INTERVAL": "2s",
@@ -45,6 +45,7 @@ class Ahead(datetime):
     def now(cls, tz=None):
         return datetime.now(tz) + timedelta(minutes=10)
 signs_of_life.datetime = Ahead
+from tests.support.rights.acl import GrantedRedis
 from dramatiq.__main__ import main
 sys.argv[0] = "dramatiq"
 sys.exit(main())
@@ -63,16 +64,13 @@ class Deployment:
     def __enter__(self) -> Self:
         enter = self._stack.enter_context
         self.postgres = enter(Postgres(self._directory, port=enter(reserved_port())))
-        self.redis = enter(Redis(self._directory, port=enter(reserved_port())))
+        self.redis = enter(GrantedRedis(self._directory, port=enter(reserved_port())))
         self.receiver = enter(Receiver())
         with self.sql() as sql:
             sql.execute(CONTROL_PLANE.read_bytes())
             migrations.migrate(sql)
-            sql.execute(f"CREATE ROLE {ROLE} LOGIN".encode())
-        granted = grant(self.postgres.url(), ROLE)
-        assert granted.returncode == 0, granted.stderr
         self.env = environment(
-            self.postgres.url(user=ROLE),
+            granted(self.postgres.url()),
             self.redis.url(),
             **CADENCES,
             SB_NOTIFICATION_WEBHOOK_URL=f"{self.receiver.url}/hook",
@@ -97,7 +95,7 @@ class Deployment:
 
     def client(self) -> redis_py.Redis:
         """Return a client of Redis."""
-        return redis_py.Redis.from_url(self.redis.url())
+        return redis_py.Redis.from_url(self.redis.owner_url())
 
     def start(self, kind: str, name: str = "", **variables: str) -> None:
         """Start a process of a kind, under a name of its own where there are several."""

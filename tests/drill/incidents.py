@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import psycopg
 
-from tests.drill.deployment import ROLE, Deployment
+from tests.drill.deployment import Deployment
 from tests.support.http_server import Reply
+from tests.support.rights.grants import ROLE
 from tests.support.waiting import eventually
 
 #: What an operator types, or does where that is no command of ours.

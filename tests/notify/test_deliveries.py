@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from psycopg import Connection
+from psycopg.rows import dict_row
 from structlog.testing import capture_logs
 
 from app.core.errors import Fault, SinkUnavailable
@@ -57,7 +58,6 @@ def test_one_delivery_for_each_sink_with_the_same_id(harness: Open, receiver: Re
 
 def test_an_event_is_delivered_only_when_its_transaction_is_committed(harness: Open, receiver: Receiver) -> None:
     here = harness(**hook(receiver))
-    from psycopg.rows import dict_row  # noqa: PLC0415
 
     with here.pool.connection() as connection, connection.transaction(force_rollback=True):
         here.outbox.write(connection.cursor(row_factory=dict_row), [event()])

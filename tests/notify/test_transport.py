@@ -13,6 +13,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import SecretStr
 
@@ -350,8 +351,6 @@ def test_what_is_no_url_is_permanent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _established(port: int) -> set[str]:
-    import psutil  # noqa: PLC0415
-
     own = psutil.Process().net_connections("tcp")
     return {str(found.laddr.port) for found in own if found.raddr and found.raddr.port == port}
 

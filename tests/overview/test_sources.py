@@ -94,6 +94,13 @@ def test_a_lock_is_told_without_the_right_to_ask_for_its_time(admin: redis_py.Re
     assert found.held["wraps-expired"].expires_in is None
 
 
+@pytest.fixture
+def plain(database: str) -> Iterator[Connection[Any]]:
+    """Return a connection as the command has one."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        yield connection
+
+
 def seen_by(sql: Connection[Any], tables: list[str], least: timedelta = timedelta(0)) -> list[Blocker]:
     return blockers.read(sql.cursor(row_factory=dict_row), tables, least)
 
@@ -116,7 +123,9 @@ def waiting(database: str, statement: str) -> Iterator[int]:
             thread.join()
 
 
-def test_who_holds_a_row_that_one_of_our_role_waits_for_is_seen(database: str, sql: Connection[Any]) -> None:
+def test_who_holds_a_row_that_one_of_our_role_waits_for_is_seen(
+    database: str, sql: Connection[Any], plain: Connection[Any]
+) -> None:
     sql.execute(
         "INSERT INTO secrets_bridge_worker.sweep_state (name, last_slot, previous_slot, token)"
         " VALUES ('wraps-expired', 'epoch', 'epoch', 1)"
@@ -125,40 +134,40 @@ def test_who_holds_a_row_that_one_of_our_role_waits_for_is_seen(database: str, s
     with psycopg.connect(database) as holder:
         holder.execute(update.encode())
         with waiting(database, update):
-            seen = eventually(lambda: seen_by(sql, []))
+            seen = eventually(lambda: seen_by(plain, []))
         expected = (holder.info.backend_pid, "idle in transaction", True)
     assert [(one.pid, one.state, one.own_role) for one in seen] == [expected]
 
 
-def test_who_only_reads_a_table_keeps_nobody_from_it(database: str, sql: Connection[Any]) -> None:
+def test_who_only_reads_a_table_keeps_nobody_from_it(database: str, plain: Connection[Any]) -> None:
     with psycopg.connect(database) as reader:
         reader.execute("SELECT count(*) FROM secret_wraps")
-        assert seen_by(sql, ["secret_wraps"]) == []
+        assert seen_by(plain, ["secret_wraps"]) == []
 
 
-def test_a_lock_of_a_moment_is_not_told(database: str, sql: Connection[Any]) -> None:
+def test_a_lock_of_a_moment_is_not_told(database: str, plain: Connection[Any]) -> None:
     with psycopg.connect(database) as holder:
         holder.execute("LOCK TABLE secret_wraps IN ACCESS EXCLUSIVE MODE")
-        assert seen_by(sql, ["secret_wraps"], timedelta(hours=1)) == []
-        assert [one.table for one in seen_by(sql, ["secret_wraps"])] == ["secret_wraps"]
+        assert seen_by(plain, ["secret_wraps"], timedelta(hours=1)) == []
+        assert [one.table for one in seen_by(plain, ["secret_wraps"])] == ["secret_wraps"]
 
 
-def test_who_waits_for_a_reader_is_told_and_keeps_others_out(database: str, sql: Connection[Any]) -> None:
+def test_who_waits_for_a_reader_is_told_and_keeps_others_out(database: str, plain: Connection[Any]) -> None:
     with psycopg.connect(database) as reader:
         reader.execute("SELECT count(*) FROM secret_wraps")
         with waiting(database, "LOCK TABLE secret_wraps IN ACCESS EXCLUSIVE MODE") as waiter:
-            both = eventually(lambda: len(seen := seen_by(sql, ["secret_wraps"])) == 2 and seen)
+            both = eventually(lambda: len(seen := seen_by(plain, ["secret_wraps"])) == 2 and seen)
         expected = {reader.info.backend_pid, waiter}
     assert {one.pid for one in both} == expected
 
 
-def test_a_locked_table_costs_no_other_its_count(database: str, sql: Connection[Any]) -> None:
+def test_a_locked_table_costs_no_other_its_count(database: str, sql: Connection[Any], plain: Connection[Any]) -> None:
     insert_wrap(sql, FIXED)
     insert_agent(sql, "old", last_seen_at=FIXED)
     pairs: Any = [(sweeper, sweeper.settings.read()) for sweeper in (wraps_expired, agents_stale)]
     with psycopg.connect(database) as holder:
         holder.execute("LOCK TABLE secret_wraps IN ACCESS EXCLUSIVE MODE")
-        found = backlogs.read(sql, pairs, timedelta(milliseconds=250), timedelta(seconds=60))
+        found = backlogs.read(plain, pairs, timedelta(milliseconds=250), timedelta(seconds=60))
     assert {name: backlog.rows for name, backlog in found.items()} == {"agents-stale": 1}
     assert column(sql, "SELECT count(*) FROM agents") == [1]
 

@@ -332,6 +332,22 @@ def test_where_processes_disagree_a_run_is_judged_by_the_cadence_of_its_own(
     assert findings.kept[0].text.startswith("4 without a run")
 
 
+def test_a_slot_of_another_cadence_is_judged_by_that_of_the_process_that_claimed_it(
+    ledger: Ledger, sql: Connection[Any]
+) -> None:
+    """It was sent by a scheduler that had the new interval already, to a worker that had the old one still."""
+    ledger.process(100, None, host="fast")
+    ledger.process(100, None, host="slow", cadences={NAME: 300})
+    for ago in range(30, 20, -1):
+        ledger.run(ago, worker="fast:1")
+    sent = next(ago for ago in range(9, 0, -1) if ledger.slot(ago).minute % 5 == 3)
+    fives = [ago for ago in range(20, sent, -1) if ledger.slot(ago).minute % 5 == 0]
+    ledger.run(sent, worker="slow:1", covered=len(fives) - 1)  # the last one is the one that it lies in
+    for ago in range(sent - 1, -1, -1):
+        ledger.run(ago, worker="fast:1")
+    assert found(sql).kept == []
+
+
 def test_a_changed_cadence_that_nobody_tells_is_seen_by_the_distance_of_slots(
     ledger: Ledger, sql: Connection[Any]
 ) -> None:

@@ -20,6 +20,7 @@ from app.overview.sources.standings import Watched
 from app.overview.watch import FleetWatch
 from tests.overview.signs_of_life import sign_of_life
 from tests.support.replica import Replica
+from tests.support.rights.acl import as_user
 from tests.support.rows import FIXED, column, insert_wrap, rows
 from tests.support.waiting import eventually
 
@@ -39,7 +40,7 @@ def watching(
     pool: ConnectionPool[Connection[Any]], redis: redis_py.Redis, *watched: Watched, **more: Any
 ) -> FleetWatch:
     retention = more.pop("retention", timedelta(days=7))
-    return FleetWatch(pool, redis, watched, namespace="secrets-bridge", retention=retention, **more)
+    return FleetWatch(pool, as_user(redis), watched, namespace="secrets-bridge", retention=retention, **more)
 
 
 def gauges(watch: FleetWatch) -> dict[str, dict[str, float]]:

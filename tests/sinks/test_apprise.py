@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from app.core.errors import ConfigError
+from app.notify import apprise_child
 from app.notify.delivery.send import attempt
 from app.notify.settings import NotificationSettings
 from app.notify.transport import NetworkTransport, ThreadLoops
@@ -16,6 +21,7 @@ from tests.support import http_server
 from tests.support.forward_proxy import ForwardProxy
 from tests.support.http_server import Receiver, Reply, Rude
 from tests.support.outcome import LOOPBACK, NOTE, configured, outcome
+from tests.support.processes import ROOT, environment
 from tests.support.tls import Authority
 from tests.support.waiting import HUNG
 
@@ -111,6 +117,31 @@ def test_it_runs_from_a_notifiers_thread(monkeypatch: pytest.MonkeyPatch) -> Non
         with ThreadPoolExecutor(1) as threads:
             threads.submit(deliver).result()
     assert len(receiver.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "query", ["verify=no", "VERIFY=0", "a=b&Verify=false", "verify=", "ver%69fy=no", "verify=never"]
+)
+def test_a_url_that_switches_verification_off_is_refused_at_boot(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+    with pytest.raises(ConfigError, match="verify") as refused:
+        configured(monkeypatch, {**LOOPBACK, URLS: f"jsons://canary.example/x?{query}"})
+    assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize("query", ["verify=yes", "Verify=True", "verify=1", "verified=no"])
+def test_a_url_that_leaves_it_on_is_fine(monkeypatch: pytest.MonkeyPatch, query: str) -> None:
+    assert configured(monkeypatch, {**LOOPBACK, URLS: f"jsons://example.org/x?{query}"})
+
+
+def test_a_service_that_does_not_verify_is_not_used_however_its_url_says_so(tmp_path: Path) -> None:
+    """Past what is read at boot: the library itself is asked."""
+    with Receiver(tls=Authority(tmp_path).server()) as receiver:
+        content = {"url": f"jsons://127.0.0.1:{receiver.port}/x?verify=no", "title": "t", "body": "b", "kind": "info"}
+        words = [sys.executable, "-m", apprise_child.__name__]
+        env = environment("", "") | LOOPBACK
+        done = subprocess.run(words, cwd=ROOT, env=env, input=json.dumps(content).encode(), check=False)
+    assert done.returncode == apprise_child.UNVERIFIED
+    assert receiver.seen == []
 
 
 def test_a_service_that_stalls_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from standardwebhooks import Webhook as Verifier
 
 from app.core.events import Event, Kind, Notification, Severity
@@ -90,8 +91,6 @@ def test_webhook_as_a_cloud_event(sent: Any) -> None:
 
 
 def test_webhook_signs_as_the_published_vector() -> None:
-    from pydantic import SecretStr  # noqa: PLC0415
-
     headers = signed("msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}', SecretStr(SECRET))
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 

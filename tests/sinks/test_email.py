@@ -241,6 +241,15 @@ def test_the_mail_itself(target: Any, authority: Authority) -> None:
     assert html.get_content_type() == "text/html"
 
 
+def test_each_attempt_is_the_same_to_the_last_byte() -> None:
+    event = Event("agents-stale", Severity.WARN, "agents flagged stale")
+    mails = [message(Notification(NOTE.id, WHEN, event), "worker@example.org", "ops@example.org") for _ in range(2)]
+    first, second = (mail.as_bytes() for mail in mails)
+    assert first == second
+    other = message(Notification(f"{NOTE.id}-2", WHEN, event), "worker@example.org", "ops@example.org")
+    assert other.get_boundary() != mails[0].get_boundary()
+
+
 def test_no_text_becomes_a_header_or_markup() -> None:
     event = Event("x", Severity.INFO, "title\r\nBcc: everybody@example.org", "<script>alert(1)</script>")
     mail = message(Notification(NOTE.id, WHEN, event), "worker@example.org", "ops@example.org")

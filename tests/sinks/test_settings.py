@@ -166,7 +166,7 @@ def test_a_filter_of_a_sweeper_that_is_not_there_is_told(monkeypatch: pytest.Mon
     with pytest.raises(ConfigError) as told:
         load(SWEEPERS, SINKS)
     assert told.value.problems[0].startswith(
-        "SB_NOTIFICATION_NOOP_SWEEPERS: no sweeper is called agent-stale; accepted: "
+        "SB_NOTIFICATION_NOOP_SWEEPERS: name 2 of the list is no sweeper's (did you mean agents-stale?); accepted: "
     )
 
 

@@ -34,12 +34,12 @@ class PgBouncer(_Between):
 
     name = "pgbouncer"
 
-    def __init__(self, port: int, target: int, *, database: str, settings: str = "") -> None:
+    def __init__(self, port: int, target: int, *, database: str, user: str, settings: str = "") -> None:
         super().__init__(
             port,
             f"""
 [databases]
-{database} = host=127.0.0.1 port={target} dbname={database} user=postgres
+{database} = host=127.0.0.1 port={target} dbname={database} user={user}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}

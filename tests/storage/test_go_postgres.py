@@ -12,9 +12,9 @@ import trustme
 from psycopg.conninfo import conninfo_to_dict
 
 from app.storage import postgres_parameters
+from app.storage.files.private import copy
 from app.storage.postgres_dsn import ENVIRONMENT, parse_database_url
 from app.storage.postgres_parameters import DatabaseUrl
-from app.storage.private_files import copy
 from tests.storage.go_settings import rows
 
 ROWS = {row[0]: row[1] for row in rows("DATABASE_URL")}
@@ -158,7 +158,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".pg_service.conf").write_text("[mine]\nhost=h\n")
-    monkeypatch.setattr("app.storage.postgres_files.system_roots", lambda: found["ca"])
+    monkeypatch.setattr("app.storage.files.postgres.system_roots", lambda: found["ca"])
     return Files(**{**found, "roots": found["ca"]})
 
 
@@ -271,7 +271,7 @@ def test_tls_means_nothing_to_a_socket(files: Files) -> None:
 
 def test_without_authorities_that_is_said(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     del files
-    monkeypatch.setattr("app.storage.postgres_files.system_roots", lambda: "")
+    monkeypatch.setattr("app.storage.files.postgres.system_roots", lambda: "")
     with pytest.raises(ValueError, match="parameter sslrootcert is needed: there are no certificates"):
         parse_database_url("host=h sslmode=verify-full")
 

@@ -34,12 +34,7 @@ def test_an_older_schema_is_upgraded_and_keeps_its_rows(old: Connection[Any], wa
     if way == "migrate":
         assert migrations.migrate(old) == migrations.VERSION
     else:
-        old.execute("CREATE ROLE secrets_bridge_worker_role")
-        try:
-            old.execute(migrations.script(1).encode())
-        finally:
-            old.execute("DROP OWNED BY secrets_bridge_worker_role")
-            old.execute("DROP ROLE secrets_bridge_worker_role")
+        old.execute(migrations.script(1).encode())  # which grants to the role that the suite has
     assert migrations.installed(old) == migrations.VERSION
     assert column(old, "SELECT token FROM secrets_bridge_worker.sweep_state") == [7]
     assert column(old, TABLES) == [
@@ -59,10 +54,10 @@ def test_an_older_schema_is_upgraded_and_keeps_its_rows(old: Connection[Any], wa
 
 
 def test_an_upgrade_that_waits_for_a_table_keeps_nobody_else_waiting(
-    database: str, old: Connection[Any], monkeypatch: pytest.MonkeyPatch
+    owner_database: str, old: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PostgreSQL queues everybody behind a waiting ALTER TABLE, readers too."""
-    with psycopg.connect(database) as reader, psycopg.connect(database, autocommit=True) as other:
+    with psycopg.connect(owner_database) as reader, psycopg.connect(owner_database, autocommit=True) as other:
         reader.execute("SELECT FROM secrets_bridge_worker.sweep_state")
         pauses: list[float] = []
 
@@ -79,11 +74,11 @@ def test_an_upgrade_that_waits_for_a_table_keeps_nobody_else_waiting(
 
 
 def test_an_upgrade_that_never_gets_its_table_says_so(
-    database: str, old: Connection[Any], monkeypatch: pytest.MonkeyPatch
+    owner_database: str, old: Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.storage.migrations.PAUSE_SECONDS", 0)
     monkeypatch.setattr("app.storage.migrations.TRIES", 2)
-    with psycopg.connect(database) as reader:
+    with psycopg.connect(owner_database) as reader:
         reader.execute("SELECT FROM secrets_bridge_worker.sweep_state")
         with pytest.raises(BootError, match=r"at version 1 and cannot be brought to .*LockNotAvailable"):
             migrations.migrate(old)

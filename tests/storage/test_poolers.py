@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -21,6 +22,8 @@ from app.storage.settings import DatabaseSettings, RedisSettings
 from tests.storage.between import HAProxy, PgBouncer
 from tests.support.ports import reserved_port
 from tests.support.processes import environment, finished
+from tests.support.proxy import Proxy
+from tests.support.rights.grants import ROLE
 from tests.support.waiting import HUNG, eventually
 
 EXEC = "default_query_exec_mode=exec"
@@ -30,7 +33,7 @@ EXEC = "default_query_exec_mode=exec"
 def pooled(database: str) -> Iterator[str]:
     """Return the URL of the database behind a PgBouncer in transaction mode."""
     url = urlsplit(database)
-    with reserved_port() as port, PgBouncer(port, url.port or 0, database=url.path[1:]):
+    with reserved_port() as port, PgBouncer(port, url.port or 0, database=url.path[1:], user=ROLE):
         yield database.replace(f":{url.port}/", f":{port}/")
 
 
@@ -116,8 +119,6 @@ def test_a_proxy_that_ends_idle_connections_costs_nothing(database: str, redis_s
 
 def _ended(connection: psycopg.Connection[object]) -> bool:
     """Return whether the other side has closed: a socket that can be read while nothing was asked."""
-    import select  # noqa: PLC0415
-
     return bool(connection.closed or select.select([connection.fileno()], [], [], 0)[0])
 
 
@@ -126,8 +127,6 @@ class TestSlow:
 
     @pytest.fixture
     def slow(self, database: str) -> Iterator[str]:
-        from tests.support.proxy import Proxy  # noqa: PLC0415
-
         url = urlsplit(database)
         with Proxy(url.port or 0, delay=3.0) as proxy:
             yield database.replace(f":{url.port}/", f":{proxy.port}/")

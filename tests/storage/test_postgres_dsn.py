@@ -68,3 +68,11 @@ def test_refuses_broken_texts_and_does_not_show_them(text: str) -> None:
     with pytest.raises(ValueError, match="not a PostgreSQL URL; accepted: postgres://") as refused:
         parse_database_url(text)
     assert CANARY not in str(refused.value)
+
+
+def test_a_home_that_is_closed_to_this_process_is_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To root none is closed; but no file can have such a name."""
+    monkeypatch.setenv("HOME", "/" + "x" * 300)
+    assert parse_database_url("postgres://u@h/d")
+    with pytest.raises(ValueError, match="sslrootcert names a file that cannot be read"):
+        parse_database_url(f"postgres://u@h/d?sslmode=verify-full&sslrootcert=/{'x' * 300}")

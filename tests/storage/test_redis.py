@@ -24,6 +24,7 @@ from app.storage.redis_reasons import reason
 from app.storage.settings import DatabaseSettings, RedisSettings
 from tests.support.ports import reserved_port
 from tests.support.proxy import Proxy
+from tests.support.rights.acl import GrantedRedis
 from tests.support.waiting import HUNG, eventually
 
 SET = "return redis.call('SET', KEYS[1], ARGV[1])"
@@ -34,13 +35,13 @@ def client(url: str, **settings: Any) -> Client:
 
 
 @contextmanager
-def server(directory: Path, *options: str, program: str = "redis") -> Iterator[Redis]:
+def server(directory: Path, *options: str, program: str = "redis", kind: type[Redis] = Redis) -> Iterator[Redis]:
     """Run a Redis of one's own, on a port that leaves room for a cluster's bus."""
     with ExitStack() as ports:
         while (port := ports.enter_context(reserved_port())) > 55_000:
             pass
         directory.mkdir(exist_ok=True)
-        with Redis(directory, port=port, program=redis_programs().get(program), options=options) as running:
+        with kind(directory, port=port, program=redis_programs().get(program), options=options) as running:
             yield running
 
 
@@ -209,8 +210,8 @@ def _error(ours: Client) -> str:
     return ""
 
 
-def test_no_wait_begins_after_the_deadline_and_no_late_answer_is_taken_for_another(redis_server: Redis) -> None:
-    pool: Any = parse_redis_url(redis_server.url()).pool()
+def test_no_wait_begins_after_the_deadline_and_no_late_answer_is_taken_for_another(redis_server: GrantedRedis) -> None:
+    pool: Any = parse_redis_url(redis_server.owner_url()).pool()
     connection = pool.get_connection()
     connection.send_command("ECHO", "late")
     with time_limit(0), pytest.raises(redis_py.TimeoutError):

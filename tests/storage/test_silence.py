@@ -122,7 +122,7 @@ def test_a_connection_that_has_become_a_standbys_is_given_up(
     through: ConnectionPool[Connection[Any]], sql: Connection[Any]
 ) -> None:
     """As after a failover that leaves connections open: the server answers, and takes no writes."""
-    sql.execute("CREATE TABLE t (i int)")
+    sql.execute("CREATE TABLE t (i int); GRANT INSERT ON t TO PUBLIC")
     before = lost("standby")
     with through.connection() as old:
         old.execute("SET default_transaction_read_only = on")

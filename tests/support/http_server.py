@@ -46,6 +46,8 @@ class Receiver:
 
     def __init__(self, answer: Callable[[Seen], Reply] | Reply = Reply(), tls: ssl.SSLContext | None = None) -> None:
         self.seen: list[Seen] = []
+        #: Those that were answered with 2xx, as the status is written: from then on the other side may have it.
+        self.accepted: list[Seen] = []
         self.answer = answer
         receiver = self
 
@@ -64,6 +66,8 @@ class Receiver:
                 for name, value in reply.headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(reply.body)))
+                if 200 <= reply.status < 300:
+                    receiver.accepted.append(request)
                 self.end_headers()
                 self.wfile.write(reply.body)
 

@@ -12,6 +12,7 @@ import pytest
 from app.core.errors import SinkRejected, SinkUnavailable
 from app.core.events import Event, Kind, Notification, Severity, Tally
 from app.notify.delivery.send import attempt
+from app.notify.digest import digest
 from app.notify.routing import Target, targets
 from app.notify.settings import NotificationSettings
 from app.notify.transport import NetworkTransport
@@ -63,8 +64,6 @@ def outcome(target: Target, notification: Notification = NOTE, seconds: float = 
 
 def digest_note(events: int = 40) -> Notification:
     """Return a digest with many tallies and long texts."""
-    from app.notify.digest import digest  # noqa: PLC0415
-
     title = "title <!channel> & " + "x" * 300
     tallies = [Tally(f"sweeper-{n}", Severity.WARN, title, 1, WHEN, WHEN, {"n": n}) for n in range(events)]
     return Notification(NOTE.id, WHEN, digest(tallies, NOTE.event))

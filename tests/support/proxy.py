@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
+
+#: Close at once, with an RST, and throw away what is under way.
+_RESET = struct.pack("ii", 1, 0)
 
 
 class Proxy:
@@ -16,6 +20,8 @@ class Proxy:
     `silence` keeps the connections that there are open and passes nothing on any more, as a host without power, a lost
     NAT entry or a stalled proxy do. Connections that come later work, and are led elsewhere by `lead_to`, as by a
     balancer after a failover. `delay` is how many seconds the server's first words are held back.
+
+    `lag`, `deaf` and what `stall`, `cut_after` and `reset` do are a network's other ways, each until it is taken back.
     """
 
     def __init__(self, port: int, *, delay: float = 0.0) -> None:
@@ -23,6 +29,10 @@ class Proxy:
         self._delay = delay
         #: How many connections were accepted.
         self.accepted = 0
+        #: Seconds by which whatever is under way is late, in both directions.
+        self.lag = 0.0
+        #: Whether connections that come from now on are accepted, and nothing is ever passed on between them.
+        self.deaf = False
         self._open: list[_Pair] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -44,10 +54,46 @@ class Proxy:
 
     def silence(self) -> int:
         """Pass nothing on between those who are connected now; return how many connections that are."""
-        silenced = [pair for pair in self._open if not (pair.closed or pair.silent.is_set())]
+        silenced = self._living()
         for pair in silenced:
             pair.silent.set()
         return len(silenced)
+
+    def end_silence(self) -> None:
+        """Reset what has fallen silent, as hosts do by themselves after minutes or hours."""
+        for pair in self._open:
+            if pair.silent.is_set() and not pair.closed:
+                pair.reset()
+
+    def reset(self) -> int:
+        """Reset all connections, on both sides; return how many those are."""
+        living = self._living()
+        for pair in living:
+            pair.reset()
+        return len(living)
+
+    def stall(self) -> int:
+        """Hold back what the server says from now on, until `flow`; return on how many connections."""
+        living = self._living()
+        for pair in living:
+            pair.flowing.clear()
+        return len(living)
+
+    def flow(self) -> None:
+        """Pass on what was held back."""
+        for pair in self._living():
+            pair.flowing.set()
+
+    def cut_after(self, size: int) -> int:
+        """Reset each connection once the server has said so many bytes more on it; return how many those are."""
+        living = self._living()
+        for pair in living:
+            pair.left = size
+        return len(living)
+
+    def _living(self) -> list[_Pair]:
+        self._open = [pair for pair in self._open if not pair.closed]
+        return [pair for pair in self._open if not pair.silent.is_set()]
 
     def _accept(self) -> None:
         while True:
@@ -61,35 +107,65 @@ class Proxy:
                 client.close()
                 continue
             self.accepted += 1
-            self._open.append(_Pair(client, server, self._delay))
+            self._open.append(_Pair(self, client, server, self._delay))
 
 
 class _Pair:
     """One connection through the proxy."""
 
-    def __init__(self, client: socket.socket, server: socket.socket, delay: float) -> None:
+    def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket, delay: float) -> None:
         self.silent = threading.Event()
+        #: Whether what the server says is passed on at once.
+        self.flowing = threading.Event()
+        self.flowing.set()
+        #: How many bytes the server may say until the connection is reset; None for as many as it likes.
+        self.left: int | None = None
         self.closed = False
+        self._proxy = proxy
         self._ends = (client, server)
+        if proxy.deaf:
+            self.silent.set()
         for source, sink, wait in ((client, server, 0.0), (server, client, delay)):
             threading.Thread(target=self._pass_on, args=(source, sink, wait), daemon=True).start()
 
     def close(self) -> None:
         self.closed = True
+        self.flowing.set()
         for end in self._ends:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
 
+    def reset(self) -> None:
+        for end in self._ends:
+            with suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.closed = True
+        self.flowing.set()
+        for end in self._ends:
+            # Not shut down, which would be an orderly end: but whoever reads it must let go of it before it is closed.
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RD)
+            end.close()
+
     def _pass_on(self, source: socket.socket, sink: socket.socket, wait: float) -> None:
+        replies = sink is self._ends[0]
         with suppress(OSError):
             while data := source.recv(65_536):
-                time.sleep(wait)
+                time.sleep(wait + self._proxy.lag)
                 wait = 0.0
+                if replies:
+                    self.flowing.wait()
                 if self.silent.is_set():
                     return  # and nothing is closed: both sides wait
+                if replies and self.left is not None:
+                    if self.left < len(data):
+                        sink.sendall(data[: self.left])
+                        self.reset()
+                        return
+                    self.left -= len(data)
                 sink.sendall(data)
-        if not self.silent.is_set():
+        if not self.silent.is_set() and not self.closed:
             self.close()
 
 

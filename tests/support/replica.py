@@ -18,6 +18,7 @@ from app.sweeping.lock import Locks, Refusal, Tick
 from app.sweeping.runner import RunFailed, Runner
 from app.sweeping.sweeper import Sweep, Sweeper, SweeperSettings
 from sinks.noop import Noop, noop
+from tests.support.rights.acl import as_user
 
 EVENTS = """
 SELECT id AS event_id, created_at, kind, component, severity, title, detail, metadata::text, tallies::text
@@ -34,8 +35,9 @@ class Replica:
     def __init__(
         self, pool: ConnectionPool[Connection[Any]], client: redis.Redis, *, lease: timedelta, name: str = "test:1"
     ) -> None:
+        """`client` is the test's own; locks are taken by the user of deploy/redis.acl."""
         self.redis = client
-        self.locks = Locks(client, namespace="secrets-bridge", lease=lease)
+        self.locks = Locks(as_user(client), namespace="secrets-bridge", lease=lease)
         self.locks.start()
         outbox = Outbox(Router(targets([noop], [Noop()])), trigger=lambda _delivery: None)
         self.runner = Runner(pool, name, lease, timedelta(days=7), outbox, budget=timedelta(hours=1))

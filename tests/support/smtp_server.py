@@ -55,6 +55,10 @@ class SmtpServer(Controller):
         self.port = self.server.sockets[0].getsockname()[1]
         super()._trigger_server()  # type: ignore[no-untyped-call]
 
+    def reply(self, *steps: str) -> str:
+        """Return the reply that was set for the first of these steps that has one."""
+        return next((self.replies[step] for step in steps if step in self.replies), "250 OK")
+
     def _authenticate(self, _server: SMTP, _session: Session, _env: Envelope, _how: str, data: Any) -> AuthResult:
         if "AUTH" in self.replies:
             return AuthResult(success=False, handled=False, message=self.replies["AUTH"])
@@ -75,7 +79,7 @@ class SmtpServer(Controller):
         """Answer MAIL FROM."""
         self.encrypted.append(session.ssl is not None)
         envelope.mail_from = address
-        return self.replies.get("MAIL", "250 OK")
+        return self.reply("MAIL")
 
     async def handle_RCPT(  # noqa: N802
         self, _server: SMTP, session: Session, envelope: Envelope, address: str, _options: list[str]
@@ -83,14 +87,14 @@ class SmtpServer(Controller):
         """Answer RCPT TO; `RCPT address` refuses one recipient only."""
         if self.qualified and not (str(session.host_name).startswith("[") or "." in str(session.host_name)):
             return "504 5.5.2 Helo command rejected: need fully-qualified hostname"
-        reply = self.replies.get(f"RCPT {address}", self.replies.get("RCPT", "250 OK"))
+        reply = self.reply(f"RCPT {address}", "RCPT")
         if reply.startswith("250"):
             envelope.rcpt_tos.append(address)
         return reply
 
     async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
         """Answer the final dot."""
-        reply = self.replies.get("DATA", "250 OK")
+        reply = self.reply("DATA")
         if reply.startswith("250"):
             assert isinstance(envelope.content, bytes)
             message = message_from_bytes(envelope.content, policy=policy.default)

@@ -30,8 +30,12 @@ class Authority:
         """Its certificate."""
         return self.file.read_text()
 
-    def server(self, name: str = "127.0.0.1") -> ssl.SSLContext:
+    def server(self, name: str = "127.0.0.1", **options: Any) -> ssl.SSLContext:
         """Return a server's context for this name."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._ca.issue_cert(name).configure_cert(context)
+        self.certify(context, name, **options)
         return context
+
+    def certify(self, context: ssl.SSLContext, name: str = "127.0.0.1", **options: Any) -> None:
+        """Have a server's context show a certificate for this name from the next connection on."""
+        self._ca.issue_cert(name, **options).configure_cert(context)

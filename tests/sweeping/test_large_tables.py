@@ -15,7 +15,7 @@ from actors.agents_stale import AgentsStale, agents_stale
 from actors.jobs_recovery import JobsRecovery, jobs_recovery
 from actors.secrets_stale import SecretsStale, secrets_stale
 from actors.wraps_expired import WrapsExpired, wraps_expired
-from app.sweeping import ledger
+from app.sweeping.ledger import transactions
 from app.sweeping.lock import Tick
 from app.sweeping.runner import RunFailed
 from app.sweeping.scans import page_scan
@@ -25,6 +25,7 @@ from app.sweeping.scans.page_scan import PageScan
 from app.sweeping.scans.tables import LARGE
 from app.sweeping.strategy import Passing, Strategy
 from app.sweeping.sweeper import Sweeper, SweeperSettings
+from tests.support.rights.grants import granted
 from tests.support.rows import column, insert_wrap
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def flushed(replica: Replica) -> None:
 
 def limit(sql: Connection[Any]) -> None:
     """Set what every transaction of a sweep begins with."""
-    sql.execute(ledger.LIMIT, {**ledger.Limits.below(timedelta(minutes=1))._asdict(), "durable": True})
+    sql.execute(transactions.LIMIT, {**transactions.Limits.below(timedelta(minutes=1))._asdict(), "durable": True})
 
 
 def way(sweeper: Sweeper[Any], used: list[Strategy]) -> Sweeper[Any]:
@@ -330,7 +331,9 @@ def held(replica: Replica) -> Tick:
 
 
 @pytest.mark.parametrize("partitions", [1, 8])
-def test_a_partitioned_table_is_swept_whole(replica: Replica, sql: Connection[Any], partitions: int) -> None:
+def test_a_partitioned_table_is_swept_whole(
+    replica: Replica, sql: Connection[Any], owner_database: str, partitions: int
+) -> None:
     sql.execute("ALTER TABLE agents RENAME TO plain")
     sql.execute("CREATE TABLE agents (LIKE plain INCLUDING DEFAULTS) PARTITION BY HASH (id)")
     for number in range(partitions):
@@ -338,6 +341,7 @@ def test_a_partitioned_table_is_swept_whole(replica: Replica, sql: Connection[An
             f"CREATE TABLE agents_{number} PARTITION OF agents"
             f" FOR VALUES WITH (MODULUS {partitions}, REMAINDER {number})".encode()
         )
+    granted(owner_database)
     sql.execute(
         "INSERT INTO agents (name, secret_hash, status, last_seen_at, scope)"
         " SELECT 'a' || n, '\\x01', 'active', '2026-01-01', '{}' FROM generate_series(1, 30000) AS n"

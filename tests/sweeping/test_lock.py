@@ -15,11 +15,11 @@ from redis.crc import key_slot
 from structlog.testing import capture_logs
 
 from app.core.errors import LeaseLost
-from app.demo.servers import Redis
 from app.sweeping import clocks
 from app.sweeping.lock import Locks, Refusal, Tick
 from app.sweeping.target_locks import RedisTargetLocks
 from tests.support.ports import reserved_port
+from tests.support.rights.acl import GrantedRedis, as_user
 from tests.support.waiting import eventually
 
 NAME = "wraps-expired"
@@ -31,14 +31,14 @@ HOUR_US = 3_600_000_000
 
 
 @pytest.fixture
-def client(any_redis_server: Redis) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(any_redis_server.url()) as connected:
+def client(any_redis_server: GrantedRedis) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(any_redis_server.owner_url()) as connected:
         connected.flushall()
         yield connected
 
 
 def locks(client: redis.Redis, lease: float = 15.0, *, renewing: bool = False) -> Locks:
-    locks = Locks(client, namespace="secrets-bridge", lease=timedelta(seconds=lease))
+    locks = Locks(as_user(client), namespace="secrets-bridge", lease=timedelta(seconds=lease))
     if renewing:
         locks.start()
     return locks
@@ -81,6 +81,30 @@ def test_a_strangers_lock_holds_us_off_and_ours_holds_the_stranger_off(client: r
     assert client.set(KEY, "f" * 32, nx=True, px=60_000) is None
     mine.release(tick, done=False)
     assert client.set(KEY, "f" * 32, nx=True, px=60_000) is True
+
+
+def test_a_lock_of_a_clock_that_was_set_back_lives_for_its_lease_and_no_longer(client: redis.Redis) -> None:
+    """Redis keeps the moment at which a key is to go, and moves with none of its clock's jumps."""
+    others = locks(client, lease=5)
+    acquired(others.acquire(NAME, slot=None, sent=None, interval=MINUTE))
+    client.pexpire(KEY, 3_600_000)
+    assert locks(client).acquire(NAME, slot=None, sent=None, interval=MINUTE) is Refusal.SHORTENED
+    assert 0 < client.pttl(KEY) <= 5_000  # by the lease of who holds it
+    assert locks(client).acquire(NAME, slot=None, sent=None, interval=MINUTE) is Refusal.HELD
+
+
+@pytest.mark.parametrize("milliseconds", [3_600_000, None])
+def test_how_long_a_strangers_lock_lives_is_the_strangers_matter(client: redis.Redis, milliseconds: int | None) -> None:
+    client.set(KEY, "f" * 32, px=milliseconds)
+    assert locks(client).acquire(NAME, slot=None, sent=None, interval=MINUTE) is Refusal.HELD
+    assert client.pttl(KEY) == -1 if milliseconds is None else client.pttl(KEY) > 3_000_000
+
+
+def test_a_targets_lock_of_a_clock_that_was_set_back_lives_for_a_minute(client: redis.Redis) -> None:
+    key = "secrets-bridge:lock:discover:one"
+    client.set(key, "f" * 32, px=3_600_000)
+    assert not RedisTargetLocks(as_user(client), "secrets-bridge").take("one")
+    assert 0 < client.pttl(key) <= 60_000
 
 
 def test_a_lock_that_is_no_longer_ours_is_not_released(client: redis.Redis) -> None:
@@ -248,7 +272,7 @@ def test_a_deleted_lock_is_noticed_at_the_next_renewal(client: redis.Redis) -> N
 
 
 def test_a_lock_that_could_not_be_renewed_is_lost_when_its_lease_is_over(
-    any_redis_server: Redis, client: redis.Redis
+    any_redis_server: GrantedRedis, client: redis.Redis
 ) -> None:
     mine = locks(client, 0.6, renewing=True)
     tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
@@ -305,7 +329,10 @@ def test_the_keeper_survives_any_error(client: redis.Redis, error: Exception) ->
 
 
 def test_a_targets_lock_is_one_that_the_api_understands(client: redis.Redis) -> None:
-    ours, others = RedisTargetLocks(client, "secrets-bridge"), RedisTargetLocks(client, "secrets-bridge")
+    ours, others = (
+        RedisTargetLocks(as_user(client), "secrets-bridge"),
+        RedisTargetLocks(as_user(client), "secrets-bridge"),
+    )
     key = "secrets-bridge:lock:discover:one"
     assert ours.take("one")
     assert re.fullmatch(r"b'[0-9a-f]{32}'", repr(client.get(key)))
@@ -329,8 +356,8 @@ def test_a_targets_lock_that_the_client_has_asked_for_twice_is_ours(
         return send(*args, **options)
 
     monkeypatch.setattr(redis.Redis, "set", ask_twice)
-    assert RedisTargetLocks(client, "secrets-bridge").take("one")
-    assert not RedisTargetLocks(client, "secrets-bridge").take("one")
+    assert RedisTargetLocks(as_user(client), "secrets-bridge").take("one")
+    assert not RedisTargetLocks(as_user(client), "secrets-bridge").take("one")
 
 
 def test_a_redis_that_is_away_is_asked_once_for_all_locks_of_targets() -> None:
@@ -352,4 +379,4 @@ def test_a_targets_lock_whose_reply_was_lost_is_found_to_be_taken(
         return answer
 
     monkeypatch.setattr(redis.Redis, "set", lose_the_first)
-    assert RedisTargetLocks(client, "secrets-bridge").take("one")
+    assert RedisTargetLocks(as_user(client), "secrets-bridge").take("one")

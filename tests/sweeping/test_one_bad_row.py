@@ -21,6 +21,7 @@ from app.sweeping.scans.scan import GENTLE_STEPS
 from app.sweeping.strategy import Passing, Strategy
 from tests.support.argocd import insert_endpoint, insert_observations
 from tests.support.replica import Replica
+from tests.support.rights.grants import granted
 from tests.support.rows import column, insert_agent, insert_wrap, rows
 
 RUNS = "SELECT * FROM secrets_bridge_worker.sweep_run ORDER BY id"
@@ -61,7 +62,7 @@ def an_hour_passes(replica: Replica, sql: Connection[Any]) -> None:
         "UPDATE secrets_bridge_worker.sweep_run SET slot = slot - id * interval '1 h'"
         " WHERE slot > now() - interval '30 min'"
     )
-    replica.locks._release.registered_client.flushall()
+    replica.redis.flushall()
 
 
 @pytest.mark.parametrize("bad", [("a1",), ("a5000",), ("a9999", "a10000"), ("a17", "a18", "a4000")])
@@ -306,7 +307,7 @@ def test_a_row_that_is_only_referred_to_is_flipped(database: str, replica: Repli
         assert replica.run(agents_stale, AgentsStale()).changed == 1
 
 
-def test_a_partitioned_table_is_swept(replica: Replica, sql: Connection[Any]) -> None:
+def test_a_partitioned_table_is_swept(replica: Replica, sql: Connection[Any], owner_database: str) -> None:
     sql.execute("ALTER TABLE secret_wraps RENAME TO plain")
     sql.execute("CREATE TABLE secret_wraps (LIKE plain INCLUDING DEFAULTS) PARTITION BY RANGE (expires_at)")
     for name, bounds in (
@@ -314,6 +315,7 @@ def test_a_partitioned_table_is_swept(replica: Replica, sql: Connection[Any]) ->
         ("p2", "FROM ('2025-01-01') TO ('2030-01-01')"),
     ):
         sql.execute(f"CREATE TABLE {name} PARTITION OF secret_wraps FOR VALUES {bounds}".encode())
+    granted(owner_database)
     wraps(sql, 1500, "'2024-06-01'")
     wraps(sql, 1500, "'2026-01-01'")
     wraps(sql, 10, "'2029-01-01'")
@@ -329,3 +331,29 @@ def test_the_ledger_is_pruned_by_runs_that_fail_as_well(replica: Replica, sql: C
         sql.execute("UPDATE secrets_bridge_worker.sweep_run SET started_at = started_at - interval '30 d'")
     replica.fails(agents_stale, AgentsStale())
     assert len(rows(sql, RUNS)) == 1
+
+
+@pytest.mark.parametrize("counts", ["[]", "null", '{"deleted": "x"}', '{"deleted": {"n": 1}}', '{"deleted": 1.5}'])
+def test_an_open_run_with_counts_that_are_none_is_closed_like_any_other(
+    replica: Replica, sql: Connection[Any], counts: str
+) -> None:
+    sql.execute(
+        "INSERT INTO secrets_bridge_worker.sweep_run (name, slot, token, worker, started_at, outcome, changed, counts)"
+        " VALUES ('wraps-expired', now() - interval '1 h', 1, 'x', now() - interval '1 h', 'running', 3, %s)",
+        [counts],
+    )
+    replica.run(wraps_expired, WrapsExpired())
+    assert column(sql, "SELECT outcome FROM secrets_bridge_worker.sweep_run ORDER BY id") == ["interrupted", "success"]
+    assert [event.metadata["deleted"] for event in replica.events] == [3]
+
+
+@pytest.mark.parametrize("batch_rows", [-(2**31), -1, 0, 2**31 - 1])
+def test_a_batch_of_fewer_rows_than_none_is_one_of_some(
+    replica: Replica, sql: Connection[Any], batch_rows: int
+) -> None:
+    wraps(sql, 5, "'2026-01-01'")
+    replica.run(wraps_expired, WrapsExpired())
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET batch_rows = %s", [batch_rows])
+    replica.next_slot()
+    wraps(sql, 5, "'2026-01-01'")
+    assert replica.run(wraps_expired, WrapsExpired()).changed == 5

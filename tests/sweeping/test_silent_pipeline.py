@@ -10,7 +10,7 @@ import pytest
 
 from actors.wraps_expired import WrapsExpired, wraps_expired
 from app.storage import pipeline
-from app.sweeping import ledger
+from app.sweeping.ledger import claims, transactions
 from tests.support.rows import column, insert_wrap
 from tests.support.waiting import eventually
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from tests.support.replica import Replica
 
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
-LIMITS = ledger.Limits.below(timedelta(seconds=1))
+SECOND = timedelta(seconds=1)
+LIMITS = transactions.Limits.below(SECOND)
 
 
 def test_what_was_claimed_in_a_pipeline_that_never_ends_is_free_again(database: str, sql: Connection[Any]) -> None:
@@ -30,8 +31,8 @@ def test_what_was_claimed_in_a_pipeline_that_never_ends_is_free_again(database: 
     # As psycopg sends it: each statement as soon as it is there, and the end of the pipeline behind them.
     silent.pipeline().__enter__()
     silent.execute("BEGIN")
-    ledger.begin(silent, "agents", "agents", LIMITS)
-    ledger.claim(silent, "agents-stale", None, timedelta(seconds=1))
+    transactions.begin(silent, "agents", "agents", LIMITS)
+    claims.claim(silent, "agents-stale", None, claims.Lengths(SECOND, lease=SECOND))
     sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND backend_xid IS NOT NULL"
     eventually(lambda: column(sql, sessions) == [1])
     eventually(lambda: column(sql, sessions) == [0])

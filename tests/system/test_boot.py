@@ -14,6 +14,7 @@ from app.demo.servers import Postgres, Redis
 from app.storage import migrations
 from tests.support.argocd import ON, insert_endpoint
 from tests.support.processes import SCHEDULER, environment, finished
+from tests.support.rights.grants import as_role
 
 CANARY = "hunter2"
 GOOD = {"DATABASE_URL": f"postgres://u:{CANARY}@127.0.0.1:1/d", "REDIS_URL": f"redis://:{CANARY}@127.0.0.1:1/0"}
@@ -272,17 +273,17 @@ def test_a_wrong_role_or_database_is_told_in_our_words(
 
 
 @pytest.fixture
-def weak(postgres: Postgres, database: str) -> str:
+def weak(postgres: Postgres, owner_database: str) -> str:
     """Return the URL of the database for a role that may only connect."""
-    with psycopg.connect(database, autocommit=True) as connection:
+    with psycopg.connect(owner_database, autocommit=True) as connection:
         connection.execute("DROP SCHEMA secrets_bridge_worker CASCADE")
         row = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'weak'").fetchone()
         if row is None:
             connection.execute("CREATE ROLE weak LOGIN")
-    return database.replace("postgres@", "weak@")
+    return as_role(owner_database, "weak")
 
 
-def test_a_role_without_rights_gets_the_sql_to_run(weak: str, database: str, redis_server: Redis) -> None:
+def test_a_role_without_rights_gets_the_sql_to_run(weak: str, owner_database: str, redis_server: Redis) -> None:
     env = environment(weak, redis_server.url())
     done = finished(COMMANDS["worker"], env)
     assert done.returncode == 1
@@ -293,7 +294,7 @@ def test_a_role_without_rights_gets_the_sql_to_run(weak: str, database: str, red
     assert checked.returncode == 1
     assert "GRANT SELECT, UPDATE, DELETE ON secret_wraps TO " in checked.stdout
 
-    with psycopg.connect(database, autocommit=True) as connection:
+    with psycopg.connect(owner_database, autocommit=True) as connection:
         connection.execute(script.replace("secrets_bridge_worker_role", "weak").encode())
         connection.execute("GRANT SELECT, UPDATE, DELETE ON secret_wraps TO weak")
         connection.execute("GRANT SELECT, UPDATE ON secrets, agents TO weak")
@@ -304,10 +305,9 @@ def test_a_role_without_rights_gets_the_sql_to_run(weak: str, database: str, red
     assert again.returncode == 0, again.stdout
 
 
-def test_missing_and_half_migrated_tables_are_found(postgres: Postgres, database: str, redis_server: Redis) -> None:
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute("UPDATE schema_migrations SET dirty = true")
-        connection.execute("ALTER TABLE agents RENAME TO elsewhere")
+def test_missing_and_half_migrated_tables_are_found(database: str, sql: Connection[Any], redis_server: Redis) -> None:
+    sql.execute("UPDATE schema_migrations SET dirty = true")
+    sql.execute("ALTER TABLE agents RENAME TO elsewhere")
     done = finished(COMMANDS["check"], environment(database, redis_server.url()))
     assert done.returncode == 1
     assert "a migration of the api was left half done (dirty)" in done.stdout
@@ -347,10 +347,10 @@ def test_wrong_usage_is_status_2(words: tuple[str, ...]) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_migrate_is_idempotent_and_prints_its_sql_without_a_server(database: str, redis_server: Redis) -> None:
-    env = environment(database, redis_server.url())
+def test_migrate_is_idempotent_and_prints_its_sql_without_a_server(owner_database: str, redis_server: Redis) -> None:
+    env = environment(owner_database, redis_server.url())
     assert "nothing to do" in finished(("sb-worker", "migrate"), env).stdout
-    with psycopg.connect(database, autocommit=True) as connection:
+    with psycopg.connect(owner_database, autocommit=True) as connection:
         connection.execute("DROP SCHEMA secrets_bridge_worker CASCADE")
     assert f"version 0 -> {migrations.VERSION}" in finished(("sb-worker", "migrate"), env).stdout
     printed = finished(("sb-worker", "migrate", "--sql"), environment("", ""))

@@ -27,7 +27,7 @@ NAMES = [f"canary-app-{number:02}" for number in range(40)]
 AUDIT = """
 CREATE TABLE audit (n bigint GENERATED ALWAYS AS IDENTITY, application text, claimed timestamptz, polls integer,
                     revision bigint);
-CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+CREATE FUNCTION audit() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
     INSERT INTO audit (application, claimed, polls, revision)
     VALUES (NEW.application_name,
             CASE WHEN NEW.last_polled_at IS DISTINCT FROM OLD.last_polled_at THEN NEW.last_polled_at END,

@@ -24,6 +24,7 @@ from app.storage import migrations
 from tests.conftest import CONTROL_PLANE
 from tests.support.ports import reserved_port
 from tests.support.processes import BIN, BY_FORK_SERVER, PATIENT, QUICK, SCHEDULER, WORKER, Process, environment
+from tests.support.rights.grants import ROLE, as_role, granted
 from tests.support.rows import column, insert_wrap, rows
 from tests.support.waiting import HUNG, HUNG_PROCESS, eventually
 
@@ -282,7 +283,7 @@ def test_an_outage_of_postgres_fails_runs_and_no_process(
         with psycopg.connect(server.url(), autocommit=True) as connection:
             connection.execute(CONTROL_PLANE.read_bytes())
             migrations.migrate(connection)
-        env = environment(server.url(), redis_server.url(), **QUICK)
+        env = environment(granted(server.url()), redis_server.url(), **QUICK)
         with (
             Process(WORKER, env, tmp_path / "worker.log") as worker,
             Process(SCHEDULER, env, tmp_path / "scheduler.log") as scheduler,
@@ -352,7 +353,7 @@ def test_nothing_that_must_not_be_seen_is_seen_anywhere(
     sql.execute("CREATE TRIGGER refuse BEFORE UPDATE ON agents FOR EACH ROW EXECUTE FUNCTION refuse()")
     sql.execute("CREATE TRIGGER refuse BEFORE INSERT ON sync_jobs FOR EACH ROW EXECUTE FUNCTION refuse()")
     env = environment(
-        database.replace("postgres@", "postgres:canary-password@"),
+        as_role(database, f"{ROLE}:canary-password"),
         redis_server.url() + "?client_name=canary-client",
         **QUICK,
         LOG_LEVEL="debug",

@@ -11,6 +11,7 @@ from psycopg import Connection
 from tests.storage.test_redis import server
 from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
 from tests.support.proxy import Proxy
+from tests.support.rights.acl import GrantedRedis
 from tests.support.rows import column
 from tests.support.waiting import eventually
 
@@ -21,12 +22,12 @@ def test_sweeps_go_on_at_the_new_master_and_meanwhile_readiness_says_why_not(
     database: str, sql: Connection[Any], tmp_path: Path
 ) -> None:
     with (
-        server(tmp_path / "old") as old,
-        server(tmp_path / "new") as new,
+        server(tmp_path / "old", kind=GrantedRedis) as old,
+        server(tmp_path / "new", kind=GrantedRedis) as new,
         Proxy(old.port) as proxy,
         redis_py.Redis(port=old.port) as demoted,
     ):
-        env = environment(database, f"redis://127.0.0.1:{proxy.port}", **QUICK)
+        env = environment(database, old.url().replace(f":{old.port}/", f":{proxy.port}/"), **QUICK)
         with (
             Process(WORKER, env, tmp_path / "w.log").ready() as worker,
             Process(SCHEDULER, env, tmp_path / "s.log") as s,

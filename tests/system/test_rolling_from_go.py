@@ -10,9 +10,9 @@ from typing import Any
 import redis as redis_py
 from psycopg import Connection
 
-from app.demo.servers import Redis
 from tests.support.go_replica import GoReplica, Held
 from tests.support.processes import PATIENT, QUICK, SCHEDULER, WORKER, Process, environment
+from tests.support.rights.acl import GrantedRedis
 from tests.support.rows import FIXED, column, insert_agent, insert_job, insert_secret, insert_wrap, rows
 from tests.support.waiting import eventually
 
@@ -26,15 +26,20 @@ SELECT name, started_at AS since, finished_at AS until, changed FROM secrets_bri
 """
 
 
-def test_both_work_side_by_side_on_the_way_there_and_back(
-    database: str, redis_server: Redis, redis: redis_py.Redis, tmp_path: Path, sql: Connection[Any]
+def test_both_work_side_by_side_on_the_way_there_and_back(  # noqa: PLR0913, PLR0917 - fixtures
+    database: str,
+    owner_database: str,
+    redis_server: GrantedRedis,
+    redis: redis_py.Redis,
+    tmp_path: Path,
+    sql: Connection[Any],
 ) -> None:
     env = environment(database, redis_server.url(), **QUICK | PATIENT)
     inserted = 0
     theirs: list[GoReplica] = []
 
     def go(stack: ExitStack) -> None:
-        theirs.append(stack.enter_context(GoReplica(database, redis_server.url(), every=0.3)))
+        theirs.append(stack.enter_context(GoReplica(owner_database, redis_server.owner_url(), every=0.3)))
 
     def ours(stack: ExitStack, name: str) -> None:
         for words in (WORKER, SCHEDULER):

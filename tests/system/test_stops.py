@@ -16,6 +16,7 @@ import redis as redis_py
 from app.demo.servers import Redis
 from tests.support.ports import reserved_port
 from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
+from tests.support.rights.acl import GrantedRedis
 from tests.support.waiting import HUNG_PROCESS, eventually
 
 AWAY = {"REDIS_URL": "redis://127.0.0.1:1/0"}
@@ -67,7 +68,7 @@ def test_a_worker_ends_with_0_whenever_it_is_stopped(env: dict[str, str], tmp_pa
 
 
 def test_a_worker_ends_with_0_while_redis_is_away(database: str, tmp_path: Path) -> None:
-    with reserved_port() as port, Redis(tmp_path, port=port) as server:
+    with reserved_port() as port, GrantedRedis(tmp_path, port=port) as server:
         env = environment(database, server.url(), **BUSY)
         with Process(WORKER, env, tmp_path / "worker.log") as worker:
             worker.ready()

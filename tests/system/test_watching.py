@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from tests.support.processes import BIN, ROOT, environment
 from tests.support.proxy import Proxy
+from tests.support.rights.acl import GrantedRedis
 from tests.support.waiting import HUNG_PROCESS, eventually
 
 
@@ -71,11 +72,12 @@ def proxies(database: str, redis: redis_py.Redis) -> Iterator[tuple[Proxy, Proxy
 
 
 @pytest.fixture
-def screen(database: str, proxies: tuple[Proxy, Proxy]) -> Iterator[Screen]:
+def screen(database: str, redis_server: GrantedRedis, proxies: tuple[Proxy, Proxy]) -> Iterator[Screen]:
     named = conninfo_to_dict(database)
     to_postgres, to_redis = proxies
     url = f"postgres://{named['user']}@127.0.0.1:{to_postgres.port}/{named['dbname']}"
-    env = environment(url, f"redis://127.0.0.1:{to_redis.port}/0", TERM="xterm-256color")
+    keys = redis_server.url().replace(f":{redis_server.port}/", f":{to_redis.port}/")
+    env = environment(url, keys, TERM="xterm-256color")
     screen = Screen({name: value for name, value in env.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")})
     yield screen
     screen.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 import threading
 from pathlib import Path
@@ -110,38 +109,6 @@ def test_a_poll_has_its_endpoint_and_how_it_ended(env: dict[str, str], tmp_path:
     everything = b"".join(map(body, collector.seen))
     assert TOKEN.encode() not in everything
     assert argo.url.encode() not in everything
-
-
-def test_no_secret_reaches_the_collector_but_its_own(
-    database: str, redis_server: Redis, redis: redis_py.Redis, tmp_path: Path, sql: Connection[Any]
-) -> None:
-    secrets = [f"{CANARY}-{number}" for number in range(5)]
-    sql.execute("CREATE ROLE canary LOGIN SUPERUSER")
-    try:
-        insert_agent(sql, secrets[0], last_seen_at=FIXED)
-        with Collector() as collector, Receiver(Reply(500, secrets[1].encode())) as receiver:
-            place = database.split("@")[1]
-            env = environment(
-                f"postgresql://canary:{secrets[2]}@{place}&application_name={secrets[2]}"
-                if "?" in place
-                else f"postgresql://canary:{secrets[2]}@{place}?application_name={secrets[2]}",
-                redis_server.url(),
-                **QUICK | PATIENT | LOCAL | collector.url_of_everything,
-                SB_NOTIFICATION_WEBHOOK_URL=f"{receiver.url}/{secrets[3]}",
-                OTEL_EXPORTER_OTLP_HEADERS=f"authorization={secrets[4]}",
-                OTEL_EXPORTER_OTLP_COMPRESSION="gzip",
-            )
-            with Process(WORKER, env, tmp_path / "w.log") as worker, Process(SCHEDULER, env, tmp_path / "s.log") as own:
-                eventually(lambda: collector.named("attempt", "webhook") and _changed(collector))
-                logs = worker.text + own.text
-                worker.end(signal.SIGTERM)
-        sent = b"".join(map(body, collector.seen))
-        assert {seen.headers["authorization"] for seen in collector.seen} == {secrets[4]}
-    finally:
-        sql.execute("DROP ROLE canary")
-    for secret in secrets:
-        assert secret.encode() not in sent
-        assert secret not in logs
 
 
 def test_a_dead_collector_costs_one_line_and_no_stop(env: dict[str, str], tmp_path: Path, sql: Connection[Any]) -> None:

@@ -29,6 +29,7 @@ from app.sweeping.schedule import Every
 from app.worker.broker import Broker
 from app.worker.tick_options import TickOptions, tick_options
 from tests.storage.test_redis import server
+from tests.support.rights.acl import GrantedRedis
 from tests.support.waiting import HUNG, eventually
 
 OUTAGES = {
@@ -87,7 +88,10 @@ def test_a_server_that_refuses_is_told_once_and_costs_no_delayed_message(
     kind: str, program: str, tmp_path: Path
 ) -> None:
     begin, end, word = OUTAGES[kind]
-    with server(tmp_path / "r", program=program) as running, redis_py.Redis(port=running.port) as admin:
+    with (
+        server(tmp_path / "r", program=program) as running,
+        redis_py.Redis(port=running.port) as admin,
+    ):
         served = Served(running.url())
         with served.running(), capture_logs() as logs:
             served.send(1, delay=600)
@@ -212,7 +216,7 @@ def test_a_malformed_delayed_message_is_one_too(kind: str, served: Served, redis
 
 
 def test_one_that_cannot_be_stored_is_dropped(tmp_path: Path) -> None:
-    with server(tmp_path / "r") as running, redis_py.Redis(port=running.port) as admin:
+    with server(tmp_path / "r", kind=GrantedRedis) as running, redis_py.Redis(port=running.port) as admin:
         rules = ["on", ">pw", "+@all", "~dramatiq", "~dramatiq:__*", "~dramatiq:sinks", "~dramatiq:sinks.msgs"]
         admin.execute_command("ACL", "SETUSER", "no-dead-letters", *rules, "~dramatiq:sinks.DQ*", "~dramatiq:sweeps*")
         # Maintenance would look at the dead letters.
@@ -260,7 +264,10 @@ def test_a_ticks_option_of_a_wrong_type_or_size_is_as_if_absent(bad: Any) -> Non
 
 
 def test_in_a_cluster_of_one_shard_messages_come_through(tmp_path: Path) -> None:
-    with server(tmp_path / "r", "--cluster-enabled", "yes") as running, redis_py.Redis(port=running.port) as admin:
+    with (
+        server(tmp_path / "r", "--cluster-enabled", "yes") as running,
+        redis_py.Redis(port=running.port) as admin,
+    ):
         admin.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
         eventually(lambda: admin.cluster("INFO")["cluster_state"] == "ok")
         served = Served(running.url())
@@ -272,7 +279,7 @@ def test_in_a_cluster_of_one_shard_messages_come_through(tmp_path: Path) -> None
 
 
 def test_messages_of_a_dead_worker_are_found_by_a_user_without_keys(tmp_path: Path) -> None:
-    with server(tmp_path / "r") as running, redis_py.Redis(port=running.port) as admin:
+    with server(tmp_path / "r", kind=GrantedRedis) as running, redis_py.Redis(port=running.port) as admin:
         admin.execute_command("ACL", "SETUSER", "careful", "on", ">pw", "~dramatiq*", "+@all", "-@dangerous")
         dead = Served(running.url())
         dead.send(1)
@@ -303,7 +310,10 @@ def test_a_message_wakes_who_waits_and_idle_consumers_ask_seldom(served: Served,
 @pytest.mark.parametrize("program", sorted(redis_programs()))
 @pytest.mark.parametrize("without", ["-blmove", "+@all"])
 def test_where_waiting_is_refused_messages_are_asked_for(without: str, program: str, tmp_path: Path) -> None:
-    with server(tmp_path / "r", program=program) as running, redis_py.Redis(port=running.port) as admin:
+    with (
+        server(tmp_path / "r", program=program, kind=GrantedRedis) as running,
+        redis_py.Redis(port=running.port) as admin,
+    ):
         admin.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@all", without)
         served = Served(f"redis://plain:pw@127.0.0.1:{running.port}")
         with capture_logs() as logs, served.running():
@@ -331,9 +341,14 @@ def test_a_worker_that_ends_waits_for_no_message_and_takes_none(redis: redis_py.
     worker.start()
     served.broker.enqueue(served.broker.get_actor("hold").message(1))
     assert held.wait(HUNG)
+
+    def waiting() -> int:
+        return sum("b" in client["flags"] for client in redis.client_list())
+
+    eventually(lambda: waiting() == 4)  # none of them is still on its way there
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
-    eventually(lambda: not any("b" in client["flags"] for client in redis.client_list()))  # all of 40 seconds each
+    eventually(lambda: waiting() == 0)  # all of 40 seconds each
     served.send(2)
     alive = redis.zscore("dramatiq:__heartbeats__", served.broker.broker_id)
     eventually(lambda: redis.zscore("dramatiq:__heartbeats__", served.broker.broker_id) != alive)
@@ -366,7 +381,7 @@ def test_notifications_that_hang_leave_threads_to_sweeps(redis: redis_py.Redis, 
 
 
 def test_a_tick_that_was_lost_is_due_again_and_counts_once(tmp_path: Path) -> None:
-    with server(tmp_path / "r") as running, redis_py.Redis(port=running.port) as admin:
+    with server(tmp_path / "r", kind=GrantedRedis) as running, redis_py.Redis(port=running.port) as admin:
         served = Served(running.url())
         cadence = Every(timedelta(hours=1), clock=lambda: 1_000_000.0)
         actor = dramatiq.actor(actor_name="swept", queue_name=SINK_QUEUE, broker=served.broker)(lambda: None)

@@ -16,9 +16,10 @@ import redis as redis_py
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
-from app.demo.servers import Redis
 from app.worker import readiness
 from app.worker.readiness import Check, Readiness, postgres_check, redis_check
+from tests.support.rights.acl import GrantedRedis
+from tests.support.rights.grants import as_role
 from tests.support.waiting import HUNG, eventually
 
 
@@ -74,7 +75,7 @@ def test_a_postgres_that_takes_no_writes_is_of_no_use(
 def test_a_postgres_that_denies_us_our_schema_is_of_no_use(database: str, sql: Connection[Any]) -> None:
     sql.execute("DROP ROLE IF EXISTS unready")
     sql.execute("CREATE ROLE unready LOGIN")
-    url = database.replace("postgres@", "unready@")
+    url = as_role(database, "unready")
     with ConnectionPool[Connection[Any]](url, kwargs={"autocommit": True}, min_size=0, max_size=1, open=True) as pool:
         checks = {"postgres": postgres_check(pool)}
         assert answer(checks) == not_ready(postgres="denied")
@@ -114,9 +115,9 @@ def changed(client: redis_py.Redis, do: tuple[str, ...], undo: tuple[str, ...]) 
     ],
 )
 def test_a_redis_that_takes_no_writes_is_of_no_use(
-    any_redis_server: Redis, do: tuple[str, ...], undo: tuple[str, ...], word: str
+    any_redis_server: GrantedRedis, do: tuple[str, ...], undo: tuple[str, ...], word: str
 ) -> None:
-    with redis_py.Redis.from_url(any_redis_server.url()) as client:
+    with redis_py.Redis.from_url(any_redis_server.owner_url()) as client:
         checks = {"redis": redis_check(client, "secrets-bridge", "dramatiq")}
         assert answer(checks) == READY
         with changed(client, do, undo):
@@ -137,10 +138,10 @@ def test_a_redis_that_takes_no_writes_is_of_no_use(
         "+@read ~*",
     ],
 )
-def test_a_redis_that_denies_commands_or_keys_is_of_no_use(any_redis_server: Redis, rules: str) -> None:
-    with redis_py.Redis.from_url(any_redis_server.url()) as admin:
+def test_a_redis_that_denies_commands_or_keys_is_of_no_use(any_redis_server: GrantedRedis, rules: str) -> None:
+    with redis_py.Redis.from_url(any_redis_server.owner_url()) as admin:
         admin.execute_command("ACL", "SETUSER", "unready", "reset", "on", "nopass", *rules.split())
-        with redis_py.Redis.from_url(any_redis_server.url(), username="unready", password="x") as client:
+        with redis_py.Redis.from_url(any_redis_server.owner_url(), username="unready", password="x") as client:
             checks = {"redis": redis_check(client, "secrets-bridge", "dramatiq")}
             assert answer(checks) == not_ready(redis="denied")
             admin.execute_command("ACL", "SETUSER", "unready", "+@all", "~*")

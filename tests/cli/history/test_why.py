@@ -337,6 +337,22 @@ def test_the_cadence_of_then_is_told_by_processes(ask: Ask, ledger: Ledger) -> N
     assert "its slots are every 10m of then; now it is run every 1h" in told(answer)
 
 
+@pytest.mark.parametrize("run", [True, False])
+def test_a_slot_within_a_longer_one_of_another_process(ask: Ask, ledger: Ledger, run: bool) -> None:
+    """Intervals of workers are changed one after the other: each counts by its own."""
+    ledger.process(50, None)
+    ledger.process(50, None, host="slow", cadences={NAME: 7200.0})
+    even = next(ago for ago in (10, 11) if ledger.slot(ago).hour % 2 == 0)
+    ledger.run(even + 4)
+    if run:
+        ledger.run(even, covered=3)
+    ledger.run(even - 2, worker="slow:1")
+    status, answer = ask(ledger.slot(even - 1).isoformat())
+    assert (status == 0, answer["kind"] == "within_another") == (run, run)
+    if run:
+        assert f"lies in slot {ledger.slot(even):%Y-%m-%d %H:%M:%S}" in answer["answer"]
+
+
 @pytest.mark.parametrize(
     "when", ["yesterday", "25:00", "2026-13-01", "9999-12-31T23:59", "0001-01-01", "12345678h", "1O:00"]
 )

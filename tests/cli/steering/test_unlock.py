@@ -42,7 +42,8 @@ def test_a_lock_that_no_worker_has_written_is_shown_and_deleted_as_well(run: Run
     redis.hset(KEY, "a", "b")
     other = run("unlock", "wraps-expired", "--yes")
     assert other.returncode == 0
-    assert other.stdout.startswith("wraps-expired: held by a hash, which no worker writes, with")
+    # The rights of deploy/redis.acl do not include to ask for a type.
+    assert other.stdout.startswith("wraps-expired: held by a key of another type, which no worker writes, with")
     assert not redis.exists(KEY)
 
 

@@ -32,6 +32,7 @@ from app.sweeping.steering import brake, pauses
 from app.sweeping.steering.limits import parse_brake
 from app.sweeping.steering.server import identity
 from tests.support.replica import Replica
+from tests.support.rights.acl import as_user
 from tests.support.rows import FIXED, insert_environment, insert_secret, rows
 from tests.sweeping.steering.hand import WHO, hand
 from tests.sweeping.steering.test_by_hand import RUNS, STATE, back, current
@@ -361,6 +362,14 @@ def test_what_a_run_counts_under_another_name_is_what_is_usual_of_it(
         """ VALUES (%s, '2026-01-01Z', 'x', '2026-01-01Z', 'success', 5000, '{"sessions_swept": 200}')""",
         [name],
     )
+    sql.execute(  # rows that are odd are no reason to hold a run, nor usual
+        "INSERT INTO secrets_bridge_worker.sweep_run (name, slot, worker, started_at, outcome, changed, counts)"
+        " SELECT %s, moment, 'x', moment, 'success', 5000, counts"
+        """   FROM unnest(ARRAY['[]', '1', '{"sessions_swept": "x"}', '{"sessions_swept": 1e30}']::jsonb[])"""
+        "        WITH ORDINALITY AS odd (counts, number), make_interval(mins => number::int) AS later,"
+        "        LATERAL (SELECT '2026-01-01Z'::timestamptz + later) AS at (moment)",
+        [name],
+    )
     project, environment = insert_environment(sql)
     sql.execute(
         "INSERT INTO reveal_sessions (user_id, project_id, environment_id, ttl_seconds, expires_at, wrap_ids)"
@@ -422,7 +431,7 @@ def test_the_gauge_shows_it_in_every_replica_and_nobody_asks_for_a_scheduler(
     back(sql, "10 h")
     with ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=1) as pool:
         watched = [Watched(NAME, "secret_wraps", HOUR)]
-        watch = FleetWatch(pool, redis, watched, namespace="secrets-bridge", retention=HOUR)
+        watch = FleetWatch(pool, as_user(redis), watched, namespace="secrets-bridge", retention=HOUR)
         with capture_logs() as logs:
             watch.look()
     assert watch.seen.standings[NAME].state is State.BRAKED

@@ -23,6 +23,7 @@ from app.sweeping.actor import SweepActor
 from app.sweeping.lock import Refusal, Tick
 from app.sweeping.steering import pauses
 from tests.support.replica import Replica
+from tests.support.rights.acl import as_user
 from tests.support.rows import FIXED, column, insert_wrap, rows
 from tests.sweeping.steering.hand import hand
 from tests.sweeping.steering.test_by_hand import RUNS, STATE, back, current
@@ -154,7 +155,7 @@ def pool(database: str) -> Iterator[ConnectionPool[Connection[Any]]]:
 def behind(pool: ConnectionPool[Connection[Any]], redis: redis_py.Redis) -> float:
     """Return by how much the sweeper is overdue."""
     watched = [Watched(NAME, "secret_wraps", MINUTE)]
-    watch = FleetWatch(pool, redis, watched, namespace="secrets-bridge", retention=MINUTE)
+    watch = FleetWatch(pool, as_user(redis), watched, namespace="secrets-bridge", retention=MINUTE)
     watch.look()
     return watch.behind(NAME)
 
@@ -193,7 +194,9 @@ def test_one_that_was_made_by_a_clock_that_was_ahead_holds_for_nobody_and_the_ne
 ) -> None:
     made_ahead(sql, ahead)
     assert pauses.current(sql) == {}
-    watch = FleetWatch(pool, redis, [Watched(NAME, "secret_wraps", HOUR)], namespace="secrets-bridge", retention=MINUTE)
+    watch = FleetWatch(
+        pool, as_user(redis), [Watched(NAME, "secret_wraps", HOUR)], namespace="secrets-bridge", retention=MINUTE
+    )
     watch.look()
     assert watch.seen.standings[NAME].state is State.ON
     assert not paused(replica, sql)
@@ -204,7 +207,9 @@ def test_a_pause_of_another_moments_clock_is_never_shown_as_less_than_none(
     sql: Connection[Any], pool: ConnectionPool[Connection[Any]], redis: redis_py.Redis
 ) -> None:
     made_ahead(sql, "30 s")
-    watch = FleetWatch(pool, redis, [Watched(NAME, "secret_wraps", HOUR)], namespace="secrets-bridge", retention=MINUTE)
+    watch = FleetWatch(
+        pool, as_user(redis), [Watched(NAME, "secret_wraps", HOUR)], namespace="secrets-bridge", retention=MINUTE
+    )
     watch.look()
     (family,) = [one for one in FleetGauges(watch).collect() if one.name == "worker_sweep_paused_seconds"]
     assert (watch.seen.standings[NAME].state, family.samples[0].value) == (State.PAUSED, 0)

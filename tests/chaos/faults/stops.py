@@ -1,0 +1,90 @@
+"""SIGSTOP ... SIGCONT: pauses for shorter and longer than the lease, mostly in the middle of a transaction."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import psutil
+
+from tests.chaos.faults import points
+
+if TYPE_CHECKING:
+    from tests.chaos.deployment import Deployment
+
+#: Seconds: below the limit of an idle transaction (0.75), between it and the lease (3), and above that.
+PAUSES, WEIGHTS = ((0.1, 0.7), (0.8, 2.8), (3.2, 6.0)), (5, 3, 2)
+
+
+def stop_in_a_transaction(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
+    """Stop all who wait to write in some relation (or their children alone), and let them go on later."""
+    relation = chance.choice(chance.choice(points.STAGES))
+    with ExitStack() as stack, points.closed(deployment, relation) as gate:
+        stopped: list[str] = []
+        for name in gate.wait(3):
+            victim = stack.enter_context(deployment.victims.hurting(name))
+            if victim is not None and stack.enter_context(stop(deployment, name, chance)):
+                stopped.append(name)
+        landed = gate.in_transaction(stopped)
+        hold = chance.random() < 0.1  # the statement runs into its limit meanwhile
+        if not hold:
+            gate.open()
+        _count(deployment, stopped, landed, f"stop in a transaction: {relation}")
+        pause = chance.uniform(*chance.choices(PAUSES, WEIGHTS)[0]) if stopped else 0.0
+        over.wait(min(pause, 0.6))
+        if hold:
+            gate.open()
+        over.wait(max(0.0, pause - 0.6))
+
+
+def stop_at_random(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
+    """Stop a scheduler, a notifier or a worker, whatever it does."""
+    kind = chance.choices(("worker", "notifier", "scheduler"), (1, 1, 2))[0]
+    with deployment.victims.one_of(kind, chance) as name:
+        if name is None:
+            return
+        with stop(deployment, name, chance) as stopped:
+            if stopped:
+                deployment.log.effect(f"stop at random: {kind}")
+                over.wait(chance.uniform(*chance.choices(PAUSES, WEIGHTS)[0]))
+
+
+@contextmanager
+def stop(deployment: Deployment, name: str, chance: random.Random) -> Iterator[bool]:
+    """Stop a process or only its children while the body runs; yield whether all that was signalled has stopped."""
+    pids = deployment.pids(name)
+    if chance.random() < 0.3 and len(pids) > 1:
+        pids = pids[1:]
+    with deployment.log.during("stop", outage=False, note=name):
+        try:
+            for pid in pids:
+                _signal(pid, signal.SIGSTOP)
+            yield bool(pids) and all(_stopped(pid) for pid in pids)
+        finally:
+            for pid in pids:
+                _signal(pid, signal.SIGCONT)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _stopped(pid: int) -> bool:
+    """Return whether it stands still: the signal is on its way for a moment."""
+    process = psutil.Process(pid)
+    return any(process.status() == psutil.STATUS_STOPPED or threading.Event().wait(0.002) for _ in range(100))
+
+
+def _count(deployment: Deployment, stopped: list[str], landed: set[str], where: str) -> None:
+    deployment.log.effect("stop in a transaction", len(landed))
+    deployment.log.effect(where, len(landed))
+    if len(landed) > 1:
+        deployment.log.effect("several stopped at once")
+    if len(landed) < len(stopped):
+        deployment.log.effect("stop between transactions", len(stopped) - len(landed))

@@ -1,0 +1,1 @@
+"""What a deployment lives among: receivers and ArgoCD, the api's load, an operator's commands."""

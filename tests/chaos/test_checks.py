@@ -1,0 +1,521 @@
+"""Each check finds what it is there for, by its name alone, and a round in which nothing is wrong is clean."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from tests.chaos import checks
+from tests.chaos.checks.gaps import worst_recovery
+from tests.chaos.checks.notifications import identity
+from tests.chaos.fault_log import Fault
+from tests.chaos.history import Change, History, Leftover, Received
+from tests.chaos.small import BEGAN, POLLER, SECOND, WRAPS, Book, small
+from tests.chaos.surroundings.outside import RECEIVERS
+from tests.chaos.watch import Success
+
+Mutation = Callable[[Book], History]
+
+
+def edited(book: Book, wanted: Callable[[Change], bool], which: int = 0, **columns: Any) -> History:
+    """Return the round with other columns in one of the changes that are wanted."""
+    place = [place for place, change in enumerate(book.changes) if wanted(change)][which]
+    book.changes[place] = book.changes[place]._replace(**columns)
+    return book.history()
+
+
+def row_of(change: Change, **columns: Any) -> dict[str, Any]:
+    """Return the row as it is after the change, with other columns."""
+    return {**change.after, **columns}
+
+
+def of(relation: str, op: str, **columns: Any) -> Callable[[Change], bool]:
+    """Return what finds the changes of a relation after which a row has these columns."""
+
+    def wanted(change: Change) -> bool:
+        found = change.relation == relation and change.op == op
+        return found and all(change.after.get(column) == value for column, value in columns.items())
+
+    return wanted
+
+
+def rerun(book: Book, slot: int, covered: int = 0) -> History:
+    """Have one more run at the end."""
+    book.transaction(6.1)
+    book.claim(6, WRAPS, slot, covered)
+    book.step(6, 0, "success")
+    return book.history()
+
+
+def a_slot_run_again(book: Book) -> History:
+    """Nothing keeps a slot that was done from being claimed."""
+    return rerun(book, 5)
+
+
+def an_older_slot(book: Book) -> History:
+    """A slot is run after a newer one."""
+    book.states[WRAPS]["last_slot"] = (BEGAN + 3 * SECOND).isoformat()
+    return rerun(book, 4)
+
+
+def a_slot_left_out(book: Book) -> History:
+    """Two slots are missed, and one is covered."""
+    return rerun(book, 8, covered=1)
+
+
+def a_slot_covered_twice(book: Book) -> History:
+    """What was run is covered as well."""
+    return rerun(book, 6, covered=1)
+
+
+def a_success_overwritten(book: Book) -> History:
+    """A success is made something else, and then its slot is run once more."""
+    book.transaction(5.5)
+    book.run(5, outcome="interrupted")
+    return rerun(book, 5, covered=1)
+
+
+def a_claim_ahead_of_time(book: Book) -> History:
+    """A slot is claimed long before it has come."""
+    return rerun(book, 60, covered=54)
+
+
+def the_same_token(book: Book) -> History:
+    """A claim gives no new token."""
+    book.transaction(6.1)
+    book.claim(6, WRAPS, 6)
+    last = book.changes[-2]
+    book.changes[-2] = last._replace(after=row_of(last, token=last.before["token"]))
+    book.step(6, 0, "success")
+    return book.history()
+
+
+def a_smaller_token(book: Book) -> History:
+    """A claim gives a token that was given before."""
+    book.states[WRAPS] = {**book.states[WRAPS], "token": 1}
+    return rerun(book, 6)
+
+
+def a_strangers_slot_given_back(book: Book) -> History:
+    """A run gives back the slot that its successor has claimed."""
+    book.transaction(6.1)
+    book.claim(6, WRAPS, 6)
+    book.transaction(6.2)
+    book.run(4, outcome="failure")
+    book.state(WRAPS, last_slot=book.states[WRAPS]["previous_slot"])
+    book.transaction(6.3)
+    book.step(6, 0, "success")
+    return book.history()
+
+
+def a_write_after_the_next_claim(book: Book) -> History:
+    """A run that is closed goes on: its rows are changed under an old token."""
+    book.transaction(5.5)
+    book.step(2, 1, "interrupted")
+    return book.history()
+
+
+def a_commit_after_the_next_claim(book: Book) -> History:
+    """By PostgreSQL's own clock a run was committed when the next one had been."""
+    history = book.history()
+    xid = next(change.xid for change in book.changes if of("sweep_run", "update", id=1, outcome="success")(change))
+    return dataclasses.replace(history, commits={**history.commits, xid: BEGAN + 4 * SECOND})
+
+
+def rows_of_no_run(book: Book) -> History:
+    """Rows are changed by a transaction that is of no run."""
+    book.transaction(5.5)
+    book.note("secrets", "update", {"status": "present"}, {"status": "missing"}, "worker1")
+    return book.history()
+
+
+def a_row_that_was_not_due(book: Book) -> History:
+    """A wrap is deleted before its end."""
+    end = (BEGAN + timedelta(hours=1)).isoformat()
+    return edited(book, of("secret_wraps", "delete"), before={"id": "w", "expires_at": end})
+
+
+def a_cutoff_by_another_clock(book: Book) -> History:
+    """A run compares with a clock that is not the database's."""
+    ahead = (BEGAN + timedelta(minutes=10)).isoformat()
+    place = next(place for place, change in enumerate(book.changes) if of("sweep_run", "insert", id=1)(change))
+    return edited(book, of("sweep_run", "insert", id=1), after=row_of(book.changes[place], cutoff=ahead))
+
+
+def another_sweepers_row(book: Book) -> History:
+    """A sweeper changes a table that is not its own."""
+    book.transaction(6.1)
+    book.claim(6, WRAPS, 6)
+    secret = {"id": "s", "status": "present", "last_seen_at": (BEGAN - timedelta(days=2)).isoformat()}
+    book.note("secrets", "update", secret, {**secret, "status": "missing"}, "worker0")
+    book.step(6, 0, "success")
+    return book.history()
+
+
+def a_renewed_wrap_lost(book: Book) -> History:
+    """A wrap that was renewed is gone."""
+    return dataclasses.replace(book.history(), renewed_and_lost={"secret_wraps": 1})
+
+
+def a_renewed_secret_lost(book: Book) -> History:
+    """Secrets that were renewed were flipped."""
+    return dataclasses.replace(book.history(), renewed_and_lost={"secret_wraps": 0, "secrets": 2})
+
+
+def one_too_many_counted(book: Book) -> History:
+    """A step counts a row that it has not deleted."""
+    book.transaction(6.1)
+    book.claim(6, WRAPS, 6)
+    book.step(6, 1)
+    book.changes.pop(-2)
+    book.transaction(6.2)
+    book.step(6, 0, "success")
+    book.event(deleted=1)
+    return book.history()
+
+
+def another_number_told(book: Book) -> History:
+    """People are told of more than was changed."""
+    book.transaction(6.1)
+    book.claim(6, WRAPS, 6)
+    book.step(6, 1, "success")
+    book.event(deleted=2)
+    return book.history()
+
+
+def another_number_in_the_ledger(book: Book) -> History:
+    """The ledger says something else in the end than when it was committed."""
+    history = book.history()
+    return dataclasses.replace(history, runs=[{**history.runs[0], "changed": 7}, *history.runs[1:]])
+
+
+def an_untold_run(book: Book) -> History:
+    """A run that changed something has no event."""
+    book.transaction(6.1)
+    book.claim(6, WRAPS, 6)
+    book.step(6, 1, "success")
+    return book.history()
+
+
+def an_event_in_its_own_transaction(book: Book) -> History:
+    """The event of a run is committed after it, on its own."""
+    book.transaction(6.1)
+    book.claim(6, WRAPS, 6)
+    book.step(6, 1, "success")
+    book.transaction(6.2)
+    book.event(deleted=1)
+    return book.history()
+
+
+def a_failure_told_twice(book: Book) -> History:
+    """A streak is told with its second failure as well."""
+    book.transaction(6.1)
+    book.state(WRAPS, failures=1)
+    book.event("failed")
+    book.transaction(6.2)
+    book.state(WRAPS, failures=2)
+    book.event("failed")
+    return book.history()
+
+
+def an_end_that_is_not_told(book: Book) -> History:
+    """A streak that was told ends, and nobody hears of it."""
+    book.transaction(6.1)
+    book.state(WRAPS, failures=1)
+    book.event("failed")
+    book.transaction(6.2)
+    book.state(WRAPS, failures=0)
+    return book.history()
+
+
+def delivered(**columns: Any) -> Mutation:
+    """Return what changes the delivery of the first event to the webhook."""
+
+    def mutation(book: Book) -> History:
+        place = next(place for place, row in enumerate(book.deliveries) if row["target"] == "webhook")
+        book.deliveries[place] = {**book.deliveries[place], **columns}
+        return book.history()
+
+    return mutation
+
+
+def no_delivery(book: Book) -> History:
+    """A receiver has no delivery of an event."""
+    book.deliveries.pop(1)
+    book.received.pop(0)
+    return book.history()
+
+
+def no_mail(book: Book) -> History:
+    """Mail is configured, and was never sent."""
+    return dataclasses.replace(book.history(), receivers=RECEIVERS | {"email:19ab8d68"})
+
+
+def never_received(book: Book) -> History:
+    """A delivery was marked, and never sent."""
+    book.received.pop(0)
+    return book.history()
+
+
+def under_another_id(book: Book) -> History:
+    """An event is sent once more, under an id of its own."""
+    book.received.append(book.received[0]._replace(id="another"))
+    return book.history()
+
+
+def again_without_a_fault(book: Book) -> History:
+    """The same id comes twice, and there was no fault."""
+    book.received.append(book.received[0]._replace(at=0.5))
+    return delivered(attempts=2)(book)
+
+
+def with_other_numbers(book: Book) -> History:
+    """What is received is not what was committed."""
+    first = book.received[0]
+    book.received[0] = first._replace(body={**first.body, "metadata": {"deleted": 99}})
+    return book.history()
+
+
+def polls_backwards(book: Book) -> History:
+    """An observation's number of polls goes back."""
+    place = next(change for change in book.changes if change.relation == "gitops_observations")
+    return edited(book, of("gitops_observations", "update"), 1, after=row_of(place, polls_count=0))
+
+
+def a_poll_after_the_end(book: Book) -> History:
+    """A result is written over an observation that has come to its end."""
+    row = {"id": "o", "polling_state": "applied", "polls_count": 1, "timeout_at": None}
+    return edited(book, of("gitops_observations", "update"), 1, before=row, after={**row, "polls_count": 2})
+
+
+def holding(book: Book, name: str, first: str, last: str) -> History:
+    """Return the round in which one lock is held from where the first one of two is taken until the other's end."""
+    ends = {("taken", first), ("released", last)}
+    kept = [step for step in book.locks if step.name != name or step.token not in {first, last}]
+    both = [step for step in book.locks if step.name == name and (step.what, step.token) in ends]
+    book.locks = [*kept, *(step._replace(token=first) for step in both)]
+    return book.history()
+
+
+def a_retry_under_the_same_lock(book: Book) -> History:
+    """A run fails, and the next one is begun before the lock is released."""
+    return holding(book, WRAPS, "fourth", "fifth")
+
+
+def a_lock_for_two_polls(book: Book) -> History:
+    """A lock is held on for the next run."""
+    return holding(book, POLLER, "poll 0", "poll 1")
+
+
+def released(at: float) -> Mutation:
+    """Return what has the worker that was killed live on, and release the lock that it had once."""
+
+    def mutation(book: Book) -> History:
+        book.lock_step(at, WRAPS, "released", "killed")
+        return book.history()
+
+    return mutation
+
+
+def renewed(name: str, token: str, since: float) -> Mutation:
+    """Return what has a lock renewed for three seconds, with runs that get half a one."""
+
+    def mutation(book: Book) -> History:
+        book.locks = [step for step in book.locks if (step.what, step.token) != ("released", token)]
+        for place in range(1, 16):
+            book.lock_step(since + place / 5, name, "renewed", token)
+        return book.history()
+
+    return mutation
+
+
+def with_(**columns: Any) -> Mutation:
+    """Return what changes what is beside the audit."""
+    return lambda book: dataclasses.replace(book.history(), **columns)
+
+
+LATE = [*(Success(at, name) for at in (1, 2, 9, 10, 11) for name in (WRAPS, POLLER))]
+MUTATIONS: list[tuple[str, Mutation]] = [
+    ("slots", a_slot_run_again),
+    ("slots", an_older_slot),
+    ("slots", a_slot_left_out),
+    ("slots", a_slot_covered_twice),
+    ("slots", a_success_overwritten),
+    ("slots", a_claim_ahead_of_time),
+    ("tokens", the_same_token),
+    ("tokens", a_smaller_token),
+    ("tokens", a_strangers_slot_given_back),
+    ("fencing", a_write_after_the_next_claim),
+    ("fencing", a_commit_after_the_next_claim),
+    ("fencing", rows_of_no_run),
+    ("locks", a_retry_under_the_same_lock),
+    ("locks", a_lock_for_two_polls),
+    ("locks", released(4.2)),
+    ("locks", released(4.5)),
+    ("locks", renewed(WRAPS, "fifth", 5.05)),
+    ("locks", renewed(POLLER, "poll 1", 1.45)),
+    ("due", a_row_that_was_not_due),
+    ("due", a_cutoff_by_another_clock),
+    ("due", another_sweepers_row),
+    ("renewed", a_renewed_wrap_lost),
+    ("renewed", a_renewed_secret_lost),
+    ("counts", one_too_many_counted),
+    ("counts", another_number_told),
+    ("counts", another_number_in_the_ledger),
+    ("events", an_untold_run),
+    ("events", an_event_in_its_own_transaction),
+    ("events", a_failure_told_twice),
+    ("events", an_end_that_is_not_told),
+    ("notifications", no_delivery),
+    ("notifications", no_mail),
+    ("notifications", never_received),
+    ("notifications", under_another_id),
+    ("notifications", again_without_a_fault),
+    ("notifications", with_other_numbers),
+    ("notifications", delivered(state="pending")),
+    ("notifications", delivered(state="suppressed", reason="severity")),
+    ("notifications", delivered(state="digested")),
+    ("polls", polls_backwards),
+    ("polls", a_poll_after_the_end),
+    ("deaths", with_(deaths=["worker0 ended by itself with status 1"])),
+    ("deaths", with_(deaths=["scheduler1 ended by itself with status -11"])),
+    ("leftovers", with_(leftovers=[Leftover("lock", "wraps-expired")])),
+    ("leftovers", with_(leftovers=[Leftover("open", "3 deliveries and 0 runs are open after 60 s")])),
+    ("gaps", with_(successes=LATE)),
+    ("gaps", with_(watched=(0.0, 30.0))),
+]
+
+
+def _name(mutation: Mutation) -> str:
+    return mutation.__name__.replace("_", " ")
+
+
+def test_a_round_in_which_nothing_is_wrong_is_clean() -> None:
+    assert checks.run(small().history(), timed=True) == []
+
+
+@pytest.mark.parametrize(
+    ("check", "mutation"), MUTATIONS, ids=[f"{check}: {_name(mutation)}" for check, mutation in MUTATIONS]
+)
+def test_what_is_wrong_is_found_by_the_check_that_is_meant_for_it_alone(check: str, mutation: Mutation) -> None:
+    found = {violation.check for violation in checks.run(mutation(small()), timed=True)}
+
+    assert found == {check}
+
+
+def test_a_repeat_beside_a_fault_is_no_violation() -> None:
+    book = small()
+    told = [received for received in book.received if received.target == "webhook"][1]
+    book.received.append(told._replace(at=9.0))
+    for delivery in book.deliveries:
+        delivery["attempts"] = 2
+    history = dataclasses.replace(book.history(), faults=[Fault("kill", 3.5, outage=False, ended=3.6)])
+
+    assert checks.run(history) == []
+
+
+def test_a_repeat_after_an_answer_that_came_too_late_is_no_violation() -> None:
+    book = small()
+    event = book.events[-1]["id"]
+    delivery = next(row for row in book.deliveries if row["event_id"] == event and row["target"] == "webhook")
+    delivery["attempts"] = 2
+    book.transaction(9.0)
+    late = {**delivery, "state": "pending", "reason": "timeout"}
+    book.note("notification_delivery", "update", {**late, "state": "sending", "reason": ""}, late, "notifier0")
+    told = next(received for received in book.received if received.id == event)
+    book.received.append(told._replace(at=9.5))
+
+    assert checks.run(book.history()) == []
+
+
+def test_slots_that_a_clock_ahead_had_run_are_run_again_when_their_time_has_come() -> None:
+    book = small()
+    ahead = 3600
+    book.transaction(ahead + 0.5)
+    book.claim(6, WRAPS, ahead, covered=ahead - 6)
+    book.step(6, 0, "success")
+    book.transaction(8.1)  # and the clock is right again
+    book.claim(7, WRAPS, 8)
+    book.run(6, outcome="interrupted")
+    book.step(7, 0, "success")
+
+    assert checks.run(dataclasses.replace(book.history(), commits={})) == []
+
+
+def test_a_run_by_hand_serves_the_slot_that_it_lies_in() -> None:
+    book = small()
+    book.transaction(7.5)
+    book.claim(6, WRAPS, 7, covered=1)
+    moment = (BEGAN + 7.5 * SECOND).isoformat()
+    book.runs[6] |= {"slot": moment, "requested_by": "somebody"}
+    book.changes[-1] = book.changes[-1]._replace(after=dict(book.runs[6]))
+    book.changes[-2] = book.changes[-2]._replace(after={**book.changes[-2].after, "last_slot": moment})
+    book.step(6, 0, "success")
+    book.transaction(8.1)
+    book.claim(7, WRAPS, 8)
+    book.step(7, 0, "success")
+
+    assert checks.run(book.history()) == []
+
+
+def of_a_slower_process(slot: int, covered: int) -> History:
+    """A process of 2 s claims a slot, twelve seconds after the last of a process of 1 s."""
+    book = small()
+    book.transaction(17.1)
+    book.claim(6, WRAPS, slot, covered=covered)
+    book.changes[-2:] = [change._replace(cadence=2 * SECOND) for change in book.changes[-2:]]
+    book.step(6, 0, "success")
+    return dataclasses.replace(book.history(), cadences={WRAPS: (SECOND, 2 * SECOND), POLLER: (SECOND,)})
+
+
+def test_a_run_counts_slots_by_the_cadence_of_its_process() -> None:
+    between = [6, 8, 10, 12, 14]  # after slot 5
+    assert checks.run(of_a_slower_process(16, covered=len(between))) == []
+    for slot, wrong in ((16, len(between) - 1), (16, len(between) + 1), (16, 16 - 5 - 1), (17, len(between))):
+        assert {found.check for found in checks.run(of_a_slower_process(slot, covered=wrong))} == {"slots"}
+
+
+def test_a_lock_of_which_the_beginning_was_not_seen_is_not_judged() -> None:
+    book = small()
+    holding(book, WRAPS, "fourth", "fifth")
+    released(4.2)(book)
+    book.locks = [step._replace(segment=1 if step.at < BEGAN + 4.1 * SECOND else 2) for step in book.locks]
+
+    assert checks.run(book.history()) == []
+
+
+def test_runs_under_a_lock_are_not_counted_while_one_may_go_on_that_was_robbed_of_it() -> None:
+    book = small()
+    book.lock(WRAPS, "robbed", 3.9)
+
+    assert checks.run(holding(book, WRAPS, "fourth", "fifth")) == []
+
+
+@pytest.mark.parametrize("lock", ["first", "third", "before"])
+def test_a_lock_that_is_taken_once_more_by_its_holder_is_released_once(lock: str) -> None:
+    book = small()
+    taken = next(step for step in book.locks if (step.name, step.what, step.token) == (WRAPS, "taken", lock))
+    book.locks.insert(book.locks.index(taken), taken)
+
+    assert checks.run(book.history()) == []
+
+
+def test_the_longest_recovery_begins_with_the_end_of_the_fault() -> None:
+    history = dataclasses.replace(
+        small().history(), successes=LATE, faults=[Fault("redis", 2.5, outage=True, ended=6.5)]
+    )
+
+    assert worst_recovery(history)[:2] == (2.5, WRAPS)
+    assert checks.run(history, timed=True) == []
+
+
+def test_slack_says_which_event_it_is_in_the_last_word_of_its_context() -> None:
+    book = small()
+    slack = [received for received in book.received if received.target == "slack"]
+
+    assert [identity(received) for received in slack] == [event["id"] for event in book.events]
+    assert not identity(Received(0.0, "slack", "", {"text": "something else"}))

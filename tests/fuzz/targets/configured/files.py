@@ -1,0 +1,81 @@
+"""Files that are named by variables: AWS's profiles, certificates. Read, or refused without a line of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from app.core import http
+from app.core.errors import UnwrapFailed
+from app.kms.aws_config import AwsConfig
+from app.kms.aws_sources import choose
+from app.kms.checks import pem
+from tests.fuzz.target import Holds, Servers, Target
+from tests.fuzz.texts import CANARY, near, texts
+
+_PROFILE = f"""\
+[default]
+aws_access_key_id = A
+aws_secret_access_key = {CANARY}
+[profile x]
+role_arn = arn:aws:iam::1:role/x
+source_profile = y
+duration_seconds = 3600
+services = s
+[profile y]
+source_profile = x
+role_arn = z
+web_identity_token_file = /f
+[services s]
+kms =
+  endpoint_url = http://127.0.0.1:1
+# {CANARY}
+"""
+_PEM = f"-----BEGIN CERTIFICATE-----\n{CANARY}\n-----END CERTIFICATE-----\n"
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+@contextmanager
+def _opened(_servers: Servers) -> Iterator[Holds[bytes]]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "file"
+
+        def holds(content: bytes) -> None:
+            file.write_bytes(content)
+            for profile in ("", "x", "y"):
+                config = AwsConfig({"AWS_CONFIG_FILE": str(file), "AWS_PROFILE": profile}, "eu-central-1")
+                for ask in (
+                    choose,
+                    lambda one: one.retries,
+                    lambda one: one.endpoint("kms"),
+                    lambda one: one.endpoint("sts"),
+                ):
+                    try:
+                        ask(config)
+                    except UnwrapFailed as error:
+                        assert CANARY not in str(error)
+                        assert str(error).isprintable()
+            try:
+                http.tls_context(pem=pem(file))
+            except ValueError as error:
+                assert CANARY not in str(error)
+                assert error.__cause__ is None
+
+        yield holds
+
+
+files = Target(
+    "files",
+    (texts | near(_PROFILE, _PEM)).map(_bytes) | st.binary(max_size=100),
+    _opened,
+    bytes,
+    (_bytes(_PROFILE), _bytes(_PEM)),
+    cases=100,
+)

@@ -1,0 +1,1 @@
+"""The claim protocol as an abstract model, explored exhaustively to a depth."""
