@@ -76,7 +76,8 @@ class World:
         with pool, redis_py.Redis(port=redis_port or self.redis.port) as client:
             with pool.connection() as connection:
                 connection.execute("SELECT 1")
-            yield Replica(pool, client, lease=lease)
+            with Replica(pool, client, lease=lease) as replica:
+                yield replica
 
 
 def child(command: Sequence[str], **options: Any) -> subprocess.Popen[str]:

@@ -54,7 +54,17 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_connection_for_others(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _no_thread_for_others() -> Iterator[None]:
+    """Wait for the threads that a test has begun: in another one they would log, fail, or draw a random number."""
+    before = threading.enumerate()
+    yield
+    for thread in set(threading.enumerate()).difference(before):
+        thread.join(HUNG)
+        assert not thread.is_alive(), f"the test has left the thread {thread.name}"
+
+
+@pytest.fixture(autouse=True)
+def _no_connection_for_others(_no_thread_for_others: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Close what a test has left open to Redis: collected later, it may be a warning in a test without a part in it."""
     pools: list[redis_py.ConnectionPool] = []
     make = redis_py.ConnectionPool.__init__
@@ -159,5 +169,5 @@ def replica(database: str, redis: redis_py.Redis) -> Iterator[Replica]:
     pool = ConnectionPool[Connection[Any]](
         database, kwargs={"autocommit": True}, min_size=0, max_size=4, timeout=HUNG, open=True
     )
-    with pool:
-        yield Replica(pool, redis, lease=timedelta(minutes=1))
+    with pool, Replica(pool, redis, lease=timedelta(minutes=1)) as made:
+        yield made

@@ -225,7 +225,7 @@ current: ContextVar[Tick | None] = ContextVar("tick", default=None)
 
 
 class Locks:
-    """Acquires, renews and releases the sweepers' locks. One renewing thread a process, started by `start`."""
+    """Acquires, renews and releases the sweepers' locks. One renewing thread a process, from `start` to `stop`."""
 
     def __init__(
         self,
@@ -241,6 +241,7 @@ class Locks:
         self._pause = lease.total_seconds() / 3
         self._held: dict[str, Lease] = {}
         self._changed = threading.Condition()
+        self._stopped = False
         self._acquire = client.register_script(_ACQUIRE)
         self._renew = client.register_script(_RENEW)
         self._release = client.register_script(_RELEASE)
@@ -254,6 +255,12 @@ class Locks:
     def start(self) -> None:
         """Start the renewing thread; call it after the fork."""
         threads.start("lease-keeper", self._keep)
+
+    def stop(self) -> None:
+        """Have the renewing thread end. What is still held lives until its lease is over."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
 
     def acquire(  # noqa: PLR0913 - what a tick says of itself
         self, name: str, *, slot: Slot | None, sent: int | None, interval: timedelta, attempt: int = 0, ahead: int = 0
@@ -314,7 +321,7 @@ class Locks:
         return [lock, f"{{{lock}}}:tick"]
 
     def _keep(self) -> None:
-        while True:
+        while not self._stopped:
             with self._changed:
                 due = min((lease.renew_at for lease in self._held.values()), default=None)
                 if due is None or due > time.monotonic():

@@ -149,6 +149,9 @@ def test_a_role_that_may_not_write_connections_recovers_jobs_all_the_same(
     sql.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA secrets_bridge_worker TO {role}".encode())
     sql.execute(f"GRANT ALL ON sync_jobs TO {role}".encode())
     url, options = as_role(database, role), {"autocommit": True}
-    with ConnectionPool[Connection[Any]](url, kwargs=options, min_size=0, max_size=2, timeout=HUNG) as pool:
-        assert recover(Replica(pool, redis, lease=timedelta(minutes=1))) == {"changed": 1}
+    with (
+        ConnectionPool[Connection[Any]](url, kwargs=options, min_size=0, max_size=2, timeout=HUNG) as pool,
+        Replica(pool, redis, lease=timedelta(minutes=1)) as replica,
+    ):
+        assert recover(replica) == {"changed": 1}
     assert states(sql) == {"c": "running"}

@@ -301,5 +301,8 @@ def test_a_role_that_may_not_read_sessions_deletes_wraps_all_the_same(
     sql.execute(f"GRANT ALL ON ALL TABLES IN SCHEMA secrets_bridge_worker TO {role}".encode())
     sql.execute(f"GRANT ALL ON secret_wraps TO {role}".encode())
     url, options = as_role(database, role), {"autocommit": True}
-    with ConnectionPool[Connection[Any]](url, kwargs=options, min_size=0, max_size=2, timeout=HUNG) as pool:
-        assert Replica(pool, redis, lease=timedelta(minutes=1)).run(wraps_expired, HOUR).changed == 1
+    with (
+        ConnectionPool[Connection[Any]](url, kwargs=options, min_size=0, max_size=2, timeout=HUNG) as pool,
+        Replica(pool, redis, lease=timedelta(minutes=1)) as replica,
+    ):
+        assert replica.run(wraps_expired, HOUR).changed == 1

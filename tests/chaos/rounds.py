@@ -64,6 +64,7 @@ def _everything(directory: Path) -> Plan:
         settings=IMPATIENT,
         postgres_settings=SETTINGS,
         preload=preload.preloaded(directory, clocks=_CLOCKS, disks=["postgres"]),
+        mail=True,
     )
 
 
@@ -186,6 +187,7 @@ ROUNDS: Mapping[str, Round] = {
                 Strike("clocks of servers", ByTurns(redis_clock_jumps, postgres_clock_jumps), every=12.0),
                 Strike("webhook", fail_webhook, every=2.0),
                 Strike("slack", fail_slack, every=2.0),
+                Strike("email", fail_email, every=2.0),
                 Strike("argocd", fail_argocd, every=2.0),
                 Strike("look", look, every=6.0),
                 Strike("hand", ByTurns(sweep_by_hand, unlock, pause, mute), every=4.0),

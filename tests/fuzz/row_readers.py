@@ -67,7 +67,7 @@ class Readers:
             target for target in targets(SINKS, [sink.settings.read() for sink in SINKS]) if target.name != "noop"
         ]
         self._notifier = self._stack.enter_context(NotifierHarness(self._pool, receivers))
-        self._replica = Replica(self._pool, self._redis, lease=timedelta(minutes=1))
+        self._replica = self._stack.enter_context(Replica(self._pool, self._redis, lease=timedelta(minutes=1)))
         return self
 
     def __exit__(self, *_: object) -> None:

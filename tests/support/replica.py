@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 import redis
 from psycopg import Connection
@@ -29,7 +29,8 @@ SELECT id AS event_id, created_at, kind, component, severity, title, detail, met
 class Replica:
     """One replica's runner and locks, and the events that it published.
 
-    Its lease and the time of its runs are long: how far a run comes must not depend on how busy the machine is.
+    Its lease and the time of its runs are long: how far a run comes must not depend on how busy the machine is. Its
+    locks are renewed until the body of `with` is over.
     """
 
     def __init__(
@@ -38,9 +39,15 @@ class Replica:
         """`client` is the test's own; locks are taken by the user of deploy/redis.acl."""
         self.redis = client
         self.locks = Locks(as_user(client), namespace="secrets-bridge", lease=lease)
-        self.locks.start()
         outbox = Outbox(Router(targets([noop], [Noop()])), trigger=lambda _delivery: None)
         self.runner = Runner(pool, name, lease, timedelta(days=7), outbox, budget=timedelta(hours=1))
+
+    def __enter__(self) -> Self:
+        self.locks.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.locks.stop()
 
     @property
     def events(self) -> list[Event]:

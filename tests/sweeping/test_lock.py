@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -20,7 +22,7 @@ from app.sweeping.lock import Locks, Refusal, Tick
 from app.sweeping.target_locks import RedisTargetLocks
 from tests.support.ports import reserved_port
 from tests.support.rights.acl import GrantedRedis, as_user
-from tests.support.waiting import eventually
+from tests.support.waiting import HUNG, eventually
 
 NAME = "wraps-expired"
 KEY = "secrets-bridge:lock:worker:sweeper:wraps-expired"
@@ -37,11 +39,18 @@ def client(any_redis_server: GrantedRedis) -> Iterator[redis.Redis]:
         yield connected
 
 
-def locks(client: redis.Redis, lease: float = 15.0, *, renewing: bool = False) -> Locks:
-    locks = Locks(as_user(client), namespace="secrets-bridge", lease=timedelta(seconds=lease))
-    if renewing:
-        locks.start()
-    return locks
+def locks(client: redis.Redis, lease: float = 15.0) -> Locks:
+    return Locks(as_user(client), namespace="secrets-bridge", lease=timedelta(seconds=lease))
+
+
+@contextmanager
+def renewing(client: redis.Redis, lease: float) -> Iterator[Locks]:
+    renewed = locks(client, lease)
+    renewed.start()
+    try:
+        yield renewed
+    finally:
+        renewed.stop()
 
 
 def server_slot(client: redis.Redis) -> int:
@@ -248,40 +257,40 @@ def test_an_acquire_whose_reply_was_lost_is_ours(client: redis.Redis) -> None:
 
 
 def test_a_held_lock_is_renewed_past_its_lease(client: redis.Redis) -> None:
-    mine = locks(client, 6, renewing=True)
-    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
-    client.set("without renewal", "", px=6_000)
+    with renewing(client, 6) as mine:
+        tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
+        client.set("without renewal", "", px=6_000)
 
-    def over() -> bool:
-        tick.lease.check()  # as a run does that makes progress
-        return not client.exists("without renewal")
+        def over() -> bool:
+            tick.lease.check()  # as a run does that makes progress
+            return not client.exists("without renewal")
 
-    eventually(over)
-    assert client.get(KEY) == tick.lease.token.encode()
-    mine.release(tick, done=False)
-    assert client.get(KEY) is None
+        eventually(over)
+        assert client.get(KEY) == tick.lease.token.encode()
+        mine.release(tick, done=False)
+        assert client.get(KEY) is None
 
 
 def test_a_deleted_lock_is_noticed_at_the_next_renewal(client: redis.Redis) -> None:
-    mine = locks(client, 0.9, renewing=True)
-    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
-    client.delete(KEY)
-    eventually(tick.lease._lost.is_set)  # which the end of the lease alone does not do
-    with pytest.raises(LeaseLost):
-        tick.lease.check()
+    with renewing(client, 0.9) as mine:
+        tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
+        client.delete(KEY)
+        eventually(tick.lease._lost.is_set)  # which the end of the lease alone does not do
+        with pytest.raises(LeaseLost):
+            tick.lease.check()
 
 
 def test_a_lock_that_could_not_be_renewed_is_lost_when_its_lease_is_over(
     any_redis_server: GrantedRedis, client: redis.Redis
 ) -> None:
-    mine = locks(client, 0.6, renewing=True)
-    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
-    any_redis_server.kill()
-    try:
-        eventually(tick.lease._lost.is_set)
-        assert time.monotonic() >= tick.lease.deadline  # and not before
-    finally:
-        any_redis_server.start()
+    with renewing(client, 0.6) as mine:
+        tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
+        any_redis_server.kill()
+        try:
+            eventually(tick.lease._lost.is_set)
+            assert time.monotonic() >= tick.lease.deadline  # and not before
+        finally:
+            any_redis_server.start()
 
 
 def test_a_paused_process_knows_by_its_own_clock_that_it_lost(client: redis.Redis) -> None:
@@ -294,38 +303,47 @@ def test_a_paused_process_knows_by_its_own_clock_that_it_lost(client: redis.Redi
 
 
 def test_a_lock_is_renewed_only_while_its_run_makes_progress(client: redis.Redis) -> None:
-    mine = locks(client, 0.6, renewing=True)
-    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
-    with capture_logs() as records:
-        eventually(tick.lease._lost.is_set)  # nobody asked for the lock
-    eventually(lambda: client.get(KEY) is None)
-    assert [record["event"] for record in records if record["event"].startswith("run ")] == [
-        "run stuck; its lock is given up"
-    ]
+    with renewing(client, 0.6) as mine:
+        with capture_logs() as records:
+            tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
+            eventually(tick.lease._lost.is_set)  # nobody asked for the lock
+        eventually(lambda: client.get(KEY) is None)
+        assert [record["event"] for record in records if record["event"].startswith("run ")] == [
+            "run stuck; its lock is given up"
+        ]
 
 
 @pytest.mark.parametrize(
     "error", [OSError(24, "Too many open files"), MemoryError(), RuntimeError(), redis.ReadOnlyError()]
 )
 def test_the_keeper_survives_any_error(client: redis.Redis, error: Exception) -> None:
-    mine = locks(client, 60, renewing=True)
-    renew, calls = mine._renew, []
+    with renewing(client, 60) as mine:
+        renew, calls = mine._renew, []
 
-    def unreliable(**words: object) -> object:
-        calls.append(words)
-        if len(calls) == 1:
-            raise error
-        return renew(**words)  # type: ignore[arg-type]
+        def unreliable(**words: object) -> object:
+            calls.append(words)
+            if len(calls) == 1:
+                raise error
+            return renew(**words)  # type: ignore[arg-type]
 
-    mine._renew = unreliable  # type: ignore[assignment]
-    tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
-    for _ in range(2):
-        due = tick.lease.renew_at = time.monotonic()
-        with mine._changed:
-            mine._changed.notify()
-        eventually(lambda due=due: tick.lease.renew_at > due)  # type: ignore[misc]
-    assert len(calls) >= 2
-    assert not tick.lease.lost
+        mine._renew = unreliable  # type: ignore[assignment]
+        tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
+        for _ in range(2):
+            due = tick.lease.renew_at = time.monotonic()
+            with mine._changed:
+                mine._changed.notify()
+            eventually(lambda due=due: tick.lease.renew_at > due)  # type: ignore[misc]
+        assert len(calls) >= 2
+        assert not tick.lease.lost
+
+
+def test_a_keeper_that_is_stopped_ends_and_renews_no_more(client: redis.Redis) -> None:
+    with renewing(client, 60) as mine:
+        tick = acquired(mine.acquire(NAME, slot=1, sent=None, interval=MINUTE))
+        (keeper,) = (thread for thread in threading.enumerate() if thread.name == "lease-keeper")
+    keeper.join(HUNG)
+    assert not keeper.is_alive()
+    assert client.get(KEY) == tick.lease.token.encode()  # whose lease ends by itself
 
 
 def test_a_targets_lock_is_one_that_the_api_understands(client: redis.Redis) -> None:

@@ -72,6 +72,7 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.locks.stop()
         self.pool.close()
 
     def _trigger(self, delivery: int) -> None:

@@ -102,8 +102,10 @@ def test_a_lock_lost_in_the_middle_of_a_request_ends_the_run_unwritten(
 
     stand_in.pause = slow
     insert_observations(sql, insert_endpoint(sql, "main", server.url), "app", "bpp")
-    with ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=2) as pool:
-        replica = Replica(pool, redis, lease=timedelta(seconds=6))
+    with (
+        ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=2) as pool,
+        Replica(pool, redis, lease=timedelta(seconds=6)) as replica,
+    ):
 
         def forget() -> None:
             started.wait()

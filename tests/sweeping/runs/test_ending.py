@@ -97,10 +97,12 @@ def test_old_rows_of_the_ledger_are_pruned(replica: Replica, sql: Connection[Any
 
 def test_a_database_that_is_away_fails_the_run_and_not_the_process(postgres: Postgres, redis: redis_py.Redis) -> None:
     nowhere = f"postgres://postgres@127.0.0.1:{postgres.port}/nowhere"
-    with ConnectionPool[Connection[Any]](nowhere, min_size=0, max_size=1, timeout=1) as pool:
-        replica = Replica(pool, redis, lease=timedelta(seconds=15))
-        with capture_logs() as records:
-            assert str(replica.fails(agents_stale, AgentsStale())) == "PoolTimeout"
+    with (
+        ConnectionPool[Connection[Any]](nowhere, min_size=0, max_size=1, timeout=1) as pool,
+        Replica(pool, redis, lease=timedelta(seconds=15)) as replica,
+        capture_logs() as records,
+    ):
+        assert str(replica.fails(agents_stale, AgentsStale())) == "PoolTimeout"
     told = [record["title"] for record in records if record["event"] == "event not stored"]
     assert told == ["flag stale agents failed"]
 
@@ -126,8 +128,10 @@ def test_every_transaction_is_limited_below_the_lease(replica: Replica, sql: Con
 
 
 def test_a_run_that_waits_for_others_holds_no_connection(database: str, redis: redis_py.Redis) -> None:
-    with ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=1) as pool:
-        replica = Replica(pool, redis, lease=timedelta(seconds=60))
+    with (
+        ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=1) as pool,
+        Replica(pool, redis, lease=timedelta(seconds=60)) as replica,
+    ):
 
         class Waiting(Strategy):
             waited = False

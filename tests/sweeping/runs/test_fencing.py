@@ -43,8 +43,10 @@ def test_a_deleted_lock_stops_the_sweep_which_then_changes_nothing(
     database: str, redis: redis_py.Redis, sql: Connection[Any]
 ) -> None:
     expired(sql, 5000)
-    with ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=2) as pool:
-        replica = Replica(pool, redis, lease=timedelta(seconds=6))
+    with (
+        ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=2) as pool,
+        Replica(pool, redis, lease=timedelta(seconds=6)) as replica,
+    ):
         batches = []
 
         def slow(run: Run, sizer: BatchSizer) -> None:
@@ -80,8 +82,10 @@ def test_a_deleted_lock_stops_the_sweep_which_then_changes_nothing(
 def test_a_statement_that_runs_when_the_lock_is_lost_is_cut(
     database: str, redis: redis_py.Redis, sql: Connection[Any]
 ) -> None:
-    with ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=2) as pool:
-        replica = Replica(pool, redis, lease=timedelta(seconds=6))
+    with (
+        ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=2) as pool,
+        Replica(pool, redis, lease=timedelta(seconds=6)) as replica,
+    ):
         started, slept = threading.Event(), threading.Event()
 
         def long(run: Run, _sizer: BatchSizer) -> None:

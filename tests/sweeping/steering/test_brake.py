@@ -143,10 +143,10 @@ def test_the_very_first_run_has_nothing_that_is_usual(replica: Replica, sql: Con
 def test_it_is_told_once_in_public_words_and_every_replica_knows(replica: Replica, sql: Connection[Any]) -> None:
     history(sql, 100)
     expired(sql, 1_500)
-    another = Replica(replica.runner.pool, replica.redis, lease=timedelta(minutes=1), name="test:2")
-    for each in (replica, another, replica):
-        assert run(each) == -1
-        back(sql, "1 h")  # the next slot
+    with Replica(replica.runner.pool, replica.redis, lease=timedelta(minutes=1), name="test:2") as another:
+        for each in (replica, another, replica):
+            assert run(each) == -1
+            back(sql, "1 h")  # the next slot
     (event,) = replica.events
     assert (event.severity, event.kind, event.title) == (Severity.ERROR, Kind.NOTICE, TITLE)
     assert event.detail == (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -263,9 +263,12 @@ def hands(replica: Replica) -> None:
 
 def race(redis: redis_py.Redis, pool: ConnectionPool[Connection[Any]], *, redis_forgets: bool) -> None:
     """Have two schedulers and two operators at work, with a Redis that loses its locks in the middle of runs."""
-    replicas = [Replica(pool, redis, lease=timedelta(minutes=1), name=f"test:{number}") for number in range(4)]
-    with ThreadPoolExecutor(len(replicas)) as threads:
-        works = (ticks, ticks, hands, hands)
+    works = (ticks, ticks, hands, hands)
+    with ExitStack() as stack, ThreadPoolExecutor(len(works)) as threads:
+        replicas = [
+            stack.enter_context(Replica(pool, redis, lease=timedelta(minutes=1), name=f"test:{number}"))
+            for number in range(len(works))
+        ]
         futures = [threads.submit(work, each) for work, each in zip(works, replicas, strict=True)]
         while wait(futures, timeout=0.01).not_done:
             if redis_forgets:
