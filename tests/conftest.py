@@ -54,11 +54,22 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_thread_for_others() -> Iterator[None]:
-    """Wait for the threads that a test has begun: in another one they would log, fail, or draw a random number."""
-    before = threading.enumerate()
+def _no_thread_for_others(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Wait for the threads that a test has begun: in another one they would log, fail, or draw a random number.
+
+    Those that a server's own thread begins, one for each connection, are the server's, which may be there for longer.
+    """
+    begun: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def kept(thread: threading.Thread) -> None:
+        if threading.current_thread() in {threading.main_thread(), *begun}:
+            begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", kept)
     yield
-    for thread in set(threading.enumerate()).difference(before):
+    for thread in begun:
         thread.join(HUNG)
         assert not thread.is_alive(), f"the test has left the thread {thread.name}"
 

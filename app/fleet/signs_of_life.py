@@ -49,7 +49,7 @@ VALUES (%(id)s, %(kind)s, %(queues)s, %(deployment)s, %(host)s, %(pid)s, %(versi
         %(cadences)s, %(off)s, %(draining)s, clock_timestamp() - %(tick_age)s::interval)
     ON CONFLICT (id) DO UPDATE
    SET seen_at = clock_timestamp(), clock_ahead = excluded.clock_ahead, draining = excluded.draining,
-       ticked_at = coalesce(excluded.ticked_at, known.ticked_at), ended_at = NULL
+       ticked_at = coalesce(excluded.ticked_at, known.ticked_at)
 """
 _END: LiteralString = """
 UPDATE secrets_bridge_worker.process SET ended_at = clock_timestamp() WHERE id = %(id)s

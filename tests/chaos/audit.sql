@@ -61,18 +61,20 @@ CREATE TRIGGER note AFTER INSERT OR UPDATE ON secrets_bridge_worker.sweep_state 
 CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON secrets_bridge_worker.sweep_run FOR EACH ROW
     EXECUTE FUNCTION chaos.note('id', 'name', 'slot', 'covered', 'token', 'worker', 'requested_by', 'cutoff',
                                 'outcome', 'changed', 'batches', 'counts');
-CREATE TRIGGER note AFTER INSERT ON secrets_bridge_worker.notification_event FOR EACH ROW
+CREATE TRIGGER note AFTER INSERT OR DELETE ON secrets_bridge_worker.notification_event FOR EACH ROW
     EXECUTE FUNCTION chaos.note('id', 'kind', 'component', 'severity', 'title', 'metadata', 'tallies');
 CREATE TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON secrets_bridge_worker.notification_delivery FOR EACH ROW
     EXECUTE FUNCTION chaos.note('id', 'event_id', 'target', 'state', 'reason', 'attempts', 'digest');
 CREATE TRIGGER note AFTER DELETE ON secret_wraps FOR EACH ROW EXECUTE FUNCTION chaos.note('id', 'expires_at');
-CREATE TRIGGER note AFTER DELETE ON sessions FOR EACH ROW EXECUTE FUNCTION chaos.note('id', 'expires_at', 'idle_expires_at');
+CREATE TRIGGER note AFTER DELETE ON sessions FOR EACH ROW EXECUTE FUNCTION chaos.note('id', 'expires_at');
 CREATE TRIGGER note AFTER UPDATE OF status ON secrets FOR EACH ROW
     EXECUTE FUNCTION chaos.note('id', 'status', 'last_seen_at');
 CREATE TRIGGER note AFTER UPDATE OF status ON agents FOR EACH ROW
     EXECUTE FUNCTION chaos.note('id', 'status', 'last_seen_at');
 CREATE TRIGGER note AFTER INSERT OR UPDATE OF status ON sync_jobs FOR EACH ROW
-    EXECUTE FUNCTION chaos.note('id', 'job_type', 'status', 'claim_expires_at');
+    EXECUTE FUNCTION chaos.note('id', 'job_type', 'status', 'claim_expires_at', 'payload');
+CREATE TRIGGER note AFTER UPDATE OF last_discover_status ON provider_connections FOR EACH ROW
+    EXECUTE FUNCTION chaos.note('id', 'last_discover_status', 'last_discover_started_at', 'discover_interval_seconds');
 CREATE TRIGGER note AFTER UPDATE ON reveal_sessions FOR EACH ROW
     EXECUTE FUNCTION chaos.note('id', 'expires_at', 'expired_at');
 CREATE TRIGGER note AFTER UPDATE ON gitops_observations FOR EACH ROW

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from psycopg import Connection
 from psycopg.rows import dict_row
 
+from tests.chaos import preload
 from tests.chaos.fault_log import Fault
 from tests.chaos.surroundings.lock_record import LockStep
 from tests.chaos.surroundings.outside import RECEIVERS
@@ -66,10 +68,8 @@ class History:
     changes: Sequence[Change] = ()
     #: When the transactions of those changes were committed, by PostgreSQL's clock; none where that was moved.
     commits: Mapping[int, datetime] = field(default_factory=dict)
-    #: The ledger, the outbox and its deliveries as they are at the end: rows by column.
+    #: The ledger as it is at the end: rows by column.
     runs: Sequence[Mapping[str, Any]] = ()
-    events: Sequence[Mapping[str, Any]] = ()
-    deliveries: Sequence[Mapping[str, Any]] = ()
     received: Sequence[Received] = ()
     #: What every event is told to, by its name in the outbox.
     receivers: frozenset[str] = RECEIVERS
@@ -82,6 +82,8 @@ class History:
     successes: Sequence[Success] = ()
     #: When the watch began, and until when sweepers were to succeed, monotonic seconds.
     watched: tuple[float, float] = (0.0, 0.0)
+    #: When the last fault was over, monotonic seconds; none while faults may yet come.
+    calm: float | None = None
     deaths: Sequence[str] = ()
     leftovers: Sequence[Leftover] = ()
     #: When a replica of the Go worker held which lock, by PostgreSQL's clock.
@@ -90,6 +92,25 @@ class History:
     locks: Sequence[LockStep] = ()
     #: What faults have found out while they struck.
     remarks: Sequence[str] = ()
+
+    @cached_property
+    def events(self) -> Mapping[str, Mapping[str, Any]]:
+        """Events that were committed, by id: those that are not there any more as well."""
+        return {change.after["id"]: change.after for change in self._written("notification_event")}
+
+    @cached_property
+    def deliveries(self) -> Mapping[int, Mapping[str, Any]]:
+        """Deliveries by id, each as it was committed last."""
+        return {change.after["id"]: change.after for change in self._written("notification_delivery")}
+
+    @property
+    def vanished(self) -> Sequence[Change]:
+        """Events and deliveries that were deleted: none is old enough."""
+        relations = {"notification_event", "notification_delivery"}
+        return [change for change in self.changes if change.relation in relations and change.op == "delete"]
+
+    def _written(self, relation: str) -> Iterator[Change]:
+        return (change for change in self.changes if change.relation == relation and change.op != "delete")
 
 
 _CHANGES = """
@@ -109,33 +130,32 @@ _LOST = {
     " WHERE expired_at IS NOT NULL AND renewed.id = ANY (wrap_ids::text[]))",
     "secrets": "SELECT count(*) FROM chaos.renewed JOIN secrets ON secrets.id::text = renewed.id"
     " WHERE relation = 'secrets' AND (status <> 'present' OR last_seen_at < now())",
+    "agents": "SELECT count(*) FROM chaos.renewed JOIN agents ON agents.id::text = renewed.id"
+    " WHERE relation = 'agents' AND (status <> 'active' OR last_seen_at < now())",
     "sync_jobs": "SELECT count(*) FROM chaos.renewed JOIN sync_jobs ON sync_jobs.id::text = renewed.id"
     " WHERE relation = 'sync_jobs' AND (status <> 'claimed' OR claim_expires_at < now())",
 }
 
 
-def read(
+def read(  # noqa: PLR0913 - all that a round was played with
     deployment: Deployment,
     watch: Watch,
     cadences: Mapping[str, Sequence[timedelta]],
+    *,
     leftovers: Sequence[Leftover] = (),
     lease: timedelta = timedelta(seconds=3),
+    calm: float | None = None,
 ) -> History:
-    """Read it all, once everything has come to rest."""
+    """Read it all, once everything has come to rest; `calm` is when the last fault was over."""
     with deployment.sql() as sql, sql.cursor(row_factory=dict_row) as cursor:
         changes = [Change(**row) for row in cursor.execute(_CHANGES)]
         commits = {row["xid"]: row["at"] for row in cursor.execute(_COMMITS)}
         runs = cursor.execute("SELECT * FROM secrets_bridge_worker.sweep_run ORDER BY id").fetchall()
-        events = cursor.execute("SELECT * FROM secrets_bridge_worker.notification_event ORDER BY created_at").fetchall()
-        query = "SELECT * FROM secrets_bridge_worker.notification_delivery ORDER BY id"
-        deliveries = cursor.execute(query).fetchall()
         lost = {relation: _count(sql, query) for relation, query in _LOST.items()}
     return History(
         changes=changes,
-        commits={} if "postgres" in deployment.plan.preload else commits,
+        commits={} if preload.moves_clock(deployment.plan.preload.get("postgres", {})) else commits,
         runs=runs,
-        events=events,
-        deliveries=deliveries,
         received=received(deployment),
         receivers=deployment.outside.receivers,
         renewed_and_lost=lost,
@@ -147,6 +167,7 @@ def read(
         faults=list(deployment.log.faults),
         successes=list(watch.successes),
         watched=(watch.began, watch.ended),
+        calm=calm,
         deaths=list(deployment.deaths),
         leftovers=leftovers,
     )

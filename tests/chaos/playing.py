@@ -15,8 +15,8 @@ from actors import SWEEPERS
 from tests.chaos import checks, history
 from tests.chaos.checks.violation import Violation
 from tests.chaos.deployment import Deployment, Plan
-from tests.chaos.ending.leftovers import held
-from tests.chaos.ending.settling import settle
+from tests.chaos.ending.leftovers import Baseline, held
+from tests.chaos.ending.settling import PATIENCE, settle
 from tests.chaos.faults.fault import keep_striking
 from tests.chaos.history import History
 from tests.chaos.reporting.versions import versions
@@ -24,6 +24,7 @@ from tests.chaos.rounds import Round
 from tests.chaos.surroundings.commands import HUNG_COMMAND
 from tests.chaos.surroundings.load import Load
 from tests.chaos.watch import Watch
+from tests.support.waiting import HUNG_PROCESS
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,12 @@ def play(  # noqa: PLR0913 - what a round is played with
     With `timed` it is also judged by how soon sweepers went on. With `enough` it goes on until so many effects were
     seen: where a machine is slow, for longer.
     """
+    cadences = {sweeper.name: made.intervals for sweeper in SWEEPERS}
     with tempfile.TemporaryDirectory(prefix="sb-chaos-") as name, ExitStack() as stack:
         os.chmod(name, 0o755)  # noqa: PTH101 - PostgreSQL's user reads a preloaded library
         directory = Path(name)
         deployment = stack.enter_context(Deployment(directory, plan(made.plan(directory))))
-        before = held(deployment)
+        baseline = Baseline()
         over = threading.Event()
         threads = [
             threading.Thread(target=keep_striking, args=(strike, deployment, seed, over), name=strike.name)
@@ -79,15 +81,17 @@ def play(  # noqa: PLR0913 - what a round is played with
                 for thread in threads:
                     thread.start()
                 try:
-                    _last(deployment, seconds, progress, enough or {})
+                    _last(deployment, seconds, progress, enough or {}, baseline)
                 finally:
                     over.set()
                     for thread in threads:
                         thread.join()
+                calm = time.monotonic()
+                patience = PATIENCE if timed else HUNG_PROCESS
+                _go_on(deployment, watch, baseline, names=set(cadences), until=calm + patience)
             watch.rest()
-            leftovers = settle(deployment, before, timed=timed)
-        cadences = {sweeper.name: made.intervals for sweeper in SWEEPERS}
-        found = history.read(deployment, watch, cadences, leftovers, lease=made.lease)
+            leftovers = settle(deployment, baseline.held, timed=timed)
+        found = history.read(deployment, watch, cadences, leftovers=leftovers, lease=made.lease, calm=calm)
         effects = dict(deployment.log.effects)
         played_on = versions(deployment)
     too_few = [*deployment.log.broken, *_too_few(made, effects, seconds)]
@@ -95,17 +99,38 @@ def play(  # noqa: PLR0913 - what a round is played with
     return Played(made.name, seed, seconds, found, effects, violations, too_few, made.text, played_on)
 
 
-def _last(deployment: Deployment, seconds: float, progress: Callable[[str], None], enough: Mapping[str, int]) -> None:
+def _last(
+    deployment: Deployment,
+    seconds: float,
+    progress: Callable[[str], None],
+    enough: Mapping[str, int],
+    baseline: Baseline,
+) -> None:
     began = told = time.monotonic()
     effects = deployment.log.effects
     while (now := time.monotonic()) < began + seconds or (
         now < began + HUNG_COMMAND and any(effects[kind] < times for kind, times in enough.items())
     ):
         time.sleep(0.2)
+        baseline.look(deployment)
         if now - told >= 5:
             told = now
             done = ", ".join(f"{kind} {times}" for kind, times in sorted(deployment.log.effects.items()))
             progress(f"{now - began:.0f} of {seconds:.0f} s; {done or 'no faults'}")
+
+
+def _go_on(deployment: Deployment, watch: Watch, baseline: Baseline, *, names: set[str], until: float) -> None:
+    """Wait, all faults being over, until each sweeper has succeeded once more, and some processes can be compared.
+
+    If that does not come about, checks say so.
+    """
+    calm = time.monotonic()
+    while time.monotonic() < until:
+        baseline.look(deployment)
+        since = {success.name for success in list(watch.successes) if success.at > calm}
+        if names <= since and baseline.held.keys() & held(deployment).keys():
+            return
+        time.sleep(0.1)
 
 
 def _too_few(made: Round, effects: Mapping[str, int], seconds: float) -> list[str]:

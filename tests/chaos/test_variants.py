@@ -6,13 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.chaos.variants.defects import DEFECTS
 from tests.chaos.variants.proving import NAMES, Proving
 
-#: One of each check at least; `python -m tests.chaos --variants` plays all.
+#: One of each check that has any; `python -m tests.chaos --variants` plays all.
 IN_THE_SUITE = (
     "no-fence",
     "no-slot-mark",
     "same-token",
+    "never",
     "unguarded-write",
     "workers-clock",
     "miscount",
@@ -40,6 +42,7 @@ def test_a_broken_build_is_found_by_the_check_that_is_meant_for_it(proving: Prov
 
 def test_those_are_some_of_all() -> None:
     assert set(IN_THE_SUITE) < set(NAMES)
+    assert {DEFECTS[name].check for name in IN_THE_SUITE} == {DEFECTS[name].check for name in NAMES}
 
 
 def test_a_build_without_a_defect_is_found_by_none(proving: Proving) -> None:

@@ -47,6 +47,19 @@ def test_a_process_says_what_it_is(pool: ConnectionPool[Connection[Any]], sql: C
     assert abs(one.clock_ahead) < timedelta(minutes=1)
 
 
+def test_a_sign_that_was_under_way_as_the_process_ended_does_not_bring_it_back(
+    pool: ConnectionPool[Connection[Any]], sql: Connection[Any]
+) -> None:
+    one = SignsOfLife(pool, Identity(Kind.WORKER, "prod", {}, {}))
+    one.beat()
+    one.end()
+    one.beat()
+
+    (ended,) = known(sql)
+    assert ended.ended_at
+    assert not ended.alive
+
+
 def test_a_process_says_which_queues_it_serves(pool: ConnectionPool[Connection[Any]], sql: Connection[Any]) -> None:
     for kind, queues in ((Kind.SCHEDULER, ()), (Kind.WORKER, ("sinks", "sweeps")), (Kind.NOTIFIER, ("sinks",))):
         SignsOfLife(pool, Identity(kind, "prod", {}, {}, queues)).beat()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from tests.chaos.checks.beside import none_dies, nothing_left, nothing_remarked, renewed_stay
 from tests.chaos.checks.counts import numbers_are_true
 from tests.chaos.checks.due import only_what_is_due
-from tests.chaos.checks.endings import none_dies
 from tests.chaos.checks.events import each_is_told_once
 from tests.chaos.checks.fencing import fence_holds
 from tests.chaos.checks.gaps import gaps_are_short
@@ -14,9 +14,9 @@ from tests.chaos.checks.go_replica import go_excluded
 from tests.chaos.checks.locks import locks_are_kept
 from tests.chaos.checks.notifications import notifications_arrive
 from tests.chaos.checks.polls import polls_go_forward
-from tests.chaos.checks.remarks import nothing_left, nothing_remarked
-from tests.chaos.checks.renewed import renewed_stay
 from tests.chaos.checks.slots import slots_once
+from tests.chaos.checks.standstill import all_go_on
+from tests.chaos.checks.targets import one_open_job
 from tests.chaos.checks.tokens import tokens_grow
 from tests.chaos.checks.violation import Violation
 from tests.chaos.history import History
@@ -36,6 +36,8 @@ CHECKS: Mapping[str, Check] = {
     "events": each_is_told_once,
     "notifications": notifications_arrive,
     "polls": polls_go_forward,
+    "targets": one_open_job,
+    "standstill": all_go_on,
     "deaths": none_dies,
     "leftovers": nothing_left,
 }

@@ -30,11 +30,13 @@ ROWS: Mapping[str, tuple[str, Callable[[Change], bool]]] = {
     "agents-stale": ("agents", _whatever),
     "jobs-recovery": ("sync_jobs", _whatever),
     "discover-scheduler": ("sync_jobs", lambda change: change.op == "insert"),
+    "discover-stuck": ("provider_connections", _whatever),
     "gitops-timeout": ("gitops_observations", _became("polling_state", "applied_unverified")),
     "cross-team-fill-window-expired": ("access_requests", _whatever),
 }
 #: And how many its further counts are to have.
 MORE: Mapping[str, Mapping[str, tuple[str, Callable[[Change], bool]]]] = {
+    "jobs-recovery": {"connections_failed": ("provider_connections", _whatever)},
     "reveal-sessions-expired": {"sessions_swept": ("reveal_sessions", _whatever)},
     "gitops-poller": {
         "applied": ("gitops_observations", _became("polling_state", "applied")),

@@ -46,6 +46,15 @@ def _ended(change: Change) -> bool:
     return change.before["expired_at"] is None and change.after["expired_at"] is not None
 
 
+def _started(change: Change) -> bool:
+    return bool(change.before["last_discover_status"] != "running" == change.after["last_discover_status"])
+
+
+def _too_long(change: Change, cutoff: datetime) -> bool:
+    twice = timedelta(seconds=2 * change.before["discover_interval_seconds"])
+    return _moment(change, "last_discover_started_at") < cutoff - twice
+
+
 RULES: Mapping[str, _Rule] = {
     "secret_wraps": _Rule("wraps-expired", _deleted, lambda row, cutoff: _moment(row, "expires_at") <= cutoff),
     "sessions": _Rule("sessions-expired", _deleted, lambda row, cutoff: _moment(row, "expires_at") <= cutoff),
@@ -71,11 +80,17 @@ RULES: Mapping[str, _Rule] = {
         _flip("status", "pending_values", "expired"),
         lambda row, cutoff: _moment(row, "fill_expires_at") <= cutoff,
     ),
+    "provider_connections": _Rule("discover-stuck", _flip("last_discover_status", "running", "failure"), _too_long),
 }
 #: How long ago a row must be over.
 AGES: Mapping[str, timedelta] = {"secrets-stale": timedelta(hours=24), "agents-stale": timedelta(minutes=5)}
-#: Who else changes rows of a table, in ways of its own.
-OTHERS = frozenset({("sync_jobs", "discover-scheduler"), ("gitops_observations", "gitops-poller")})
+#: Who else changes rows of a table, and in which way.
+OTHERS: Mapping[tuple[str, str], Callable[[Change], bool]] = {
+    ("sync_jobs", "discover-scheduler"): lambda change: change.op == "insert",
+    ("provider_connections", "discover-scheduler"): _started,
+    ("provider_connections", "jobs-recovery"): _flip("last_discover_status", "running", "failure"),
+    ("gitops_observations", "gitops-poller"): lambda change: not _gave_up(change),
+}
 
 
 def only_what_is_due(history: History) -> Iterator[str]:
@@ -96,7 +111,8 @@ def _wrong(claim: Claim, change: Change) -> Iterator[str]:
     rule = RULES[change.relation]
     what = f"run {claim.run} of {claim.name}: a row of {change.relation}"
     if claim.name != rule.sweeper:
-        if (change.relation, claim.name) not in OTHERS or (change.op != "insert" and rule.did(change)):
+        others = OTHERS.get((change.relation, claim.name))
+        if others is None or not others(change):
             yield f"{what} is not its to change"
     elif not rule.did(change):
         yield f"{what} was changed in another way than its own"

@@ -1,7 +1,8 @@
 """How soon sweeps go on: within interval, lease and a second of a fault's end, as it is seen from outside.
 
 This alone is a matter of time, and is judged where a machine has nothing else to do. Between two successes of a sweeper
-the clock starts anew with each fault that ends, and with the end of what nobody can sweep in.
+the clock starts anew with the end of each fault in which nobody can sweep, and with the beginning of each that hurts
+only some: the others are well, and have to take over.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import NamedTuple
 
 from tests.chaos.fault_log import Fault
 from tests.chaos.history import History
+from tests.chaos.watch import LOOK_SECONDS
 
-#: Seconds on top of the interval and the lease; and how often the watch looks.
-_GRACE, _LOOK = 1.0, 0.2
+#: Seconds on top of the interval and the lease, and those by which the watch may see two successes late and early.
+_GRACE, _LATE = 1.0, 2 * LOOK_SECONDS
 
 #: Faults that no sweeper notices, but for the poller that of ArgoCD; and those of the one sweeper that they name.
 _APART = frozenset({"sink", "mute", "argocd", "go"})
@@ -34,7 +36,7 @@ def gaps_are_short(history: History) -> Iterator[str]:
     """Yield each sweeper that took longer than is promised."""
     for recovery in recoveries(history):
         most = max(history.cadences[recovery.name]) + history.lease  # the slowest that is rolled out
-        if recovery.seconds > most.total_seconds() + _GRACE + _LOOK:
+        if recovery.seconds > most.total_seconds() + _GRACE + _LATE:
             after = f" after {recovery.after}" if recovery.after else ""
             yield f"{recovery.name} went on {recovery.seconds:.1f} s{after}"
 
@@ -57,13 +59,20 @@ def _hurts(fault: Fault, name: str) -> bool:
     return fault.kind not in _OF_ONE or fault.note == name
 
 
+def _over(fault: Fault, ended: float) -> float:
+    """Return from when on sweepers have to go on. What is apart from sweeping is an outage of the one that it hurts."""
+    if not (fault.outage or fault.kind in _APART | _OF_ONE):
+        return fault.began
+    return fault.ended if fault.ended is not None else ended
+
+
 def _longest(history: History, name: str, began: float, ended: float) -> Recovery:
     seen = [success.at for success in history.successes if success.name == name and success.at <= ended]
     found = [Recovery(0.0, name, "")]
     for last, following in pairwise([began, *seen, ended]):
         since, after = last, ""
         for fault in history.faults:
-            over = fault.ended if fault.ended is not None else ended
+            over = _over(fault, ended)
             if fault.began < following and over > since and _hurts(fault, name):
                 since, after = min(over, following), fault.kind
         found.append(Recovery(following - since, name, after))

@@ -37,5 +37,5 @@ def told(transaction: Transaction) -> list[Mapping[str, Any]]:
 
 def events(transaction: Transaction) -> list[Mapping[str, Any]]:
     """Return the events that it writes, but for digests: those have the tallies of events that were written before."""
-    written = (change.after for change in transaction.of("notification_event"))
+    written = (change.after for change in transaction.of("notification_event") if change.op == "insert")
     return [event for event in written if not event["tallies"]]

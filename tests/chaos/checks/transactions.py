@@ -23,6 +23,7 @@ SWEPT = frozenset(
         "reveal_sessions",
         "gitops_observations",
         "access_requests",
+        "provider_connections",
     }
 )
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

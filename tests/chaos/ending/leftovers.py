@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
     from tests.chaos.deployment import Deployment
 
-#: Descriptors and threads that a process may have more than when the round began: pools grow with the load, and each
-#: of a notifier's threads keeps connections to each receiver. What leaks with each fault is more after a round.
+#: Descriptors and threads that a process may have more than a while after its start: pools grow with the load, and each
+#: of a notifier's threads keeps connections to each receiver. What leaks with each fault is more after a round; what
+#: leaks slowly is what `make soak` is for.
 SLACK_FILES, SLACK_THREADS = 140, 25
+#: Seconds after which a process is measured for the first time, and between two looks for such processes.
+GROWN, LOOK = 3.0, 2.0
 #: Seconds in which PostgreSQL notices that a client is gone.
 NOTICED = 10.0
 
@@ -28,6 +31,7 @@ _TAKEN = re.compile(r"dramatiq:__acks__\.(?P<consumer>[0-9a-f-]+)\.(?P<queue>[a-
 #: Keys that stay, and why.
 KEYS = {
     r"\{secrets-bridge:lock:worker:sweeper:[a-z-]+\}:tick": "the newest finished slot of a sweeper, for a week",
+    r"secrets-bridge:lock:discover:[0-9a-f-]{36}": "a connection that was started rests for a minute",
     r"dramatiq:__heartbeats__": "when each consumer was last seen; those who are gone are removed by the next one",
     r"dramatiq:sinks": "when to try again, come as the last notifier ended; what is open is looked for in PostgreSQL",
     r"dramatiq:(sinks|sweeps)\.DQ(\.msgs)?": "when to try again what the relay, or a later tick, has done meanwhile",
@@ -50,6 +54,11 @@ _ROWS = {
     "pauses that are still there": (
         "SELECT count(*) FROM secrets_bridge_worker.sweeper_pause WHERE resumed_at IS NULL AND until > now()"
     ),
+    "wraps that outlive the session that they were shown in": (
+        "SELECT count(*) FROM secret_wraps JOIN reveal_sessions ON secret_wraps.id = ANY (wrap_ids)"
+        " WHERE expired_at IS NOT NULL AND secret_wraps.expires_at > now()"
+        " AND secret_wraps.id::text NOT IN (SELECT id FROM chaos.renewed WHERE relation = 'secret_wraps')"
+    ),
     "receivers that are still off": (
         "SELECT count(*) FROM secrets_bridge_worker.notification_target WHERE off_fingerprint IS NOT NULL"
     ),
@@ -60,12 +69,39 @@ _NOT_ENDED = (  # a scheduler is ended by the signal at once, and says nothing
 )
 
 
+_IDLE = """
+SELECT application_name FROM pg_stat_activity
+ WHERE usename = 'secrets_bridge_worker_role' AND state LIKE 'idle in transaction%'
+   AND state_change < clock_timestamp() - interval '5 s'
+"""
+
+
 class Held(NamedTuple):
     """What one process holds."""
 
     name: str
     files: int
     threads: int
+
+
+class Baseline:
+    """What each process of a round held soon after it was first seen."""
+
+    def __init__(self) -> None:
+        #: By its id.
+        self.held: dict[str, Held] = {}
+        self._seen: dict[str, float] = {}
+        self._looked = -LOOK
+
+    def look(self, deployment: Deployment) -> None:
+        """Measure those that have been there for long enough, if the last look is long ago. Call it all the time."""
+        now = time.monotonic()
+        if now < self._looked + LOOK:
+            return
+        self._looked = now
+        for pid, one in held(deployment).items():
+            if now >= self._seen.setdefault(pid, now) + GROWN:
+                self.held.setdefault(pid, one)
 
 
 def held(deployment: Deployment) -> dict[str, Held]:
@@ -81,12 +117,19 @@ def held(deployment: Deployment) -> dict[str, Held]:
 
 def left_of_processes(before: Mapping[str, Held], after: Mapping[str, Held]) -> Iterator[Leftover]:
     """Yield each process that holds many more descriptors or threads than it did, if it is still the same one."""
+    if not before.keys() & after.keys():
+        yield Leftover("descriptors", "no process was there for long enough to be compared")
     for pid in before.keys() & after.keys():
         was, now = before[pid], after[pid]
         if now.files > was.files + SLACK_FILES:
             yield Leftover("descriptors", f"{was.name}: {was.files} before, {now.files} after")
         if now.threads > was.threads + SLACK_THREADS:
             yield Leftover("threads", f"{was.name}: {was.threads} before, {now.threads} after")
+
+
+def idle_in_transaction(sql: Connection[Any]) -> list[str]:
+    """Return the names of the processes that have had a transaction open for seconds and do nothing in it."""
+    return [name for (name,) in sql.execute(_IDLE).fetchall()]
 
 
 def left_in_postgres(sql: Connection[Any], pids: Collection[int]) -> Iterator[Leftover]:

@@ -49,6 +49,11 @@ def disk(directory: Path, name: str) -> Switch:
     return Switch(directory, name, "full")
 
 
+def moves_clock(environment: Mapping[str, str]) -> bool:
+    """Return whether a process that is started with this has a clock that can be moved."""
+    return "CHAOS_CLOCK" in environment
+
+
 def preloaded(
     directory: Path, *, clocks: Sequence[str] = (), disks: Sequence[str] = ()
 ) -> Mapping[str, Mapping[str, str]]:

@@ -12,6 +12,7 @@ from tests.chaos.checks.notifications import repeats
 
 if TYPE_CHECKING:
     from tests.chaos.checks.violation import Violation
+    from tests.chaos.history import Change
     from tests.chaos.playing import Played
 
 #: Words by which a finding is told from another of the same check.
@@ -26,7 +27,8 @@ class Figures:
 
     #: Faults that had an effect.
     effects: int
-    #: Slots that were run or covered, runs that succeeded, and slots that these have covered.
+    #: Slots that were claimed by runs that did not fail, or covered by these; runs that have succeeded, also where a
+    #: clock that was put right has made them forgotten since; and slots that were covered.
     slots: int
     runs: int
     covered: int
@@ -56,13 +58,15 @@ class Figures:
 def figures(played: Played) -> Figures:
     """Return the numbers of a round."""
     history = played.history
-    served = [run for run in history.runs if run["outcome"] != "failure"]
+    newest = {change.after["id"]: change.after for change in history.changes if _of_a_run(change)}
+    served = [run for run in newest.values() if run["outcome"] != "failure"]
+    done = {change.after["id"] for change in history.changes if _of_a_run(change, "success")}
     found = Counter(_column(violation) for violation in played.violations)
     worst = worst_recovery(history)
     return Figures(
         effects=sum(kinds(played.effects).values()),
         slots=len(served) + sum(run["covered"] for run in served),
-        runs=sum(run["outcome"] == "success" for run in history.runs),
+        runs=len(done),
         covered=sum(run["covered"] for run in served),
         events=len(history.events),
         received=len(history.received),
@@ -78,6 +82,12 @@ def figures(played: Played) -> Figures:
         worst_of=worst.name,
         worst_after=worst.after,
     )
+
+
+def _of_a_run(change: Change, *outcomes: str) -> bool:
+    """Return whether a change has written a row of the ledger, with one of these outcomes, or any."""
+    written = change.relation == "sweep_run" and change.op != "delete"
+    return written and (not outcomes or change.after["outcome"] in outcomes)
 
 
 def kinds(effects: Mapping[str, int]) -> dict[str, int]:

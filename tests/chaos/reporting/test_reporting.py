@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.chaos import table
 from tests.chaos.checks.violation import Violation
-from tests.chaos.history import History, Received
+from tests.chaos.history import Change, History, Received
 from tests.chaos.playing import Played
 from tests.chaos.reporting.figures import figures
 from tests.chaos.reporting.report import WIDTH, command, lines, write
 
-RUNS: list[dict[str, Any]] = [
-    {"outcome": "success", "covered": 2, "name": "wraps-expired"},
-    {"outcome": "success", "covered": 0, "name": "wraps-expired"},
-    {"outcome": "interrupted", "covered": 1, "name": "wraps-expired"},
-    {"outcome": "failure", "covered": 5, "name": "wraps-expired"},
+BEGAN = datetime(2026, 11, 26, 12, tzinfo=UTC)
+
+
+def run(number: int, covered: int, *outcomes: str) -> Iterator[Change]:
+    """Yield the changes of a run's row, by which it had one outcome after the other."""
+    for outcome in outcomes:
+        row = {"id": number, "name": "wraps-expired", "covered": covered, "outcome": outcome}
+        yield Change(number, number, BEGAN, BEGAN, True, "worker0", "sweep_run", "update", {}, row)
+
+
+CHANGES = [
+    *run(1, 2, "running", "success"),
+    *run(2, 0, "running", "success", "interrupted"),  # a clock was put right, and it is forgotten
+    *run(3, 1, "running", "interrupted"),
+    *run(4, 5, "running", "failure"),
 ]
 TAKEN = [Received(1.0, "webhook", "one", {}), Received(2.0, "webhook", "one", {}), Received(3.0, "webhook", "two", {})]
 EFFECTS = {"kill": 7, "kill: worker": 5, "kill: scheduler": 2, "sink": 1_000}
@@ -28,7 +39,7 @@ PLAYED = Played(
     "kill",
     123,
     600.0,
-    History(runs=RUNS, received=TAKEN),
+    History(changes=CHANGES, received=TAKEN),
     EFFECTS,
     (),
     (),

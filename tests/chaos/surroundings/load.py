@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any, LiteralString, Self
 
 import psycopg
@@ -45,7 +46,16 @@ _MOMENT: tuple[LiteralString, ...] = (
     """,
     """
     INSERT INTO agents (name, secret_hash, status, last_seen_at)
-    VALUES ('agent-' || gen_random_uuid(), '\\x01', 'active', now() - interval '5 minutes' + random() * interval '4 s')
+    SELECT 'agent-' || gen_random_uuid(), '\\x01', 'active', now() - interval '5 minutes' + random() * interval '4 s'
+      FROM generate_series(1, 2)
+    """,
+    """
+    WITH due AS (
+        SELECT id FROM agents WHERE status = 'active' AND last_seen_at < now() ORDER BY random() LIMIT 1
+           FOR UPDATE SKIP LOCKED
+    ), kept AS (
+        UPDATE agents SET last_seen_at = now() + interval '10 days' WHERE id IN (SELECT id FROM due) RETURNING id
+    ) INSERT INTO chaos.renewed SELECT 'agents', id::text FROM kept ON CONFLICT DO NOTHING
     """,
     """
     INSERT INTO sync_jobs (job_type, status, correlation_id, claim_expires_at)
@@ -66,6 +76,34 @@ _MOMENT: tuple[LiteralString, ...] = (
     SELECT gen_random_uuid(), uuid_send(gen_random_uuid()), moment, moment
       FROM (SELECT now() + random() * interval '4 s' AS moment FROM generate_series(1, 2)) AS moments
     """,
+    # Connections that are to be discovered. Agents take some of the jobs and finish some of those; the claims of others
+    # run out, and some connections have been running for too long.
+    """
+    INSERT INTO provider_connections (name, type, auth_method, cluster_name, discover_enabled,
+                                      discover_interval_seconds, last_discover_at)
+    VALUES (gen_random_uuid()::text, 'vault', 'kubernetes', 'eu', true, 60,
+            now() - interval '60 s' + random() * interval '4 s')
+    """,
+    """
+    UPDATE sync_jobs SET status = 'claimed', claim_expires_at = now() + random() * interval '4 s'
+     WHERE id IN (SELECT id FROM sync_jobs WHERE job_type = 'discover' AND status = 'queued'
+                   ORDER BY random() LIMIT 1 FOR UPDATE SKIP LOCKED)
+    """,
+    """
+    WITH done AS (
+        UPDATE sync_jobs SET status = 'succeeded'
+         WHERE id IN (SELECT id FROM sync_jobs WHERE job_type = 'discover' AND status = 'claimed'
+                         AND random() < 0.3 LIMIT 1 FOR UPDATE SKIP LOCKED)
+     RETURNING payload ->> 'connection_id' AS connection
+    ) UPDATE provider_connections SET last_discover_status = 'success', last_discover_at = now()
+       WHERE id::text IN (SELECT connection FROM done)
+    """,
+    """
+    UPDATE provider_connections SET last_discover_started_at = now() - interval '118 s'
+     WHERE id IN (SELECT id FROM provider_connections WHERE last_discover_status = 'running'
+                     AND last_discover_started_at > now() - interval '1 minute' AND random() < 0.2
+                   LIMIT 1 FOR UPDATE SKIP LOCKED)
+    """,
 )
 # One that will be done, one that will fail, or one that nobody hears of again and that times out.
 _OBSERVATION: LiteralString = """
@@ -75,6 +113,8 @@ WITH request AS (
   SELECT request.id, endpoint.id, %(application)s, 'queued', now() + %(seconds)s * interval '1 s'
     FROM request CROSS JOIN (SELECT id FROM argocd_endpoints LIMIT 1) AS endpoint
 """
+#: How long wraps would outlive the session that they were shown in.
+HOUR = timedelta(hours=1)
 _NOW: LiteralString = "SELECT now() + %s * interval '1 s'"
 
 
@@ -116,7 +156,7 @@ class Load:
         # By PostgreSQL's clock, which is not this machine's in some rounds.
         ends = only_row(connection.execute(_NOW, [chance.uniform(0, 4)]))[0]
         if chance.random() < 0.2:
-            insert_reveal_session(connection, ends, [insert_wrap(connection, ends) for _ in range(2)])
+            insert_reveal_session(connection, ends, [insert_wrap(connection, ends + HOUR) for _ in range(2)])
         if chance.random() < 0.2:
             insert_cross_team_request(connection, ends)
         self.moments += 1

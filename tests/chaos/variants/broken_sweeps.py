@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from psycopg.rows import dict_row
 
+from app.core.errors import NotDue, Reason
 from app.notify import outbox
 from app.storage import postgres
 from app.storage.settings import DatabaseSettings
@@ -119,6 +120,18 @@ def stuck() -> None:
         return run(self, sweeper, settings, tick)
 
     setattr(runner.Runner, "run", waiting)  # noqa: B010
+
+
+def never() -> None:
+    """Take each tick of one sweeper for one that is not due."""
+    run = runner.Runner.run
+
+    def not_due(self: Any, sweeper: Any, settings: Any, tick: Any) -> Any:
+        if sweeper.name == "agents-stale":
+            raise NotDue(Reason.SUPERSEDED)
+        return run(self, sweeper, settings, tick)
+
+    setattr(runner.Runner, "run", not_due)  # noqa: B010
 
 
 def renews_without_progress() -> None:

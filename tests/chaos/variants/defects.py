@@ -38,6 +38,9 @@ DEFECTS: Mapping[str, Defect] = {
     "covers-too-much": Defect(
         "a run covers a slot that was run", broken_sweeps.covers_too_much, "slots", "that were run"
     ),
+    "never": Defect(
+        "the ticks of one sweeper are never due", broken_sweeps.never, "standstill", "agents-stale stands", by="rest"
+    ),
     "same-token": Defect("a claim gives no new token", broken_sweeps.same_token, "tokens", "bears token"),
     "gives-back-anything": Defect(
         "a run that failed gives back whatever slot is claimed by then",

@@ -33,10 +33,11 @@ CADENCES = {sweeper.name: (timedelta(seconds=1),) for sweeper in SWEEPERS}
 #: A lease under which a worker may be stopped for some seconds in the middle of a transaction.
 SETTINGS = {"SB_WORKER_LOCK_LEASE": "12s"}
 _FORGET: LiteralString = """
-TRUNCATE chaos.change, chaos.renewed, secrets_bridge_worker.sweep_state, secrets_bridge_worker.sweep_run,
+TRUNCATE chaos.renewed, secrets_bridge_worker.sweep_state, secrets_bridge_worker.sweep_run,
          secrets_bridge_worker.notification_event, secrets_bridge_worker.notification_delivery,
          secrets_bridge_worker.notification_target, secrets_bridge_worker.notification_hold RESTART IDENTITY CASCADE
 """
+_FORGET_CHANGES: LiteralString = "TRUNCATE chaos.change"  # whose numbers go on: the watch has seen those before
 # What a worker that was killed had sent goes on in the server.
 _SESSIONS: LiteralString = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name LIKE 'worker%'
@@ -55,6 +56,7 @@ def _truncated(sql: Connection[Any]) -> bool:
     """Forget the past; not while the load or a notifier locks the same tables in another order."""
     try:
         sql.execute(_FORGET)
+        sql.execute(_FORGET_CHANGES)
     except psycopg.errors.DeadlockDetected:
         return False
     return True
@@ -78,6 +80,8 @@ class Proving:
 
     def __init__(self) -> None:
         self._stack = ExitStack()
+        #: Since when every sweeper has had the time to succeed, monotonic seconds; none where it may need more.
+        self._calm: float | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -87,7 +91,7 @@ class Proving:
             self.deployment = stack.enter_context(Deployment(directory, plan))
             url = self.deployment.postgres.url()
             stack.enter_context(Load(url, seed=1))
-            self._watch = Watch(url)
+            self._watch = stack.enter_context(Watch(url))
             self._stack = stack.pop_all()
         return self
 
@@ -99,14 +103,17 @@ class Proving:
         defect = DEFECTS[name]
         with self._build(name):
             began = time.monotonic()
+            self._calm = None
             while not (found := self._found(name)) and time.monotonic() < began + MOST:
                 PROVOCATIONS[defect.by](self.deployment, lambda: self._found(name))
+                self._calm = began if defect.by == "rest" else None
                 time.sleep(LOOK)
             return Proof(name, defect.check, found, time.monotonic() - began)
 
     def without_a_defect(self) -> list[Violation]:
         """Play every provocation with a build that is well, let it come to rest, and return what the checks find."""
         with self._build("none"):
+            self._calm = time.monotonic()
             for provoke in PROVOCATIONS.values():
                 provoke(self.deployment, lambda: False)
             until = time.monotonic() + HUNG_PROCESS
@@ -179,7 +186,7 @@ class Proving:
             self.deployment.lock_record.steps.clear()
 
     def _history(self) -> history.History:
-        return history.read(self.deployment, self._watch, CADENCES)
+        return history.read(self.deployment, self._watch, CADENCES, calm=self._calm)
 
     def _found(self, name: str) -> bool:
         defect = DEFECTS[name]

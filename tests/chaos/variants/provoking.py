@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, LiteralString
 
 from tests.chaos.faults.points import closed
 from tests.support.http_server import Reply
+from tests.support.waiting import HUNG
 
 if TYPE_CHECKING:
     from tests.chaos.deployment import Deployment
@@ -36,6 +37,9 @@ WITH due AS (
 _RUNNING: LiteralString = """
 SELECT count(*) FROM secrets_bridge_worker.sweep_run
  WHERE name = 'wraps-expired' AND outcome = 'running' AND batches > 0
+"""
+_SUCCESSES: LiteralString = """
+SELECT count(*) FROM secrets_bridge_worker.sweep_run WHERE name = 'wraps-expired' AND outcome = 'success'
 """
 _TOKEN: LiteralString = "SELECT token FROM secrets_bridge_worker.sweep_state WHERE name = 'wraps-expired'"
 _WAITS: LiteralString = """
@@ -74,6 +78,16 @@ def _in_the_middle(deployment: Deployment, strike: Callable[[str], None]) -> boo
 def calm(deployment: Deployment, found: Found) -> None:
     """Let it sweep."""
     del deployment, found
+
+
+def rest(deployment: Deployment, found: Found) -> None:
+    """Let it sweep until another sweeper has succeeded many times."""
+    del found
+    until = time.monotonic() + HUNG
+    with deployment.sql() as sql:
+        before = _number(sql, _SUCCESSES)
+        while time.monotonic() < until and _number(sql, _SUCCESSES) < before + 8:
+            time.sleep(LOOK)
 
 
 def renew(deployment: Deployment, found: Found) -> None:
@@ -162,6 +176,7 @@ def refuse(deployment: Deployment, found: Found) -> None:
 
 PROVOCATIONS: Mapping[str, Callable[[Deployment, Found], None]] = {
     "calm": calm,
+    "rest": rest,
     "renew": renew,
     "late": late,
     "stop": stop,

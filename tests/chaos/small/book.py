@@ -109,13 +109,14 @@ class Book:
         self.locks.append(LockStep(BEGAN + at * SECOND, segment, name, what, token, lease))
 
     def history(self) -> History:
-        """Return the round."""
+        """Return the round; what was delivered is committed at its end."""
+        self.transaction(11.0)
+        for delivery in self.deliveries:
+            self.note("notification_delivery", "insert", {}, delivery, "notifier0")
         return History(
             changes=self.changes,
             commits={change.xid: change.began for change in self.changes},
             runs=list(self.runs.values()),
-            events=self.events,
-            deliveries=self.deliveries,
             received=self.received,
             renewed_and_lost={"secret_wraps": 0},
             cadences=dict.fromkeys((WRAPS, POLLER), (SECOND,)),
@@ -123,6 +124,7 @@ class Book:
             faults=[Fault("kill", 3.2, outage=False, ended=3.3, note="worker0")],
             successes=[Success(at, name) for at in range(1, 12) for name in (WRAPS, POLLER)],
             watched=(0.0, 12.0),
+            calm=9.5,
         )
 
 

@@ -1,4 +1,4 @@
-"""Each check finds what it is there for, by its name alone, and a round in which nothing is wrong is clean."""
+"""What may be wrong with a round, each with the check that is meant for it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-import pytest
-
-from tests.chaos import checks
-from tests.chaos.checks.gaps import worst_recovery
 from tests.chaos.checks.notifications import identity
 from tests.chaos.fault_log import Fault
-from tests.chaos.history import Change, History, Leftover, Received
-from tests.chaos.small import BEGAN, POLLER, SECOND, WRAPS, Book, small
+from tests.chaos.history import Change, History, Leftover
+from tests.chaos.small.book import BEGAN, POLLER, SECOND, WRAPS, Book
 from tests.chaos.surroundings.outside import RECEIVERS
 from tests.chaos.watch import Success
+from tests.support.go_replica import Held
 
 Mutation = Callable[[Book], History]
 
@@ -255,6 +252,22 @@ def no_mail(book: Book) -> History:
     return dataclasses.replace(book.history(), receivers=RECEIVERS | {"email:19ab8d68"})
 
 
+def an_event_deleted(book: Book) -> History:
+    """An event is gone from the outbox before anybody was told."""
+    event = book.events.pop()
+    book.deliveries = [row for row in book.deliveries if row["event_id"] != event["id"]]
+    book.received = [one for one in book.received if identity(one) != event["id"]]
+    book.note("notification_event", "delete", event, {}, "worker0")
+    return book.history()
+
+
+def given_up_without_a_fault(book: Book) -> History:
+    """Nobody is told of anything, and no receiver has failed."""
+    book.deliveries = [{**row, "state": "dead", "reason": "rejected"} for row in book.deliveries]
+    book.received.clear()
+    return book.history()
+
+
 def never_received(book: Book) -> History:
     """A delivery was marked, and never sent."""
     book.received.pop(0)
@@ -284,6 +297,22 @@ def polls_backwards(book: Book) -> History:
     """An observation's number of polls goes back."""
     place = next(change for change in book.changes if change.relation == "gitops_observations")
     return edited(book, of("gitops_observations", "update"), 1, after=row_of(place, polls_count=0))
+
+
+def a_second_job(book: Book) -> History:
+    """A connection is discovered by two jobs at once."""
+    for job in ("one", "two"):
+        row = {"id": job, "job_type": "discover", "status": "queued", "payload": {"connection_id": "c"}}
+        book.note("sync_jobs", "insert", {}, row, "worker0")
+        book.changes[-1] = book.changes[-1]._replace(ours=False)
+    return book.history()
+
+
+def beside_the_go_worker(book: Book) -> History:
+    """A run of ours is not over when the Go worker has the lock."""
+    held = Held(WRAPS, BEGAN + timedelta(seconds=0.15), BEGAN + timedelta(seconds=0.3), 1)
+    history = dataclasses.replace(book.history(), go_held=[held])
+    return dataclasses.replace(history, faults=[dataclasses.replace(history.faults[0], kind="go")])
 
 
 def a_poll_after_the_end(book: Book) -> History:
@@ -373,6 +402,8 @@ MUTATIONS: list[tuple[str, Mutation]] = [
     ("notifications", no_delivery),
     ("notifications", no_mail),
     ("notifications", never_received),
+    ("notifications", an_event_deleted),
+    ("notifications", given_up_without_a_fault),
     ("notifications", under_another_id),
     ("notifications", again_without_a_fault),
     ("notifications", with_other_numbers),
@@ -381,141 +412,15 @@ MUTATIONS: list[tuple[str, Mutation]] = [
     ("notifications", delivered(state="digested")),
     ("polls", polls_backwards),
     ("polls", a_poll_after_the_end),
+    ("targets", a_second_job),
+    ("go", beside_the_go_worker),
+    ("remarks", with_(remarks=["`sb-worker why` ended with status 70"])),
+    ("standstill", with_(calm=11.5)),
     ("deaths", with_(deaths=["worker0 ended by itself with status 1"])),
     ("deaths", with_(deaths=["scheduler1 ended by itself with status -11"])),
     ("leftovers", with_(leftovers=[Leftover("lock", "wraps-expired")])),
     ("leftovers", with_(leftovers=[Leftover("open", "3 deliveries and 0 runs are open after 60 s")])),
     ("gaps", with_(successes=LATE)),
     ("gaps", with_(watched=(0.0, 30.0))),
+    ("gaps", with_(successes=LATE, faults=[Fault("stop", 2.5, outage=False, ended=8.5)])),
 ]
-
-
-def _name(mutation: Mutation) -> str:
-    return mutation.__name__.replace("_", " ")
-
-
-def test_a_round_in_which_nothing_is_wrong_is_clean() -> None:
-    assert checks.run(small().history(), timed=True) == []
-
-
-@pytest.mark.parametrize(
-    ("check", "mutation"), MUTATIONS, ids=[f"{check}: {_name(mutation)}" for check, mutation in MUTATIONS]
-)
-def test_what_is_wrong_is_found_by_the_check_that_is_meant_for_it_alone(check: str, mutation: Mutation) -> None:
-    found = {violation.check for violation in checks.run(mutation(small()), timed=True)}
-
-    assert found == {check}
-
-
-def test_a_repeat_beside_a_fault_is_no_violation() -> None:
-    book = small()
-    told = [received for received in book.received if received.target == "webhook"][1]
-    book.received.append(told._replace(at=9.0))
-    for delivery in book.deliveries:
-        delivery["attempts"] = 2
-    history = dataclasses.replace(book.history(), faults=[Fault("kill", 3.5, outage=False, ended=3.6)])
-
-    assert checks.run(history) == []
-
-
-def test_a_repeat_after_an_answer_that_came_too_late_is_no_violation() -> None:
-    book = small()
-    event = book.events[-1]["id"]
-    delivery = next(row for row in book.deliveries if row["event_id"] == event and row["target"] == "webhook")
-    delivery["attempts"] = 2
-    book.transaction(9.0)
-    late = {**delivery, "state": "pending", "reason": "timeout"}
-    book.note("notification_delivery", "update", {**late, "state": "sending", "reason": ""}, late, "notifier0")
-    told = next(received for received in book.received if received.id == event)
-    book.received.append(told._replace(at=9.5))
-
-    assert checks.run(book.history()) == []
-
-
-def test_slots_that_a_clock_ahead_had_run_are_run_again_when_their_time_has_come() -> None:
-    book = small()
-    ahead = 3600
-    book.transaction(ahead + 0.5)
-    book.claim(6, WRAPS, ahead, covered=ahead - 6)
-    book.step(6, 0, "success")
-    book.transaction(8.1)  # and the clock is right again
-    book.claim(7, WRAPS, 8)
-    book.run(6, outcome="interrupted")
-    book.step(7, 0, "success")
-
-    assert checks.run(dataclasses.replace(book.history(), commits={})) == []
-
-
-def test_a_run_by_hand_serves_the_slot_that_it_lies_in() -> None:
-    book = small()
-    book.transaction(7.5)
-    book.claim(6, WRAPS, 7, covered=1)
-    moment = (BEGAN + 7.5 * SECOND).isoformat()
-    book.runs[6] |= {"slot": moment, "requested_by": "somebody"}
-    book.changes[-1] = book.changes[-1]._replace(after=dict(book.runs[6]))
-    book.changes[-2] = book.changes[-2]._replace(after={**book.changes[-2].after, "last_slot": moment})
-    book.step(6, 0, "success")
-    book.transaction(8.1)
-    book.claim(7, WRAPS, 8)
-    book.step(7, 0, "success")
-
-    assert checks.run(book.history()) == []
-
-
-def of_a_slower_process(slot: int, covered: int) -> History:
-    """A process of 2 s claims a slot, twelve seconds after the last of a process of 1 s."""
-    book = small()
-    book.transaction(17.1)
-    book.claim(6, WRAPS, slot, covered=covered)
-    book.changes[-2:] = [change._replace(cadence=2 * SECOND) for change in book.changes[-2:]]
-    book.step(6, 0, "success")
-    return dataclasses.replace(book.history(), cadences={WRAPS: (SECOND, 2 * SECOND), POLLER: (SECOND,)})
-
-
-def test_a_run_counts_slots_by_the_cadence_of_its_process() -> None:
-    between = [6, 8, 10, 12, 14]  # after slot 5
-    assert checks.run(of_a_slower_process(16, covered=len(between))) == []
-    for slot, wrong in ((16, len(between) - 1), (16, len(between) + 1), (16, 16 - 5 - 1), (17, len(between))):
-        assert {found.check for found in checks.run(of_a_slower_process(slot, covered=wrong))} == {"slots"}
-
-
-def test_a_lock_of_which_the_beginning_was_not_seen_is_not_judged() -> None:
-    book = small()
-    holding(book, WRAPS, "fourth", "fifth")
-    released(4.2)(book)
-    book.locks = [step._replace(segment=1 if step.at < BEGAN + 4.1 * SECOND else 2) for step in book.locks]
-
-    assert checks.run(book.history()) == []
-
-
-def test_runs_under_a_lock_are_not_counted_while_one_may_go_on_that_was_robbed_of_it() -> None:
-    book = small()
-    book.lock(WRAPS, "robbed", 3.9)
-
-    assert checks.run(holding(book, WRAPS, "fourth", "fifth")) == []
-
-
-@pytest.mark.parametrize("lock", ["first", "third", "before"])
-def test_a_lock_that_is_taken_once_more_by_its_holder_is_released_once(lock: str) -> None:
-    book = small()
-    taken = next(step for step in book.locks if (step.name, step.what, step.token) == (WRAPS, "taken", lock))
-    book.locks.insert(book.locks.index(taken), taken)
-
-    assert checks.run(book.history()) == []
-
-
-def test_the_longest_recovery_begins_with_the_end_of_the_fault() -> None:
-    history = dataclasses.replace(
-        small().history(), successes=LATE, faults=[Fault("redis", 2.5, outage=True, ended=6.5)]
-    )
-
-    assert worst_recovery(history)[:2] == (2.5, WRAPS)
-    assert checks.run(history, timed=True) == []
-
-
-def test_slack_says_which_event_it_is_in_the_last_word_of_its_context() -> None:
-    book = small()
-    slack = [received for received in book.received if received.target == "slack"]
-
-    assert [identity(received) for received in slack] == [event["id"] for event in book.events]
-    assert not identity(Received(0.0, "slack", "", {"text": "something else"}))
