@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import secrets
 import sys
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import dramatiq.brokers.redis
 import psycopg
+import psycopg_pool.base
 import pytest
 import redis as redis_py
 import structlog
 from hypothesis import HealthCheck, settings
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
+from redis import backoff
 
 from app.core.logging import LogLines
 from app.demo.binaries import redis_programs
@@ -39,6 +44,17 @@ settings.register_profile(
     "suite", deadline=None, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
+
+# Threads of pools and clients draw random numbers when they like; from generators of their own, since Hypothesis takes
+# any change of the global one, while it draws, for a strategy's doing.
+for module, name in (
+    (psycopg_pool.base, "random"),
+    (backoff, "random"),
+    (dramatiq.brokers.redis, "random"),
+    (dramatiq.common, "uniform"),
+):
+    own = random.Random()
+    setattr(module, name, own if isinstance(getattr(module, name), ModuleType) else getattr(own, name))
 
 CONTROL_PLANE = Path(__file__).parents[1] / "app" / "demo" / "control_plane.sql"
 
