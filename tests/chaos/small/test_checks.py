@@ -15,7 +15,9 @@ from tests.chaos.checks.transactions import SWEPT
 from tests.chaos.fault_log import Fault
 from tests.chaos.history import History, Received
 from tests.chaos.small.book import BEGAN, POLLER, SECOND, WRAPS, small
-from tests.chaos.small.mutations import LATE, MUTATIONS, Mutation, holding, released
+from tests.chaos.small.edits import Mutation
+from tests.chaos.small.mutations import LATE, MUTATIONS
+from tests.chaos.small.wrong_locks import holding, released
 
 
 def _name(mutation: Mutation) -> str:
