@@ -11,11 +11,10 @@ from pathlib import Path
 
 from tests.soak import report
 from tests.soak.deployment import Deployment
+from tests.soak.leaking import LEAKS
 from tests.soak.operator import Operator
 from tests.soak.rates import cadences
 from tests.soak.watching import Watch
-
-LEAKS = ("thread", "descriptor", "key", "row", "memory")
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.soak.__main__ import main
-from tests.soak.leaking import LEAKS
 from tests.soak.rates import TIMES, cadences, settings
 
 SECONDS = 15
@@ -51,9 +50,3 @@ def test_rates_are_a_tenth_of_the_defaults_and_no_shorter_than_a_second() -> Non
     assert every["gitops-poller"] == 15 / TIMES
     assert every["reveal-sessions-expired"] == 1
     assert settings()["SB_NOTIFICATION_PACE"] == "1500ms"
-
-
-def test_what_may_be_leaked_is_what_the_command_offers() -> None:
-    from tests.soak.__main__ import LEAKS as OFFERED  # noqa: PLC0415 - beside what it is compared with
-
-    assert set(OFFERED) == set(LEAKS)
