@@ -7,16 +7,19 @@ dialling, it is the proxy's address, and what the name stands for here.
 
 from __future__ import annotations
 
+import os
 import re
 from base64 import b64encode
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
 from typing import Annotated, NamedTuple
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from pydantic import BeforeValidator, SecretStr
 
+from app.core.bounded_input import MOST_ENTRIES, content, entries
 from app.core.config import Settings, variable
 from app.core.errors import AddressBlocked
 from app.core.lookup import look_up
@@ -173,6 +176,30 @@ def _host(text: str) -> str | IPNetwork:
     if not re.fullmatch(r"\.?[a-z0-9_-]+(\.[a-z0-9_-]+)*", text):
         raise ValueError(_NOT_HOSTS)
     return text
+
+
+#: Variables of OpenSSL's and of requests', which name authorities; one that names nothing is no fault to them.
+_AUTHORITIES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+def file_problems() -> Iterator[str]:
+    """Yield what is wrong with files of TLS that libraries open by themselves, and would wait for."""
+    for name in _AUTHORITIES:
+        if (path := os.environ.get(name)) and os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112 - Path raises
+            try:
+                content(path)
+            except (OSError, ValueError):
+                yield f"{name}: names a file that cannot be read; accepted: the path of a PEM file of 4 MiB at most"
+    for directory in filter(os.path.exists, os.environ.get("SSL_CERT_DIR", "").split(":")):
+        try:
+            if not Path(directory).is_dir():
+                raise NotADirectoryError
+            entries(directory)
+        except (OSError, ValueError):
+            yield f"SSL_CERT_DIR: names what is no directory of PEM files; accepted: {MOST_ENTRIES} files at most"
+    path = os.environ.get("SSLKEYLOGFILE")
+    if path and os.path.exists(path) and not (os.path.isfile(path) and os.access(path, os.W_OK)):  # noqa: PTH110, PTH113 - the same
+        yield "SSLKEYLOGFILE: names what is no file that can be written to; leave it out"
 
 
 class EgressSettings(Settings):

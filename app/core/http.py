@@ -6,6 +6,7 @@ Nothing here quotes a library's text, which could contain URLs.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import ssl
 from collections.abc import AsyncGenerator, Mapping
@@ -15,6 +16,7 @@ from typing import Any, cast
 
 import httpx
 
+from app.core.bounded_input import contents, copied, entries
 from app.core.errors import AddressBlocked, Fault
 from app.core.lookup import NameUnknown
 
@@ -31,20 +33,45 @@ def tls_context(*, pem: str | None = None) -> ssl.SSLContext:
     As in Go, what stands around the certificates in `pem` is not looked at, each of them may be an authority that has
     another one above it, and RFC 5280 is not applied to the letter. Raises ValueError when it holds none.
     """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # verifies, and writes no keys to SSLKEYLOGFILE
     if pem is None:
-        context = ssl.create_default_context()
+        _trust_the_system(context)
     else:
         certificates = _CERTIFICATE.findall(pem)
         if not certificates:  # an empty text would stand for the system's authorities
             raise ValueError(_NO_CERTIFICATE)
         try:
-            context = ssl.create_default_context(cadata="\n".join(certificates))
+            context.load_verify_locations(cadata="\n".join(certificates))
         except Exception:  # noqa: BLE001 - ssl has an error of another class for each kind of odd text
             raise ValueError(_NO_CERTIFICATE) from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # Python 3.13 changes both.
     context.verify_flags = (context.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN) & ~ssl.VERIFY_X509_STRICT
     return context
+
+
+def _trust_the_system(context: ssl.SSLContext) -> None:
+    """Have a context trust the system's authorities, or those of SSL_CERT_FILE and SSL_CERT_DIR.
+
+    What these name OpenSSL would open itself: it waits for a pipe, and opens what lies in a directory in the midst of a
+    handshake. What cannot be read has no authorities in it.
+    """
+    file, directories = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    if not file and not directories:
+        context.load_default_certs()
+        return
+    usual = ssl.get_default_verify_paths()
+    with suppress(OSError, ValueError), copied(file or usual.openssl_cafile) as path:
+        context.load_verify_locations(cafile=path)
+    if not directories:
+        context.load_verify_locations(capath=usual.openssl_capath)
+        return
+    for directory in directories.split(":"):
+        with suppress(OSError, ValueError):
+            for found in contents(entries(directory), passing_over=True):
+                for certificate in _CERTIFICATE.findall(found.decode("ascii", errors="replace")):
+                    with suppress(ValueError, OSError):
+                        context.load_verify_locations(cadata=certificate)
 
 
 def is_server_name(name: str) -> bool:

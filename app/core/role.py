@@ -19,6 +19,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator
 
+from app.core.bounded_input import content
 from app.core.config import Settings, variable
 
 #: The queues: sweepers' ticks, and deliveries to sinks.
@@ -45,7 +46,7 @@ def usual_name(namespace: Path = _NAMESPACE) -> str:
     """Return what a deployment is called that has no name: its Kubernetes namespace, else this host's name."""
     found = [os.environ.get("POD_NAMESPACE", "")]
     with suppress(OSError, UnicodeDecodeError):
-        found.append(namespace.read_text(encoding="utf-8").strip())
+        found.append(content(namespace).decode().strip())
     found.append(socket.gethostname()[:MOST_NAME].strip())
     return next(filter(_is_name, found), "secrets-bridge-worker")
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from app.core.bounded_input import contents, copied, entries
 from app.core.config import Settings, name_of, variable
 from app.core.values import TRUE, parse_bool, parse_duration, parse_int
 from app.kms.checks import ca_problem, fits_header, pem, url_problem
@@ -270,10 +271,10 @@ def _directory(path: Path) -> str:
     """Return all PEM files in and below a directory. Raises ValueError when one holds no certificate."""
     from app.core.http import tls_context  # noqa: PLC0415 - the same
 
-    files = sorted(file for file in path.rglob("*") if file.is_file())
     if not path.is_dir():
         raise NotADirectoryError
-    texts = [pem(file) for file in files]
+    files = [file for file in entries(path, "**/*") if not file.is_dir()]
+    texts = [found.decode("ascii", errors="replace") for found in contents(files)]
     for one in texts or [""]:
         tls_context(pem=one)
     return "\n".join(texts)
@@ -281,4 +282,5 @@ def _directory(path: Path) -> str:
 
 def _load_certificate(context: ssl.SSLContext, certificate: str, key: str) -> None:
     """Raises OSError or ValueError; a key with a password is one of these, and not a question to the terminal."""
-    context.load_cert_chain(certificate, key, password=lambda: "")
+    with copied(certificate) as chain, copied(key) as secret:
+        context.load_cert_chain(chain, secret, password=lambda: "")

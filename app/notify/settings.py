@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 from ipaddress import ip_network
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator
 
+from app.core.bounded_input import content
 from app.core.config import variable
 from app.core.egress import IPNetwork
 from app.core.role import DeploymentSettings
@@ -25,8 +25,13 @@ def _networks(value: object) -> object:
 
 
 def _readable(value: str | None) -> str | None:
-    if value is not None and not os.path.isfile(value):  # noqa: PTH113 - Path.is_file raises for a text of a kilobyte
-        raise ValueError("not a file; accepted: the path of a PEM file with CA certificates")
+    if value is not None:
+        try:
+            content(value)
+        except OSError:
+            raise ValueError(
+                "not a file that can be read; accepted: the path of a PEM file with CA certificates"
+            ) from None
     return value
 
 

@@ -22,6 +22,7 @@ import aiosmtplib
 import httpx
 
 from app.core import http
+from app.core.bounded_input import copied
 from app.core.dialling import DiallingTransport, dial
 from app.core.errors import AddressBlocked, Fault, SinkRejected, SinkUnavailable
 from app.core.lookup import NameUnknown
@@ -57,7 +58,8 @@ def tls_context(settings: NotificationSettings) -> ssl.SSLContext:
     context = http.tls_context()
     if settings.ca_bundle:
         try:
-            context.load_verify_locations(cafile=settings.ca_bundle)
+            with copied(settings.ca_bundle) as path:
+                context.load_verify_locations(cafile=path)
         except (OSError, ssl.SSLError):
             raise ValueError("SB_NOTIFICATION_CA_BUNDLE: no certificate could be read from it; accepted: PEM") from None
     return context

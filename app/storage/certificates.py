@@ -8,6 +8,8 @@ import struct
 from collections.abc import Mapping
 from contextlib import suppress
 
+from app.core.bounded_input import copied
+
 #: X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL.
 OUT_OF_DATE = (9, 10)
 #: X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH.
@@ -33,7 +35,8 @@ def is_out_of_date(conninfo: Mapping[str, str | int | None], seconds: float) -> 
 def _shake_hands(conninfo: Mapping[str, str | int | None], host: str, port: int, seconds: float) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.load_verify_locations(cafile=str(conninfo["sslrootcert"]))
+    with copied(str(conninfo["sslrootcert"])) as roots:
+        context.load_verify_locations(cafile=roots)
     with socket.create_connection((host, port), timeout=seconds) as plain:
         if conninfo.get("sslnegotiation") == "direct":
             context.set_alpn_protocols(["postgresql"])

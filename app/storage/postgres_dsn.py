@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from urllib.parse import parse_qsl, quote
 
 import psycopg
@@ -44,6 +45,8 @@ ENVIRONMENT = {
     "PGCHANNELBINDING": "channel_binding",
     "PGREQUIREAUTH": "require_auth",
 }
+#: Variables of files that libpq reads by itself, and pgx does not.
+_LIBPQ_FILES = {"PGSSLCRL": "sslcrl", "PGSSLCRLDIR": "sslcrldir"}
 _ACCEPTED = "accepted: postgres://user:password@host:port/database or key=value pairs"
 _SCHEMES = ("postgres", "postgresql", "pgx5")
 _PAIR = re.compile(
@@ -63,14 +66,16 @@ def parse_database_url(text: str) -> DatabaseUrl:
             raise ValueError  # noqa: TRY301 - one message for all that is no URL
     except (ValueError, psycopg.Error):
         raise ValueError(f"not a PostgreSQL URL; {_ACCEPTED}") from None
-    environment = {key: value for name, key in ENVIRONMENT.items() if (value := os.environ.get(name))}
-    service = _service(environment | own)
+    variables = ENVIRONMENT | _LIBPQ_FILES
+    environment = {key: value for name, key in variables.items() if (value := os.environ.get(name))}
+    service: dict[str, str] = {}
     try:
+        service = _service(environment | own)
         url = translate(environment | service | own)
         make_conninfo(**url.parameters)
     except WrongParametersError as error:
         names = {
-            key: f"variable {name}" for name, key in ENVIRONMENT.items() if key in environment.keys() - (service | own)
+            key: f"variable {name}" for name, key in variables.items() if key in environment.keys() - (service | own)
         }
         lines = [f"{names.get(key, f'parameter {key}')} {problem}" for key, problem in error.problems.items()]
         raise ValueError("\n".join(lines)) from None
@@ -122,14 +127,17 @@ def _canonical(key: str) -> str:
 
 
 def _service(settings: dict[str, str]) -> dict[str, str]:
-    """Return what a service file has under the name of the service. Raises ValueError."""
+    """Return what a service file has under the name of the service. Raises WrongParametersError."""
     if not (name := settings.get("service")):
         return {}
     file = settings.get("servicefile") or postgres_files.home() / ".pg_service.conf"
     try:
+        if not Path(file).is_file():  # libpq may read it as well, and waits for a pipe
+            raise ValueError  # noqa: TRY301 - one message for all that is no such file
         lines = content(file).decode().splitlines()
     except (OSError, ValueError):
-        raise ValueError("parameter servicefile names a file that cannot be read") from None
+        problem = "names a file that cannot be read; accepted: the path of a text file of 4 MiB at most"
+        raise WrongParametersError({"servicefile": problem}) from None
     found: dict[str, str] | None = None
     section = ""
     for line in map(str.strip, lines):
@@ -141,5 +149,5 @@ def _service(settings: dict[str, str]) -> dict[str, str]:
             key, _, value = line.partition("=")
             found[_canonical(key.strip())] = value.strip()
     if found is None:
-        raise ValueError("parameter service names none of those in the service file")
+        raise WrongParametersError({"service": "names none of those in the service file"})
     return found

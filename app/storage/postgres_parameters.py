@@ -23,7 +23,8 @@ from app.core.values import parse_duration, parse_int
 from app.storage.files import postgres as postgres_files
 from app.storage.files.private import is_there
 
-_KNOWN = frozenset(option.keyword.decode() for option in Conninfo.get_defaults())
+# Not the defaults: for these libpq reads a service file that PGSERVICE names, whatever kind of file that is.
+_KNOWN = frozenset(option.keyword.decode() for option in Conninfo.parse(b""))
 # pgx's own, which mean nothing to libpq. All that begin with `pool_` are its pool's.
 _PGX = frozenset(
     [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from app.core import config
-from app.core.egress import EgressSettings
+from app.core.egress import EgressSettings, file_problems
 from app.core.errors import ConfigError
 from app.core.role import this_process
 from app.notify import routing
@@ -68,7 +68,7 @@ def _across(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink], gr
     """Return what is wrong across groups of settings; None among them stands for one that cannot be read."""
     worker, _, _, _, notification, heartbeat, _, *others = groups
     of_sweepers, of_sinks = others[: len(sweepers)], others[len(sweepers) :]
-    problems: list[str] = []
+    problems: list[str] = list(file_problems())
     if notification is not None and None not in of_sinks:
         targets = routing.targets(sinks, of_sinks)
         problems += routing.problems(notification, targets, [sweeper.name for sweeper in sweepers])

@@ -48,7 +48,7 @@ WRONG = [
     ("DISCORD_URL", "//canary", "not a URL"),
     ("APPRISE_URLS", "canary", "not Apprise URLs; accepted: scheme://"),
     ("ALLOWED_NETWORKS", "10.0.0.1/8", "not a list of networks; accepted: CIDR"),
-    ("CA_BUNDLE", "/no/such/canary.pem", "not a file; accepted: the path of a PEM file"),
+    ("CA_BUNDLE", "/no/such/canary.pem", "not a file that can be read; accepted: the path of a PEM"),
     ("PACE", "fast", "not a duration"),
     ("BURST", "0", "must be at least 1"),
     ("DIGEST_OVER", "-1", "must not be negative"),

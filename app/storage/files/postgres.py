@@ -8,17 +8,20 @@ Such a file is given to it as a copy in memory.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from app.storage.files.private import is_there, private
+from app.core.bounded_input import content, contents, copied, entries
+from app.storage.files.private import NONE, copy, is_there, plain, private
 from app.storage.files.roots import system_roots
 
 _VERIFYING = ("verify-ca", "verify-full")
 _UNVERIFIED = ("allow", "prefer")
-# A file that is not there, so that libpq looks for no other.
-_NONE = "/nonexistent/root.crt"
+_PEM = "accepted: the path of a PEM file that can be read, of 4 MiB at most"
+_LISTS = re.compile(rb"-----BEGIN X509 CRL-----.*?-----END X509 CRL-----", re.DOTALL)
 #: Stands for the system's certificates.
 SYSTEM = "system"
 
@@ -44,13 +47,25 @@ def add_defaults(settings: dict[str, str]) -> None:
         settings["sslrootcert"] = str(roots)
     if settings.get("sslmode") in _VERIFYING:
         settings.setdefault("sslrootcert", SYSTEM)
+    revoked = home() / ".postgresql" / "root.crl"
+    if not {"sslcrl", "sslcrldir"} & settings.keys() and "sslrootcert" in settings and is_there(revoked):
+        settings["sslcrl"] = str(revoked)  # libpq takes it without being told to
 
 
 def problems(settings: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Yield a parameter's name and what is wrong with its file."""
+    if "sslkeylogfile" in settings:
+        yield "sslkeylogfile", "is not supported: what opens each connection would lie in a file; leave it out"
     if not _without_tls(settings):
         yield from _problem_of_roots(settings.get("sslrootcert"))
         yield from _problem_of_pair(settings)
+        yield from _problem_of_lists(settings)
+    passwords = settings.get("passfile")
+    if passwords and "password" not in settings and is_there(Path(passwords)):  # none is no fault to pgx
+        try:
+            content(passwords)
+        except (OSError, ValueError):
+            yield "passfile", "names what cannot be read; accepted: the path of a file of 4 MiB at most"
 
 
 def _without_tls(settings: dict[str, str]) -> bool:
@@ -64,11 +79,12 @@ def _problem_of_roots(roots: str | None) -> Iterator[tuple[str, str]]:
             yield name, "is needed: there are no certificates of authorities on this system, nor in SSL_CERT_FILE"
     elif roots:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=roots)
+            with copied(roots) as path:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
         except ssl.SSLError:
-            yield name, "names a file without certificates; accepted: PEM"
+            yield name, f"names a file without certificates; {_PEM}"
         except (OSError, ValueError):
-            yield name, "names a file that cannot be read"
+            yield name, f"names a file that cannot be read; {_PEM}"
 
 
 def _problem_of_pair(settings: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -78,31 +94,68 @@ def _problem_of_pair(settings: dict[str, str]) -> Iterator[tuple[str, str]]:
             yield "sslkey" if certificate else "sslcert", "is needed: sslcert and sslkey go together"
         return
     for name in ("sslcert", "sslkey"):
-        if (
-            not is_there(Path(settings[name]))
-            or not Path(settings[name]).is_file()
-            or not os.access(settings[name], os.R_OK)
-        ):
-            yield name, "names a file that cannot be read"
+        try:
+            content(settings[name])
+        except (OSError, ValueError):
+            yield name, f"names a file that cannot be read; {_PEM}"
             return
     password = settings.get("sslpassword", "")
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, lambda: password)
+        with copied(certificate) as chain, copied(key) as secret:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(chain, secret, lambda: password)
     except (OSError, ValueError):
         yield "sslkey", "is not the key of sslcert, or sslpassword does not open it; accepted: PEM"
 
 
+def _problem_of_lists(settings: dict[str, str]) -> Iterator[tuple[str, str]]:
+    for name in ("sslcrl", "sslcrldir"):
+        if place := settings.get(name):
+            try:
+                if not _lists(name, place):
+                    yield name, "has no list of revoked certificates; accepted: PEM"
+            except (OSError, ValueError):
+                yield name, "names what cannot be read; accepted: PEM, a file of 4 MiB or a directory of 16 MiB at most"
+
+
+def _lists(name: str, place: str) -> bytes:
+    """Return the lists of revoked certificates in a file, or in a directory. Raises OSError."""
+    if name == "sslcrl":
+        return b"\n".join(_LISTS.findall(content(place)))
+    if not Path(place).is_dir():
+        raise NotADirectoryError
+    found = dict.fromkeys(
+        block for text in contents(entries(place), passing_over=True) for block in _LISTS.findall(text)
+    )
+    return b"\n".join(found)
+
+
 def as_libpq_takes_them(parameters: dict[str, str]) -> dict[str, str]:
-    """Return parameters with the files that libpq would refuse replaced by copies."""
+    """Return parameters with the files that libpq would refuse, or wait for, replaced by copies."""
     replaced = dict(parameters)
     if replaced.get("sslrootcert") == SYSTEM:
         replaced["sslrootcert"] = system_roots()
     elif replaced.get("sslrootcert") and replaced.get("sslmode", "prefer") in _UNVERIFIED:
-        replaced["sslrootcert"] = _NONE  # else a server that it does not fit would be spoken to in plain text
+        replaced["sslrootcert"] = NONE  # else a server that it does not fit would be spoken to in plain text
     passwords = home() / ".pgpass"
     if "password" not in replaced and "passfile" not in replaced and is_there(passwords):
         replaced["passfile"] = str(passwords)
-    for name in ("sslkey", "passfile"):
+    for name, as_it_takes_it in {
+        "sslrootcert": plain,
+        "sslcert": plain,
+        "sslkey": private,
+        "passfile": private,
+    }.items():
         if name in replaced:
-            replaced[name] = private(replaced[name])
+            replaced[name] = as_it_takes_it(replaced[name])
+    lists: dict[str, str] = {name: replaced.pop(name) for name in ("sslcrl", "sslcrldir") if name in replaced}
+    if lists:
+        # All in one file: OpenSSL would open what it finds in a directory in the middle of a handshake.
+        replaced["sslcrl"] = copy(f"lists:{lists}", b"\n".join(_read_again(lists)))
+        replaced["sslcrldir"] = ""  # said, or libpq would look at PGSSLCRLDIR itself
     return replaced
+
+
+def _read_again(lists: dict[str, str]) -> Iterator[bytes]:
+    for name, place in lists.items():
+        with suppress(OSError, ValueError):
+            yield _lists(name, place)

@@ -1,4 +1,4 @@
-"""Copies of files for libpq, which refuses a key or a list of passwords that others may read.
+"""Copies of files for libpq, which refuses a key or a list of passwords that others may read, and waits for a pipe.
 
 A mounted Secret is such a file, often without a way to change that, and the file system of a container takes no other.
 """
@@ -15,14 +15,25 @@ from pathlib import Path
 from app.core.bounded_input import content
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+#: A file that is not there, so that libpq looks for no other.
+NONE = "/nonexistent/root.crt"
 
 
 def private(path: str) -> str:
-    """Return a file's path, or that of a copy when others may read the file."""
+    """Return a file's path, that of a copy when others may read the file or it is no file, or NONE; see `plain`."""
+    return plain(path, unfit=_OTHERS)
+
+
+def plain(path: str, *, unfit: int = 0) -> str:
+    """Return a file's path, that of a copy when it is a pipe or a device, or has an `unfit` mode.
+
+    NONE for what cannot be read within bounds: libpq would wait for it, or read it without an end.
+    """
     try:
-        return copy(path, content(path)) if Path(path).stat().st_mode & _OTHERS else path
+        data, mode = content(path), Path(path).stat().st_mode
     except OSError:
-        return path  # libpq's to judge
+        return NONE
+    return path if stat.S_ISREG(mode) and not mode & unfit else copy(path, data)
 
 
 class _Copy:

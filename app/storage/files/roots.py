@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from app.core.bounded_input import content
+from app.core.bounded_input import contents, entries
 from app.storage.files.private import copy, is_there
 
 # In the order of Go's crypto/x509: the first file there, and the directories.
@@ -40,14 +41,11 @@ def _found(named: str, directories: str) -> str:
     if file and not named and not directories:
         return file  # the usual directories have nothing else
     files = [Path(file)] if file else []
+    found: dict[bytes, None] = {}
     for directory in directories.split(":") if directories else _DIRECTORIES:
-        files += sorted(Path(directory).glob("*"))
-    found = dict.fromkeys(block for path in files for block in _CERTIFICATE.findall(_content(path)))
+        with suppress(OSError):  # more in it than there may be
+            files += entries(directory)
+    with suppress(OSError):
+        for text in contents(files, passing_over=True):
+            found |= dict.fromkeys(_CERTIFICATE.findall(text))
     return copy(f"roots:{named}:{directories}", b"\n".join(found)) if found else ""
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return content(path)
-    except OSError:
-        return b""
