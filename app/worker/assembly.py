@@ -43,6 +43,7 @@ from app.storage.redis import Client, WaitingClient, check_shards, connect
 from app.storage.redis_reasons import explain
 from app.supervisor import stops
 from app.supervisor.allocator import give_back_large_blocks
+from app.supervisor.output import Output
 from app.sweeping import lock
 from app.sweeping.actor import SweepActor
 from app.sweeping.lock import RunOutcome
@@ -364,7 +365,7 @@ class _Assembly:
         if self.role.first:
             log.error("boot failed", error=problem)
             if remedy:
-                print(remedy, file=sys.__stderr__, flush=True)
+                Output(sys.__stderr__ or sys.stderr).write(f"{remedy}\n")
         sys.exit(1)
 
     @property

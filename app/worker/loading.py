@@ -14,6 +14,7 @@ from app.notify import routing
 from app.notify.heartbeat.settings import HeartbeatSettings
 from app.notify.settings import NotificationSettings
 from app.storage.settings import DatabaseSettings, RedisSettings
+from app.supervisor.output import Output
 from app.sweeping.sweeper import Sweeper, SweeperSettings
 from app.tracing.settings import TracingSettings
 from app.worker.settings import WorkerSettings
@@ -86,6 +87,7 @@ def _across(sweepers: Sequence[AnySweeper], sinks: Sequence[routing.AnySink], gr
 def refuse(error: ConfigError) -> NoReturn:
     """Print what is wrong with the settings, once for all sibling processes, and exit with status 1."""
     if this_process().first:
-        stream = sys.__stderr__ or sys.stderr  # not Dramatiq's pipe: it may not be read any more
-        print(*(f"config error: {problem}" for problem in error.problems), sep="\n", file=stream, flush=True)
+        output = Output(sys.__stderr__ or sys.stderr)  # not Dramatiq's pipe: it may not be read any more
+        for problem in error.problems:
+            output.write(f"config error: {problem}\n")
     sys.exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ SLOTS = "SELECT count(*) FROM secrets_bridge_worker.sweep_run WHERE outcome = 's
 
 @contextmanager
 def started(env: dict[str, str], words: tuple[str, ...], output: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command that writes its log to this pipe; whatever happens, nothing of it is left."""
+    """Start a command that writes its log to this pipe or terminal; whatever happens, nothing of it is left."""
     process = subprocess.Popen(
         [str(BIN / words[0]), *words[1:]],
         cwd=ROOT,
@@ -64,6 +64,12 @@ def fill(reader: int, process: subprocess.Popen[bytes]) -> None:
     os.close(writer)
 
 
+def stop(reader: int, process: subprocess.Popen[bytes]) -> None:
+    """Do what Ctrl-S on a terminal does."""
+    del process
+    os.write(reader, b"\x13")
+
+
 def close(reader: int, process: subprocess.Popen[bytes]) -> None:
     """Go away."""
     del process
@@ -71,10 +77,13 @@ def close(reader: int, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the pipe in /proc")
-@pytest.mark.parametrize("stop_reading", [fill, close])
+@pytest.mark.parametrize(
+    ("opened", "stop_reading"), [(os.pipe, fill), (os.pipe, close), (os.openpty, stop), (os.openpty, close)]
+)
 @pytest.mark.parametrize("words", [(*WORKER, "--queues", "sweeps"), ("sb-worker", "run")], ids=["worker", "replica"])
 def test_sweeps_go_on_and_a_process_ends_when_nobody_reads_its_log(  # noqa: PLR0913, PLR0917 - fixtures
     words: tuple[str, ...],
+    opened: Callable[[], tuple[int, int]],
     stop_reading: Any,
     database: str,
     redis_server: Redis,
@@ -87,7 +96,7 @@ def test_sweeps_go_on_and_a_process_ends_when_nobody_reads_its_log(  # noqa: PLR
             "SB_NOTIFICATION_LOCAL_ADDR": f"127.0.0.1:{other}",
         }
         env = environment(database, redis_server.url(), **QUICK, LOG_LEVEL="debug", **places)
-        reader, writer = os.pipe()
+        reader, writer = opened()
         os.set_blocking(reader, False)
         with (
             started(env, words, writer) as process,
@@ -106,7 +115,7 @@ def test_sweeps_go_on_and_a_process_ends_when_nobody_reads_its_log(  # noqa: PLR
             eventually(lambda: column(sql, SLOTS)[0] > done + 60)
             process.send_signal(signal.SIGTERM)
             assert process.wait(HUNG_PROCESS) == 0
-        if stop_reading is fill:
+        if stop_reading is not close:
             os.close(reader)
 
 
