@@ -8,6 +8,8 @@ reads that statement sees none of the other rows.
 from __future__ import annotations
 
 import json
+import re
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,14 @@ if TYPE_CHECKING:
 #: Times and lengths that are told from each other. A time with some of these lengths is still in the calendar.
 EARLIEST, LATEST = datetime(1000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 LONGEST = timedelta(days=100_000)
+_INFINITE = {b"infinity": LONGEST, b"-infinity": -LONGEST}
+_PARTS = re.compile(
+    rb"(?:([-+]?\d+) years? ?)?(?:([-+]?\d+) mons? ?)?(?:([-+]?\d+) days? ?)?"
+    rb"(?:([-+])?(\d+):(\d+):(\d+)(?:\.(\d{1,6}))?)?"
+)
+#: Microseconds.
+_DAY = 24 * 60 * 60 * 1_000_000
+_YEAR = _DAY * 1461 // 4
 
 
 class _Timestamptz(TimestamptzLoader):
@@ -36,11 +46,20 @@ class _Timestamptz(TimestamptzLoader):
 
 class _Interval(IntervalLoader):
     def load(self, data: Buffer) -> timedelta:
-        """Return a length of time within the bounds."""
-        try:
+        """Return a length of time within the bounds, a year as 365.25 days and a month as 30, as EXTRACT(epoch) has it.
+
+        Each part has a sign of its own, and what counts is the sum. psycopg reads an infinite one as none at all.
+        """
+        text = bytes(data)
+        if text in _INFINITE:
+            return _INFINITE[text]
+        if not text or (parts := _PARTS.fullmatch(text)) is None:
             return min(max(super().load(data), -LONGEST), LONGEST)
-        except psycopg.DataError:
-            return -LONGEST if b"-" in bytes(data) else LONGEST
+        years, months, days, sign, hours, minutes, seconds, fraction = (part or b"0" for part in parts.groups())
+        time = ((int(hours) * 60 + int(minutes)) * 60 + int(seconds)) * 1_000_000 + int(fraction.ljust(6, b"0"))
+        whole = int(years) * _YEAR + (int(months) * 30 + int(days)) * _DAY + (-time if sign == b"-" else time)
+        most = LONGEST // timedelta(microseconds=1)
+        return timedelta(microseconds=min(max(whole, -most), most))
 
 
 class _Json(JsonLoader):
@@ -57,9 +76,13 @@ class _Jsonb(JsonbLoader):
 
 def _parsed(data: Buffer) -> Any:
     try:
-        return json.loads(bytes(data))
+        return json.loads(bytes(data), parse_float=_finite)
     except (ValueError, RecursionError):  # numbers of thousands of digits, thousands of levels
         return None
+
+
+def _finite(text: str) -> float:
+    return min(max(float(text), -sys.float_info.max), sys.float_info.max)
 
 
 def read_within_bounds(connection: Connection[Any]) -> None:
