@@ -7,13 +7,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis as redis_py
 from psycopg import Connection
 
 from actors import SWEEPERS
 from app.cli.checks.redis import acl_rules
+from app.demo.servers import Redis
+from tests.support.ports import reserved_port
 from tests.support.processes import QUICK, ROOT, SCHEDULER, WORKER, Process, environment, finished
-from tests.support.rights.acl import ACL, GrantedRedis
+from tests.support.rights.acl import ACL, PASSWORD, USER, GrantedRedis
 from tests.support.rights.grants import as_role, grant
 from tests.support.rows import FIXED, column, insert_agent, insert_job, insert_secret, insert_wrap
 from tests.support.waiting import eventually
@@ -91,6 +94,28 @@ def test_the_redis_user_has_the_rules_that_check_prints() -> None:
     rules, rights = acl_rules("secrets-bridge", "dramatiq"), ACL.read_text(encoding="utf-8")
     assert set(rules.split()) <= set(rights.split())
     assert rights.count("\n") == 1
+
+
+def test_nobody_can_log_in_as_the_redis_user_as_it_stands(tmp_path: Path) -> None:
+    words = {"", "PASSWORD", USER, *ACL.read_text(encoding="utf-8").replace(">", " ").split()}
+    with reserved_port() as port, Redis(tmp_path, port=port, options=["--aclfile", str(ACL)]) as server:
+        with redis_py.Redis.from_url(server.url()) as owner:
+            for word in words:
+                with pytest.raises(redis_py.AuthenticationError):
+                    owner.execute_command("AUTH", USER, word)
+            owner.execute_command("ACL", "SETUSER", USER, f">{PASSWORD}")
+        with redis_py.Redis.from_url(server.url(), username=USER, password=PASSWORD) as user:
+            assert user.ping()
+
+
+def test_no_file_of_a_deployment_lets_somebody_in_by_a_word_that_is_published() -> None:
+    """A password is a variable that whoever deploys sets, in URLs too."""
+    files = [path for path in (ROOT / "deploy").rglob("*") if path.is_file()]
+    assert len(files) > 20
+    published = re.compile(r"(?i)password\w*[:=] *[^\s$]|://[^/\s:@]*:(?!\$)[^/\s@]+@|^user .* >|\bnopass\b|\btrust$")
+    for path in files:
+        text = re.sub(r"\$\{[^}]*\}", "$", path.read_text(encoding="utf-8"))
+        assert not [line for line in text.splitlines() if published.search(line.strip())], path
 
 
 def test_the_docs_name_the_same_privileges() -> None:

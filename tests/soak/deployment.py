@@ -17,7 +17,7 @@ from tests.support import argocd
 from tests.support.http_server import Receiver, Reply, Seen
 from tests.support.ports import reserved_port
 from tests.support.processes import ROOT, Process, environment
-from tests.support.rights.acl import ACL
+from tests.support.rights.acl import PASSWORD, users
 from tests.support.rights.grants import grant
 from tests.support.smtp_server import SmtpServer
 
@@ -142,9 +142,9 @@ class Deployment:
 
     def _user(self) -> str:
         """Make the user of deploy/redis.acl; return its name and password as a URL has them."""
-        _, name, *rules = ACL.read_text(encoding="utf-8").split()
+        _, name, *rules = users().split()
         self.client.execute_command("ACL", "SETUSER", name, "reset", *rules)
-        return f"{name}:{next(rule for rule in rules if rule.startswith('>'))[1:]}"
+        return f"{name}:{PASSWORD}"
 
     def _replica(self, number: int, port: int) -> Process:
         words = ("sb-worker", "run", "--procfile", str(self._procfile()))

@@ -16,6 +16,11 @@ PASSWORD = "canary-redis-password"
 USER = ACL.read_text(encoding="utf-8").split()[1]
 
 
+def users() -> str:
+    """Return the file of users once it is filled in: the one in it has PASSWORD, where it had none."""
+    return ACL.read_text(encoding="utf-8").replace("resetpass", f"resetpass >{PASSWORD}")
+
+
 class GrantedRedis(Redis):
     """A server whose URL is that of the user of deploy/redis.acl; a test's own client is of the default user."""
 
@@ -23,7 +28,7 @@ class GrantedRedis(Redis):
         self, directory: Path, *, port: int | None = None, program: Path | None = None, options: Sequence[str] = ()
     ) -> None:
         file = directory / "users.acl"
-        file.write_text(ACL.read_text(encoding="utf-8").replace(">password", f">{PASSWORD}"), encoding="utf-8")
+        file.write_text(users(), encoding="utf-8")
         super().__init__(directory, port=port, program=program, options=[*options, "--aclfile", str(file)])
 
     def url(self, database: int = 0) -> str:
