@@ -26,7 +26,6 @@ _PROGRESS_SECONDS = 10.0
 _MOST_BYTES, _RANDOM_SEEDS, _MOST_CHOICES = 4096, 32, 1024
 _STATUS = re.compile(r"#(\d+)\s.*?cov: (\d+) ft: (\d+).*?exec/s: (\d+) rss: (\d+)Mb")
 _STAT = re.compile(r"stat::(\w+):\s+(\d+)")
-_ARTIFACT = re.compile(r"Test unit written to (\S+)")
 #: What libFuzzer ends with, by its documentation.
 _ENDS = {70: "hung", 71: "took too much memory", 77: "crashed"}
 _MOST_LINES = 60
