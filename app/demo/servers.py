@@ -11,12 +11,12 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +24,7 @@ import psycopg
 import redis
 
 from app.demo.binaries import postgres_programs, redis_program
+from app.demo.ports import reserved_port
 from app.supervisor.parent_death import signal_at_parent_death
 
 #: Seconds that a server may take to start, and to stop before it is killed.
@@ -45,7 +46,9 @@ class _Server:
 
     def __init__(self, directory: Path, port: int | None) -> None:
         self.directory = directory
-        self.port = port or _free_port()
+        #: Holds a port of its own until it is left, through all its starts and stops.
+        self._ports = ExitStack()
+        self.port = port or self._ports.enter_context(reserved_port())
         self.log = directory / f"{self.name}.log"
         #: Variables of its environment on top of ours, from its next start on.
         self.environment: Mapping[str, str] = {}
@@ -56,11 +59,13 @@ class _Server:
             self.start()
         except BaseException:  # Ctrl-C, too
             self.stop()
+            self._ports.close()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+        self._ports.close()
 
     def start(self) -> None:
         """Start and wait until it answers. Raises ServerFailed when it does not within 30 seconds."""
@@ -147,7 +152,7 @@ class Postgres(_Server):
 
     def __exit__(self, *_: object) -> None:
         """Stop, and remove the cluster."""
-        self.stop()
+        super().__exit__()
         shutil.rmtree(self._home, ignore_errors=True)
 
     def crash(self) -> None:
@@ -243,23 +248,3 @@ def _other_user() -> int | None:
         return pwd.getpwnam("nobody").pw_uid
     except KeyError:
         return 65534
-
-
-def free_ports(count: int) -> int:
-    """Return the first of `count` neighbouring ports that are free now; another process may still take them."""
-    while True:
-        first = _free_port()
-        try:
-            for port in range(first, first + count):
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

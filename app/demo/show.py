@@ -30,8 +30,9 @@ from app.demo import argocd, data, ending, receiver
 from app.demo import view as status
 from app.demo.argocd import Argocd
 from app.demo.binaries import ServerMissing
+from app.demo.ports import reserved_port
 from app.demo.receiver import Receiver
-from app.demo.servers import Postgres, Redis, ServerFailed, free_ports
+from app.demo.servers import Postgres, Redis, ServerFailed
 from app.notify import dead_letters
 from app.storage import migrations
 from app.supervisor.parent_death import signal_at_parent_death
@@ -73,9 +74,11 @@ def main() -> int:
             Redis(path) as redis,
             Receiver() as receiver,
             Argocd(path) as argocd,
+            reserved_port(*range(1, WORKERS + 1)) as port,
         ):
             ending.check()
             demo = _Demo(console, postgres.url(), redis.url(), receiver, argocd, seconds)
+            demo.environ["SB_WORKER_LOCAL_ADDR"] = f"127.0.0.1:{port}"
             demo.environ["SB_WORKER_METRICS_DIR"] = str(path)
             return demo.run()
     except (ServerMissing, ServerFailed) as error:
@@ -105,7 +108,6 @@ class _Demo:
         self.events: deque[str] = deque(maxlen=8)
         self.lines: deque[str] = deque(maxlen=40)
         self.notified = 0
-        ports = free_ports(WORKERS + 1)
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("SB_", "DATABASE_", "REDIS_"))}
         self.hints = (
             "From another terminal, against these servers:",
@@ -117,7 +119,6 @@ class _Demo:
             **clean,
             "DATABASE_URL": database,
             "REDIS_URL": redis,
-            "SB_WORKER_LOCAL_ADDR": f"127.0.0.1:{ports}",
             **CADENCES,
             **receiver.variables(),
             **argocd.variables(),

@@ -22,10 +22,11 @@ from psycopg import Connection
 from app.demo import data
 from app.demo.argocd import Argocd
 from app.demo.receiver import Receiver
-from app.demo.servers import Postgres, Redis, free_ports
+from app.demo.servers import Postgres, Redis
 from app.demo.web import Answer, Web
 from app.storage import migrations
 from tests.page.browser import Browser
+from tests.support.ports import reserved_port
 from tests.support.processes import BIN, ROOT, Process, environment
 
 #: Seconds of life before the pictures; the last of them with a sweeper that fails.
@@ -86,14 +87,14 @@ def main() -> None:
 @contextmanager
 def _replica(host: str, postgres: Postgres, redis: Redis, path: Path, settings: Mapping[str, str]) -> Iterator[int]:
     """Run a replica that takes itself for another host, where that is allowed; yield the port of its page."""
-    port = free_ports(2)
-    addresses = {
-        "SB_WORKER_LOCAL_ADDR": f"127.0.0.1:{port}",
-        "SB_NOTIFICATION_LOCAL_ADDR": f"127.0.0.1:{port + 1}",
-    }
-    env = environment(postgres.url(), redis.url(), **settings, **addresses)
-    with Process(_named(host, "run"), env, path / f"{host}.log"):
-        yield port
+    with reserved_port(1) as port:
+        addresses = {
+            "SB_WORKER_LOCAL_ADDR": f"127.0.0.1:{port}",
+            "SB_NOTIFICATION_LOCAL_ADDR": f"127.0.0.1:{port + 1}",
+        }
+        env = environment(postgres.url(), redis.url(), **settings, **addresses)
+        with Process(_named(host, "run"), env, path / f"{host}.log"):
+            yield port
 
 
 def _named(host: str, *words: str) -> tuple[str, ...]:
