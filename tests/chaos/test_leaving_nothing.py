@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, process_status
 from tests.support.waiting import HUNG_PROCESS, eventually
 
 #: Makes a small deployment, stops a process, starts another from a thread, says so, and waits for its end.
@@ -53,7 +53,7 @@ def test_nothing_is_left_after(number: signal.Signals, status: int, directory: P
         assert child.stdout is not None
         assert child.stdout.readline() == b"up\n"
         started = psutil.Process(child.pid).children(recursive=True)
-        assert any(process.status() == psutil.STATUS_STOPPED for process in started)
+        assert psutil.STATUS_STOPPED in {process_status(process.pid) for process in started}
 
         child.send_signal(number)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from app.supervisor import procfile
+from tests.support.processes import lives
 from tests.support.waiting import HUNG_PROCESS, eventually
 
 ENVIRON = {**os.environ, "PYTHONPATH": str(Path(procfile.__file__).parents[2])}
@@ -50,16 +51,6 @@ say('told', len(told))
 def command(code: str) -> str:
     """Return a Procfile's command for a child with that code."""
     return shlex.join([sys.executable, "-c", PRELUDE + code, PRELUDE])
-
-
-def alive(pid: int) -> bool:
-    """Say whether a process runs; one that only waits to be reaped does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return bool(state.strip()) and not state.startswith("Z")
 
 
 class Runner:
@@ -186,7 +177,7 @@ def test_a_third_interrupt_at_a_terminal_kills_at_once(start: Start) -> None:
 
     eventually(interrupted)
     assert runner.ended() == 137
-    assert not alive(pid)
+    assert not lives(pid)
     os.close(inner)
     os.close(terminal)
 
@@ -225,7 +216,7 @@ def test_one_that_ignores_the_stop_is_killed_with_its_group(start: Start) -> Non
     assert runner.ended() == 137
     assert time.monotonic() - asked >= 0.3 + procfile.KILL_AFTER_SECONDS  # which no load makes shorter
     assert ("worker", "[ERROR] did not end in time; killed") in runner.said
-    eventually(lambda: not any(map(alive, pids)))
+    eventually(lambda: not any(map(lives, pids)))
 
 
 def test_replicas_have_numbers_and_an_environment_of_their_own(start: Start) -> None:
@@ -318,7 +309,7 @@ def test_a_grandchild_that_holds_the_pipe_holds_up_nothing(start: Start) -> None
     try:
         assert runner.ended() == 3
         assert ("worker", "no end") in runner.said
-        assert alive(inner)
+        assert lives(inner)
     finally:
         os.kill(inner, signal.SIGKILL)
 
@@ -351,7 +342,7 @@ def test_a_reader_that_fails_leaves_no_process_behind(start: Start) -> None:
     code = "pathlib.Path('pid').write_text(str(os.getpid())); say('ready'); until(lambda: told); time.sleep(0.1); "
     runner = start({"worker": command(code + "pathlib.Path('told').touch()")}, "on_line=lambda *pair: 1 / 0")
     assert runner.ended() == 1
-    assert not alive(int((runner.folder / "pid").read_text()))
+    assert not lives(int((runner.folder / "pid").read_text()))
     assert (runner.folder / "told").exists()
 
 
@@ -362,7 +353,7 @@ def test_a_killed_runner_leaves_no_process_behind(start: Start) -> None:
     pids = runner.until_ready("worker", "scheduler").values()
     runner.popen.kill()
     assert runner.ended() == -signal.SIGKILL
-    eventually(lambda: not any(map(alive, pids)))
+    eventually(lambda: not any(map(lives, pids)))
 
 
 def test_the_release_entry_runs_first_and_to_its_end(start: Start) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -84,6 +84,19 @@ def finished(words: Sequence[str], env: Mapping[str, str]) -> subprocess.Complet
     )
 
 
+def process_status(pid: int) -> str:
+    """Return what psutil says of a process, which may end while it is looked at; one that is not there is dead."""
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.NoSuchProcess:
+        return str(psutil.STATUS_DEAD)
+
+
+def lives(pid: int) -> bool:
+    """Return whether a process is there and has not ended."""
+    return process_status(pid) not in {psutil.STATUS_DEAD, psutil.STATUS_ZOMBIE}
+
+
 class Process:
     """One command with its log in a file."""
 
@@ -118,13 +131,14 @@ class Process:
 
     @property
     def text(self) -> str:
-        """All that it has written."""
-        return self.log.read_text()
+        """All that it has written; of a character that it is writing still, a mark."""
+        return self.log.read_text(errors="replace")
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """Its JSON records."""
-        return [json.loads(line) for line in self.text.splitlines() if line.startswith("{")]
+        """Its JSON records, but for one that it is writing still."""
+        complete = self.text.rpartition("\n")[0]
+        return [json.loads(line) for line in complete.splitlines() if line.startswith("{")]
 
     def ready(self) -> Self:
         """Wait until it answers that it is ready."""
@@ -155,6 +169,12 @@ class Process:
         """Signal the main process and return its exit status."""
         self.popen.send_signal(number)
         return self.popen.wait(seconds)
+
+    def kill_children(self) -> None:
+        """Kill all that it has started; those that end by that before it is their turn are left out."""
+        for child in psutil.Process(self.popen.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
 
     @property
     def workers(self) -> list[psutil.Process]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
 from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import redis as redis_py
 from dramatiq import Message
@@ -125,8 +122,7 @@ def test_killed_notifiers_and_a_wiped_redis_lose_nothing(
                     before = len(receiver.seen)
                     insert_wrap(sql, FIXED)
                     eventually(partial(_more, receiver, before))
-                    for child in psutil.Process(told.popen.pid).children(recursive=True):
-                        os.kill(child.pid, signal.SIGKILL)
+                    told.kill_children()
                     told.popen.wait(HUNG_PROCESS)
                 redis.flushall()
             down = False
@@ -172,8 +168,7 @@ def test_a_notifier_killed_in_a_batch_has_what_it_had_not_settled_sent_again(
                 send(queue, written[0].delivery)
             eventually(lambda: len(column(sql, f"{ids} 'delivered'")) == 18)
             settled, unsettled = set(column(sql, f"{ids} 'delivered'")), set(column(sql, f"{ids} 'sending'"))
-            for child in psutil.Process(told.popen.pid).children(recursive=True):
-                os.kill(child.pid, signal.SIGKILL)
+            told.kill_children()
             told.popen.wait(HUNG_PROCESS)
         killed.set()
         assert len(unsettled) == 2

@@ -8,10 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, lives
 from tests.support.waiting import HUNG, eventually
 
 CHILD = """
@@ -66,4 +65,4 @@ def test_workers_end_with_a_main_process_that_is_killed(method: str, tmp_path: P
     )
     workers = [int(pid) for pid in done.stdout.split()]
     assert len(workers) == 2
-    eventually(lambda: not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in workers))
+    eventually(lambda: not any(map(lives, workers)))

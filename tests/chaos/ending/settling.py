@@ -21,7 +21,7 @@ from tests.chaos.ending.leftovers import (
 from tests.chaos.faults.rolling import ENDINGS
 from tests.chaos.history import Leftover
 from tests.chaos.surroundings.commands import sb_worker
-from tests.support.living import lives
+from tests.support.processes import lives
 from tests.support.waiting import HUNG, HUNG_PROCESS
 
 if TYPE_CHECKING:
