@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -33,7 +34,7 @@ from tests.support.http_server import Receiver, Reply, Seen
 from tests.support.notifier_harness import NotifierHarness, Open
 from tests.support.outcome import LOOPBACK
 from tests.support.rows import column
-from tests.support.waiting import HUNG, eventually
+from tests.support.waiting import HUNG, LoopClock, eventually
 
 DELIVERY = "secrets_bridge_worker.notification_delivery"
 #: Notes each statement that updates deliveries, with how many rows it left in which state.
@@ -100,8 +101,10 @@ def test_two_batches_have_nothing_in_common(harness: Open, receiver: Receiver) -
     assert [one.id for one in (*first.deliveries, *second.deliveries)] == ids(here)
 
 
-def test_each_of_a_batch_ends_in_its_own_way(harness: Open, receiver: Receiver) -> None:
-    release = threading.Event()
+def test_each_of_a_batch_ends_in_its_own_way(
+    harness: Open, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, clock = threading.Event(), LoopClock(monkeypatch)
 
     def answer(seen: Seen) -> Reply:
         if number_of(seen) == 3:
@@ -109,9 +112,17 @@ def test_each_of_a_batch_ends_in_its_own_way(harness: Open, receiver: Receiver) 
         return {1: Reply(500), 2: Reply(400)}.get(number_of(seen), Reply(200))
 
     receiver.answer = answer
-    here = harness(**hook(receiver), **OPEN_GATES, SB_NOTIFICATION_TIMEOUT="3s")
+    here = harness(**hook(receiver), **OPEN_GATES, SB_NOTIFICATION_TIMEOUT="1h")
     here.tell(*(event(number) for number in range(10)))
-    here.work()
+
+    def let_the_last_one_time_out() -> None:
+        eventually(lambda: here.states["sending"] == 1 and here.states["pending"] == 0)
+        clock.pass_by(2 * HOUR.total_seconds())
+
+    with ThreadPoolExecutor(1) as beside:
+        waiting = beside.submit(let_the_last_one_time_out)
+        here.work()
+        waiting.result(HUNG)
     release.set()
     assert here.states == {"delivered": 7, "pending server_error": 1, "dead client_error": 1, "pending timeout": 1}
     assert list(here.again) == [row["id"] for row in here.rows if row["state"] == "pending"]

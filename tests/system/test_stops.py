@@ -109,12 +109,19 @@ def test_a_stop_of_a_replica_waits_for_its_runner(env: dict[str, str], tmp_path:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at Linux's /proc")
 def test_a_child_that_is_killed_at_boot_ends_its_main_process(env: dict[str, str], tmp_path: Path) -> None:
-    began = time.monotonic()
-    with Process(WORKER, env, tmp_path / "worker.log") as worker:
-        (child,) = eventually(lambda: worker.workers)
-        child.kill()
+    """And does so because it is told to wait for the child no longer: one that may wait still does."""
+    (tmp_path / "never_there.py").write_text(
+        "import time\ntime.sleep(3600)\n"
+    )  # so that no boot is over before the kill
+    words = (*WORKER[:2], "never_there", *WORKER[2:], "--path", ".", str(tmp_path))
+    longer = (*words, "--worker-fork-timeout", str(2 * HUNG_PROCESS * 1000))
+    with Process(longer, env, tmp_path / "waits.log") as waits, Process(words, env, tmp_path / "worker.log") as worker:
+        for each in (waits, worker):
+            (child,) = eventually(partial(getattr, each, "workers"))
+            child.kill()
         assert worker.popen.wait(HUNG_PROCESS) != 0
-    assert time.monotonic() - began < 30  # what Dramatiq waits for by itself
+        assert "exited unexpectedly" in worker.text
+        assert waits.popen.poll() is None
 
 
 def signal_is_caught(pid: int, number: signal.Signals) -> bool:

@@ -113,11 +113,12 @@ def test_a_poll_has_its_endpoint_and_how_it_ended(env: dict[str, str], tmp_path:
 
 def test_a_dead_collector_costs_one_line_and_no_stop(env: dict[str, str], tmp_path: Path, sql: Connection[Any]) -> None:
     env |= {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_BSP_SCHEDULE_DELAY": "50"}
-    env["OTEL_EXPORTER_OTLP_TIMEOUT"] = "0.1"
+    # That port refuses at once: this is what a stall would have to last. It is asked twice; the third time had to wait.
+    env["OTEL_EXPORTER_OTLP_TIMEOUT"] = "2"
     with Process(WORKER, env, tmp_path / "w.log") as worker, Process(SCHEDULER, env, tmp_path / "s.log") as scheduler:
         worker.ready()
         eventually(lambda: column(sql, SUCCEEDED)[0] > 20)
-        (line,) = [record for record in worker.records if "traces" in record["msg"]]
+        (line,) = eventually(lambda: [record for record in worker.records if "traces" in record["msg"]])
         assert (line["level"], line["reason"]) == ("WARN", "ConnectionError")
         assert worker.end() == scheduler.end() == 0
         assert "Traceback" not in worker.text + scheduler.text

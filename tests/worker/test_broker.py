@@ -16,6 +16,7 @@ from typing import Any
 import dramatiq
 import pytest
 import redis as redis_py
+from dramatiq.common import current_millis, dq_name
 from dramatiq.errors import Retry
 from structlog.testing import capture_logs
 
@@ -26,12 +27,14 @@ from app.storage.redis import WaitingClient, connect
 from app.storage.redis_dsn import parse_redis_url
 from app.storage.settings import RedisSettings
 from app.sweeping.schedule import Every
+from app.worker import consumer
 from app.worker.broker import Broker
 from app.worker.tick_options import TickOptions, tick_options
 from tests.storage.test_redis import server
 from tests.support.rights.acl import GrantedRedis
 from tests.support.waiting import HUNG, eventually
 
+HOUR_MS = 3_600_000
 OUTAGES = {
     "no memory": (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"], "OOM"),
     "too few replicas": (
@@ -85,23 +88,33 @@ def fetched(redis: redis_py.Redis, prefix: str = "dramatiq") -> int:
 @pytest.mark.parametrize("kind", OUTAGES)
 @pytest.mark.parametrize("program", sorted(redis_programs()))
 def test_a_server_that_refuses_is_told_once_and_costs_no_delayed_message(
-    kind: str, program: str, tmp_path: Path
+    kind: str, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin, end, word = OUTAGES[kind]
+    failed: list[str] = []
     with (
         server(tmp_path / "r", program=program) as running,
         redis_py.Redis(port=running.port) as admin,
     ):
         served = Served(running.url())
+        note_failure = served.broker.outage.failed
+
+        def fails(queue: str, error: redis_py.RedisError) -> None:
+            note_failure(queue, error)
+            failed.append(queue)
+
+        monkeypatch.setattr(served.broker.outage, "failed", fails)
         with served.running(), capture_logs() as logs:
-            served.send(1, delay=600)
+            served.send(1, delay=HOUR_MS)
             served.send(2)
             eventually(lambda: served.noted == [2] and fetched(admin) == 1)
             admin.execute_command(*begin)
             eventually(lambda: served.broker.outage.error is not None)
             with pytest.raises(redis_py.RedisError):
                 served.broker.check()
-            time.sleep(1)  # the message comes due in the outage
+            monkeypatch.setattr(consumer, "current_millis", lambda: current_millis() + HOUR_MS)
+            failed.clear()
+            eventually(lambda: dq_name(SINK_QUEUE) in failed)  # the message has come due in the outage
             assert served.noted == [2]
             admin.execute_command(*end)
             eventually(lambda: served.noted == [2, 1] and fetched(admin) == 0)

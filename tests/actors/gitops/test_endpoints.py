@@ -29,7 +29,7 @@ from tests.support.argocd import (
 from tests.support.http_server import Receiver, Reply, Rude
 from tests.support.replica import Replica
 from tests.support.rows import column, rows
-from tests.support.waiting import HUNG, eventually
+from tests.support.waiting import HUNG, LoopClock, eventually
 
 
 def test_disabled_and_deleted_endpoints_are_not_called_and_their_rows_stay(
@@ -151,11 +151,20 @@ def test_an_endpoint_that_wants_to_rest_is_left_alone_as_long_as_it_says(
     assert column(sql, "SELECT count(*) FROM secrets_bridge_worker.gitops_rest") == [0]
 
 
-def test_the_rest_of_a_dead_endpoints_rows_fail_at_once(replica: Replica, sql: Connection[Any]) -> None:
-    with Rude(http_server.silence) as server:
+def test_the_rest_of_a_dead_endpoints_rows_fail_at_once(
+    replica: Replica, sql: Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = LoopClock(monkeypatch)
+
+    def silence(connection: socket.socket, over: threading.Event) -> None:
+        if server.connections == 4:  # all that may be under way at once are
+            clock.pass_by(HUNG)
+        http_server.silence(connection, over)
+
+    with Rude(silence) as server:
         names = [f"app-{number:03}" for number in range(100)]
         insert_observations(sql, insert_endpoint(sql, "main", server.url), *names)
-        replica.run(gitops_poller, settings(concurrency=4, timeout=timedelta(seconds=1)))
+        replica.run(gitops_poller, settings(concurrency=4, timeout=timedelta(seconds=HUNG)))
         told = column(sql, "SELECT last_error FROM gitops_observations")
         skipped = [text for text in told if text.startswith("argocd fetch: not asked, the endpoint is down: argocd: ")]
         asked = len(told) - len(skipped)
