@@ -13,6 +13,7 @@ import pytest
 
 from app.notify.guard import Guard, guarded
 from tests.support.processes import ROOT
+from tests.support.waiting import HUNG
 
 START = """
 import os, socket, ssl, subprocess, sys, _socket
@@ -143,7 +144,7 @@ def test_nothing_but_tls_leaves_for_a_public_address() -> None:
                     connection.sendmsg([refused])
             for fine in (b"EHLO worker\r\n", b"STARTTLS\r\n"):
                 connection.sendall(fine)
-        listening.join()
+        listening.join(HUNG)
     assert bytes(got) == b"EHLO worker\r\nSTARTTLS\r\n"
     assert set(guard.blocked) == {"cleartext"}
     with guarded(guard)(socket.AF_INET, socket.SOCK_DGRAM) as datagrams, pytest.raises(PermissionError):

@@ -20,7 +20,7 @@ from app.storage import postgres
 from app.storage.connection import BoundedConnection
 from app.storage.settings import DatabaseSettings
 from tests.support.proxy import Proxy
-from tests.support.waiting import eventually
+from tests.support.waiting import HUNG, eventually
 
 SECOND = timedelta(seconds=1)
 
@@ -73,14 +73,14 @@ def test_a_commit_on_a_silent_connection_fails_too(proxy: Proxy, through: Connec
 def test_one_silent_connection_has_all_of_that_age_replaced(
     proxy: Proxy, through: ConnectionPool[Connection[Any]]
 ) -> None:
-    ready, silent = threading.Barrier(6), threading.Event()
+    ready, silent = threading.Barrier(6, timeout=HUNG), threading.Event()
     outcomes: list[str] = []
 
     def borrow() -> None:
         try:
             with through.connection() as connection:
                 ready.wait()
-                silent.wait()
+                silent.wait(HUNG)
                 connection.execute("SELECT 1")
         except psycopg.OperationalError:
             outcomes.append("lost")
@@ -92,7 +92,7 @@ def test_one_silent_connection_has_all_of_that_age_replaced(
     proxy.silence()
     silent.set()
     for thread in threads:
-        thread.join()
+        thread.join(HUNG)
     assert outcomes == ["lost"] * 5
     for _ in range(10):
         with through.connection() as connection:

@@ -20,15 +20,16 @@ from psycopg.conninfo import conninfo_to_dict
 from tests.support.processes import BIN, ROOT, environment
 from tests.support.proxy import Proxy
 from tests.support.rights.acl import GrantedRedis
-from tests.support.waiting import HUNG_PROCESS, eventually
+from tests.support.waiting import HUNG, HUNG_PROCESS, eventually
 
 
 class Screen:
-    """A terminal with the command on it; `text` is all that was painted since it was last forgotten."""
+    """A terminal with the command on it."""
 
     def __init__(self, env: dict[str, str]) -> None:
         self._terminal, inner = pty.openpty()
-        self.painted = b""
+        self._all = b""
+        self._seen = 0
         self.resize(80, 24)
         self.popen = subprocess.Popen(
             [BIN / "sb-worker", "status", "--watch"],
@@ -40,14 +41,24 @@ class Screen:
             start_new_session=True,
         )
         os.close(inner)
-        Thread(target=self._read, daemon=True).start()
+        self._reader = Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def resize(self, width: int, height: int) -> None:
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
+    @property
+    def painted(self) -> bytes:
+        """What was painted since it was last forgotten."""
+        return self._all[self._seen :]
+
+    def forget(self) -> None:
+        """Count what is painted from now on."""
+        self._seen = len(self._all)
+
     def shows(self, text: str) -> None:
         """Wait until something is painted, from now on."""
-        self.painted = b""
+        self.forget()
         eventually(lambda: text.encode() in self.painted or self.popen.poll() is not None)
         assert self.popen.poll() is None, self.painted
 
@@ -55,12 +66,15 @@ class Screen:
         if self.popen.poll() is None:
             self.popen.kill()
         self.popen.wait()
+        self._reader.join(
+            HUNG
+        )  # it ends with the last of those that have the terminal; else it would read another file
         os.close(self._terminal)
 
     def _read(self) -> None:
         with suppress(OSError):
             while data := os.read(self._terminal, 65_536):
-                self.painted += data
+                self._all += data
 
 
 @pytest.fixture
@@ -106,7 +120,7 @@ def test_it_survives_outages_of_both_servers_and_any_size_and_ends_with_the_last
         screen.popen.send_signal(signal.SIGWINCH)
     screen.shows("took")  # a column that only a wide terminal has
 
-    screen.painted = b""
+    screen.forget()
     screen.popen.send_signal(signal.SIGINT)
     assert screen.popen.wait(HUNG_PROCESS) == 0
     eventually(lambda: b"`periodiq app.actors`" in screen.painted.rpartition(b"\x1b[?1049l")[2])

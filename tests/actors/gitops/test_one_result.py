@@ -108,7 +108,7 @@ def test_a_lock_lost_in_the_middle_of_a_request_ends_the_run_unwritten(
     ):
 
         def forget() -> None:
-            started.wait()
+            assert started.wait(HUNG)
             redis.flushall()
 
         threading.Thread(target=forget, daemon=True).start()

@@ -57,7 +57,7 @@ def test_a_deleted_lock_stops_the_sweep_which_then_changes_nothing(
             if len(batches) >= 2:
                 run.cursor.execute("SELECT pg_sleep(0.2)")
 
-        slot = now_slot(sql)
+        slot = now_slot(sql, MINUTE)
         with pytest.raises(LeaseLost):
             replica.run(wrapped(wraps_expired, slow), WrapsExpired(), slot)
         left = column(sql, "SELECT count(*) FROM secret_wraps")
@@ -95,7 +95,7 @@ def test_a_statement_that_runs_when_the_lock_is_lost_is_cut(
             slept.set()
 
         def delete_key() -> None:
-            started.wait()
+            assert started.wait(HUNG)
             redis.delete("secrets-bridge:lock:worker:sweeper:wraps-expired")
 
         threading.Thread(target=delete_key, daemon=True).start()
