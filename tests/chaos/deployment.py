@@ -35,6 +35,7 @@ from tests.support.go_replica import Held
 from tests.support.ports import reserved_port
 from tests.support.processes import QUICK, ROOT, SCHEDULER, WORKER, Process, environment
 from tests.support.proxy import Proxy
+from tests.support.rights.acl import PASSWORD, USER, users
 from tests.support.rights.grants import grant
 
 HERE = Path(__file__).parent
@@ -178,9 +179,9 @@ class Deployment:
 
     def _redis(self) -> Redis:
         folder, port = self._folder("redis"), self._stack.enter_context(reserved_port())
-        users = folder / "users.acl"
-        users.write_text("user default on nopass ~* &* +@all\n" + (ROOT / "deploy" / "redis.acl").read_text())
-        return Redis(folder, port=port, options=("--aclfile", str(users)))
+        file = folder / "users.acl"
+        file.write_text("user default on nopass ~* &* +@all\n" + users())
+        return Redis(folder, port=port, options=("--aclfile", str(file)))
 
     def start_server(self, server: Postgres | Redis) -> None:
         """Start a server, for the first time or once more, and wait until it answers."""
@@ -227,10 +228,9 @@ class Deployment:
                 self.redis_proxies[name] = self._stack.enter_context(Proxy(self.redis.port))
             database = database.replace(f":{self.postgres.port}/", f":{self.postgres_proxies[name].port}/")
             store = store.replace(f":{self.redis.port}", f":{self.redis_proxies[name].port}")
-        user, password = _redis_user()
         return environment(
             f"{database}?application_name={name}&chaos.cadence={self.cadence}",
-            store.replace("//", f"//{user}:{password}@"),
+            store.replace("//", f"//{USER}:{PASSWORD}@"),
             **{
                 **SETTINGS,
                 **self.outside.settings,
@@ -299,8 +299,3 @@ class Deployment:
         status = process.popen.poll()
         if status is not None and not self._orchestrator.boot_failed(process):
             self.deaths.append(f"{name} ended by itself with status {status}")
-
-
-def _redis_user() -> tuple[str, str]:
-    _, name, *rules = (ROOT / "deploy" / "redis.acl").read_text(encoding="utf-8").split()
-    return name, next(rule for rule in rules if rule.startswith(">"))[1:]
