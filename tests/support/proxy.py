@@ -29,6 +29,8 @@ class Proxy:
         self._delay = delay
         #: How many connections were accepted.
         self.accepted = 0
+        #: How many pieces were late, held back, kept or cut.
+        self.hurt = 0
         #: Seconds by which whatever is under way is late, in both directions.
         self.lag = 0.0
         #: Whether connections that come from now on are accepted, and nothing is ever passed on between them.
@@ -107,13 +109,15 @@ class Proxy:
                 client.close()
                 continue
             self.accepted += 1
-            self._open.append(_Pair(self, client, server, self._delay))
+            pair = _Pair(self, client, server)
+            self._open.append(pair)  # before a word is passed on: whoever has had an answer can be hurt
+            pair.begin(self._delay)
 
 
 class _Pair:
     """One connection through the proxy."""
 
-    def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket, delay: float) -> None:
+    def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         self.silent = threading.Event()
         #: Whether what the server says is passed on at once.
         self.flowing = threading.Event()
@@ -125,6 +129,9 @@ class _Pair:
         self._ends = (client, server)
         if proxy.deaf:
             self.silent.set()
+
+    def begin(self, delay: float) -> None:
+        client, server = self._ends
         for source, sink, wait in ((client, server, 0.0), (server, client, delay)):
             threading.Thread(target=self._pass_on, args=(source, sink, wait), daemon=True).start()
 
@@ -152,14 +159,19 @@ class _Pair:
         replies = sink is self._ends[0]
         with suppress(OSError):
             while data := source.recv(65_536):
-                time.sleep(wait + self._proxy.lag)
+                lag = self._proxy.lag
+                self._proxy.hurt += lag > 0
+                time.sleep(wait + lag)
                 wait = 0.0
                 if replies:
+                    self._proxy.hurt += not self.flowing.is_set()
                     self.flowing.wait()
                 if self.silent.is_set():
+                    self._proxy.hurt += 1
                     return  # and nothing is closed: both sides wait
                 if replies and self.left is not None:
                     if self.left < len(data):
+                        self._proxy.hurt += 1
                         sink.sendall(data[: self.left])
                         self.reset()
                         return
