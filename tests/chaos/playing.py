@@ -18,6 +18,7 @@ from tests.chaos.deployment import Deployment, Plan
 from tests.chaos.ending.leftovers import Baseline, held
 from tests.chaos.ending.settling import PATIENCE, settle
 from tests.chaos.faults.fault import keep_striking
+from tests.chaos.floors import too_few
 from tests.chaos.history import History
 from tests.chaos.reporting.versions import versions
 from tests.chaos.rounds import Round
@@ -134,9 +135,4 @@ def _go_on(deployment: Deployment, watch: Watch, baseline: Baseline, *, names: s
 
 
 def _too_few(made: Round, effects: Mapping[str, int], seconds: float) -> list[str]:
-    wanted = {kind: int(least * seconds / 60) for kind, least in made.least_a_minute.items()}
-    return [
-        f"{kind}: {effects.get(kind, 0)} with an effect, at least {least} were to be"
-        for kind, least in wanted.items()
-        if effects.get(kind, 0) < least
-    ]
+    return too_few(made.floors, effects, seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,13 +15,14 @@ from tests.chaos.faults.fault import ByTurns, Strike
 from tests.chaos.faults.go_replica import go_beside_ours
 from tests.chaos.faults.kill import kill_at_random, kill_in_a_transaction
 from tests.chaos.faults.mail import fail_email
-from tests.chaos.faults.network import DAMAGES, network_of_all, network_of_one
+from tests.chaos.faults.network import network_of_all, network_of_one
 from tests.chaos.faults.operator import look, mute, pause, sweep_by_hand, unlock
 from tests.chaos.faults.postgres_server import SETTINGS, any_of_postgres, crashed
-from tests.chaos.faults.redis_server import any_of_redis, flushed, killed
+from tests.chaos.faults.redis_server import any_of_redis, wiped
 from tests.chaos.faults.rolling import INTERVALS, roll
 from tests.chaos.faults.sinks import IMPATIENT, fail_slack, fail_webhook
 from tests.chaos.faults.stops import stop_at_random, stop_in_a_transaction
+from tests.chaos.floors import Floor, of_rounds, without
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,26 @@ class Round:
     text: str
     #: Faults, each struck from a thread of its own.
     strikes: Sequence[Strike] = ()
-    #: How many effects of a kind a minute must have had at least.
-    least_a_minute: Mapping[str, float] = field(default_factory=dict)
+    #: How many effects there must have been. What can be had in a minute by turns is asked for kind by kind.
+    floors: Sequence[Floor] = ()
     #: Makes the deployment's plan, in this directory.
     plan: Callable[[Path], Plan] = lambda _directory: Plan()
     #: Intervals that sweepers have in the round, the usual one first, and the longest lease.
     intervals: Sequence[timedelta] = (timedelta(seconds=1),)
     lease: timedelta = timedelta(seconds=LEASE_SECONDS)
+
+
+def without_gcc(made: Round) -> Round | None:
+    """Return what can be played of a round where there is no gcc, and says so; None when that is nothing."""
+    left_out = {kind for strike in made.strikes for kind in strike.strike.kinds_by_gcc}
+    strikes = [strike for strike in made.strikes if strike.strike.kinds_by_gcc != strike.strike.kinds]
+    if made.strikes and not strikes:
+        return None
+    if not left_out:
+        return made
+    said = ", ".join(sorted(kind for kind in left_out if ": " not in kind))
+    text = f"{made.text} (not played: {said}: needs gcc)"
+    return replace(made, text=text, strikes=strikes, floors=without(made.floors, left_out))
 
 
 _ROLLING = (timedelta(seconds=1), *(each for each in INTERVALS if each != timedelta(seconds=1)))
@@ -68,10 +82,6 @@ def _everything(directory: Path) -> Plan:
     )
 
 
-def _with_gcc(least: Mapping[str, float]) -> Mapping[str, float]:
-    return least if preload.GCC else {}
-
-
 ROUNDS: Mapping[str, Round] = {
     made.name: made
     for made in (
@@ -83,7 +93,7 @@ ROUNDS: Mapping[str, Round] = {
                 *(Strike(f"kill {thread}", kill_in_a_transaction, every=2.5) for thread in range(2)),
                 Strike("kill at random", kill_at_random, every=6.0),
             ),
-            {"kill in a transaction": 8, "kill at random: scheduler": 2},
+            of_rounds.KILL,
             _recorded,
         ),
         Round(
@@ -93,34 +103,20 @@ ROUNDS: Mapping[str, Round] = {
                 *(Strike(f"stop {thread}", stop_in_a_transaction, every=0.5) for thread in range(3)),
                 Strike("stop at random", stop_at_random, every=3.0),
             ),
-            {"stop in a transaction": 20, "stop at random: scheduler": 2},
+            of_rounds.STOPS,
             _recorded,
         ),
         Round(
             "redis",
             "Redis wiped each 5 s (flushed, or killed and empty); by turns full, a replica, disconnected, paused",
-            (Strike("wipe", ByTurns(flushed, killed, flushed), every=4.5), Strike("redis", any_of_redis, every=6.0)),
-            {
-                "redis wiped": 7,
-                "redis full": 0.5,
-                "redis replica": 0.5,
-                "redis paused": 0.5,
-                "redis locks deleted": 0.5,
-            },
+            (Strike("wipe", wiped, every=4.5), Strike("redis", any_of_redis, every=3.0)),
+            of_rounds.REDIS,
         ),
         Round(
             "postgres",
             "PostgreSQL crashed each 20 s; by turns read-only, its disk full, no connections, a table locked, paused",
-            (Strike("crash", crashed, every=20.0), Strike("postgres", any_of_postgres, every=3.0)),
-            {
-                "postgres crashed": 2,
-                "postgres read-only": 0.5,
-                "postgres paused": 0.5,
-                "postgres thrown out": 0.5,
-                "postgres connections used up": 0.5,
-                "postgres table locked": 0.5,
-                **_with_gcc({"postgres disk full": 0.5}),
-            },
+            (Strike("crash", crashed, every=18.0), Strike("postgres", any_of_postgres, every=2.0)),
+            of_rounds.POSTGRES,
             _full_disk,
         ),
         Round(
@@ -128,9 +124,9 @@ ROUNDS: Mapping[str, Round] = {
             "connections reset, cut in an answer, silent, parted, slow, answers late and lost: of one, and of all",
             (
                 *(Strike(f"network {thread}", network_of_one, every=1.5) for thread in range(2)),
-                Strike("network of all", network_of_all, every=8.0),
+                Strike("network of all", network_of_all, every=6.0),
             ),
-            {"network": 10, **{f"network: {name}": 0.5 for name in DAMAGES}},
+            of_rounds.NETWORK,
             lambda _directory: Plan(proxied=True),
         ),
         Round(
@@ -141,7 +137,7 @@ ROUNDS: Mapping[str, Round] = {
                 Strike("redis's clock", redis_clock_jumps, every=6.0),
                 Strike("postgres's clock", postgres_clock_jumps, every=6.0),
             ),
-            _with_gcc({"clock of a worker": 1, "clock of a scheduler": 1, "clock of redis": 2, "clock of postgres": 2}),
+            of_rounds.CLOCKS,
             _clocks,
         ),
         Round(
@@ -153,7 +149,7 @@ ROUNDS: Mapping[str, Round] = {
                 Strike("email", fail_email, every=0.5),
                 Strike("argocd", fail_argocd, every=0.5),
             ),
-            {"sink": 20, "argocd": 10},
+            of_rounds.SINKS,
             lambda _directory: Plan(settings=IMPATIENT, mail=True),
         ),
         Round(
@@ -162,11 +158,12 @@ ROUNDS: Mapping[str, Round] = {
             (
                 Strike("look", look, every=1.0),
                 Strike("hand", ByTurns(sweep_by_hand, unlock), every=1.0),
-                Strike("rest", ByTurns(pause, mute), every=1.0),
+                Strike("pause", pause, every=1.0),
+                Strike("mute", mute, every=1.0),
                 Strike("go", go_beside_ours, every=4.0),
                 Strike("rolling", roll, every=5.0),
             ),
-            {"operator": 8, "pause": 2, "sweep": 3, "unlock": 3, "mute": 2, "go": 3, "rolling": 6},
+            of_rounds.OPERATOR,
             intervals=_ROLLING,
             lease=timedelta(seconds=LEASE_SECONDS + 1),
         ),
@@ -178,8 +175,9 @@ ROUNDS: Mapping[str, Round] = {
                 Strike("kill at random", kill_at_random, every=15.0),
                 *(Strike(f"stop {thread}", stop_in_a_transaction, every=2.0) for thread in range(2)),
                 Strike("stop at random", stop_at_random, every=6.0),
+                Strike("wipe", wiped, every=20.0),
                 Strike("redis", any_of_redis, every=8.0),
-                Strike("crash", crashed, every=40.0),
+                Strike("crash", crashed, every=25.0),
                 Strike("postgres", any_of_postgres, every=12.0),
                 Strike("network", network_of_one, every=3.0),
                 Strike("network of all", network_of_all, every=20.0),
@@ -190,20 +188,12 @@ ROUNDS: Mapping[str, Round] = {
                 Strike("email", fail_email, every=2.0),
                 Strike("argocd", fail_argocd, every=2.0),
                 Strike("look", look, every=6.0),
-                Strike("hand", ByTurns(sweep_by_hand, unlock, pause, mute), every=4.0),
+                Strike("hand", ByTurns(sweep_by_hand, unlock), every=4.0),
+                Strike("rest", ByTurns(pause, mute), every=4.0),
                 Strike("go", go_beside_ours, every=12.0),
                 Strike("rolling", roll, every=20.0),
             ),
-            {
-                "kill in a transaction": 2,
-                "stop in a transaction": 6,
-                "redis wiped": 0.5,
-                "postgres crashed": 0.5,
-                "network": 4,
-                "sink": 4,
-                "operator": 1,
-                **_with_gcc({"clock of redis": 0.5, "clock of postgres": 0.5}),
-            },
+            of_rounds.ALL,
             _everything,
             intervals=_ROLLING,
             lease=timedelta(seconds=LEASE_SECONDS + 1),

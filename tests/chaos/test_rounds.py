@@ -32,7 +32,7 @@ def test_nothing_is_found_when_everything_goes_wrong_at_once() -> None:
         if strike.name != "clocks of servers"
     ]
     every.append(Strike("clocks of servers", postgres_clock_jumps, every=3.0))
-    short = replace(ROUNDS["all"], strikes=every, least_a_minute={})
+    short = replace(ROUNDS["all"], strikes=every, floors=())
     played = play(short, seed=14, seconds=10, enough=ENOUGH)
 
     assert played.passed, "\n".join(lines(played))

@@ -15,10 +15,14 @@ from tests.chaos.faults.damage import (
     RESET,
     SILENCE,
     STRANGE_CERTIFICATE,
-    UNSEEN,
     Damage,
     answering,
+    fail_with,
+    next_of,
+    ways,
 )
+from tests.chaos.faults.fault import counting
+from tests.chaos.faults.telling import polls_that_failed
 from tests.chaos.surroundings.outside import Outside
 from tests.support.argocd import error, reply
 from tests.support.http_server import Reply
@@ -69,20 +73,13 @@ def _of_an_application(outside: Outside) -> Reply:
     return reply(outside.argo.applications["service-0"])
 
 
+@counting("argocd", *ways("argocd", DAMAGES))
 def fail_argocd(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
     """Have ArgoCD fail for some seconds, each way once before the first one comes again.
 
-    It counts when a request met the fault. Observations wait, or time out; sweeps go on.
+    It counts when a request met the fault, or a poll has told of it. Observations wait, or time out; sweeps go on.
     """
-    done = [fault.note for fault in deployment.log.faults if fault.kind == "argocd"]
-    least = min(done.count(damage.name) for damage in DAMAGES)
-    damage = chance.choice([damage for damage in DAMAGES if done.count(damage.name) == least])
-    met: list[str] = []
+    damage = next_of(deployment, "argocd", chance, DAMAGES)
+    told = polls_that_failed(deployment) if damage.told else None
     seconds = chance.uniform(SHORTEST, LONGEST)
-    with (
-        deployment.log.during("argocd", outage=False, note=damage.name),
-        damage.during(deployment.outside, "argocd", met),
-    ):
-        over.wait(seconds)
-    if met or damage.name in UNSEEN:
-        deployment.log.effect("argocd")
+    fail_with(deployment, "argocd", "argocd", damage, told=told, wait=lambda: over.wait(seconds))

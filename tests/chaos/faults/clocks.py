@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tests.chaos import preload
+from tests.chaos.faults.fault import counting
+from tests.chaos.victims import kind_of
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
 
 #: Seconds by which a clock jumps: a second or two, more than a lease, minutes, an hour.
 AHEAD: Sequence[int] = (1, 2, 10, 60, 600, 3600)
-#: Seconds within which a clock is what it was turned to.
-NEAR = 0.9
+#: Seconds within which a clock is what it was turned to; less than half of the least that it is moved by.
+NEAR = 0.45
+OFF = tuple(f"clock off: {seconds} s" for seconds in AHEAD)
 #: Seconds in which a process gives a sign of life, unless it is hindered.
 PATIENCE = 8.0
 _BEATS = """
@@ -25,12 +28,13 @@ SELECT extract(epoch FROM clock_ahead)::float8 FROM secrets_bridge_worker.proces
 """
 
 
+@counting(*(f"clock of a {kind}" for kind in ("scheduler", "worker", "notifier")), *OFF, needs_gcc=True)
 def process_clocks_jump(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
     """Move the clocks of some processes, until each says that it is off; then to the other side, and back."""
     if preload.GCC is None:
         return
     names = [chance.choice(deployment.names(kind)) for kind in ("scheduler", "worker", "notifier")]
-    moved = {name: _by(chance) for name in chance.sample(names, chance.randint(1, 3))}
+    moved = {name: _by(chance) for name in chance.sample(names, chance.randint(2, 3))}
     note = ", ".join(f"{name} {by:+d}" for name, by in moved.items())
     with deployment.clocks_lock, deployment.log.during("clock", outage=False, note=note):
         try:
@@ -54,9 +58,11 @@ def _wait_until_seen(deployment: Deployment, moved: Mapping[str, int], over: thr
                 said = [ahead for (ahead,) in sql.execute(_BEATS, [deployment.pids(name)])]
                 if any(abs(ahead - by) < NEAR for ahead in said):
                     del unseen[name]
-                    deployment.log.effect(f"clock of a {name.rstrip('0123456789')}")
+                    deployment.log.effect(f"clock of a {kind_of(name)}")
+                    deployment.log.effect(f"clock off: {abs(by)} s")
 
 
+@counting("clock of redis", *OFF, needs_gcc=True)
 def redis_clock_jumps(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
     """Redis's clock jumps, forth and back: locks end at once, or not at all."""
     if preload.GCC is None:
@@ -70,6 +76,7 @@ def redis_clock_jumps(deployment: Deployment, chance: random.Random, over: threa
         _jump(deployment, "redis", chance, over, off)
 
 
+@counting("clock of postgres", *OFF, needs_gcc=True)
 def postgres_clock_jumps(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
     """PostgreSQL's clock jumps, forth and back: slots are run too early, and are due again."""
     if preload.GCC is None:
@@ -95,6 +102,7 @@ def _jump(
                 deployment.clock(name).turn(by)
                 eventually(lambda: abs(off() - by) < NEAR)  # noqa: B023 - it is called within the turn
                 deployment.log.effect(f"clock of {name}")
+                deployment.log.effect(f"clock off: {abs(by)} s")
                 over.wait(chance.uniform(0.5, 6.0))
         finally:
             deployment.clock(name).turn(0)

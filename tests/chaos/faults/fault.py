@@ -1,4 +1,4 @@
-"""What a fault is: a function that strikes a deployment once, and how often it is called."""
+"""What a fault is: a function that strikes a deployment once, what effects it counts, and how often it is called."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import random
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
@@ -20,27 +21,60 @@ if TYPE_CHECKING:
 StrikeOnce: TypeAlias = "Callable[[Deployment, random.Random, threading.Event], None]"
 
 
-class Strike(NamedTuple):
-    """A fault and its pace."""
+@dataclass(frozen=True)
+class Counted:
+    """A fault with the kinds of effects that it counts, each of which a round that it strikes in asks for."""
 
-    name: str
     strike: StrikeOnce
-    #: Seconds from one strike to the next, on the average.
-    every: float
+    kinds: tuple[str, ...]
+    #: Whether it does nothing where no library can be compiled.
+    needs_gcc: bool = False
+
+    def __call__(self, deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
+        self.strike(deployment, chance, over)
+
+    @property
+    def kinds_by_gcc(self) -> tuple[str, ...]:
+        """Those of the kinds that there are with gcc alone."""
+        return self.kinds if self.needs_gcc else ()
+
+
+def counting(*kinds: str, needs_gcc: bool = False) -> Callable[[StrikeOnce], Counted]:
+    """Say which kinds of effects a fault counts."""
+    return lambda strike: Counted(strike, kinds, needs_gcc)
 
 
 class ByTurns:
     """Faults that strike one after the other: each one once before any comes again."""
 
-    def __init__(self, *faults: StrikeOnce) -> None:
+    def __init__(self, *faults: Counted) -> None:
         self._faults = faults
-        self._left: WeakKeyDictionary[random.Random, list[StrikeOnce]] = WeakKeyDictionary()
+        self._left: WeakKeyDictionary[random.Random, list[Counted]] = WeakKeyDictionary()
 
     def __call__(self, deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
         left = self._left.setdefault(chance, [])
         if not left:
             left += chance.sample(self._faults, len(self._faults))
         left.pop()(deployment, chance, over)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of effects of all of them."""
+        return tuple(dict.fromkeys(kind for fault in self._faults for kind in fault.kinds))
+
+    @property
+    def kinds_by_gcc(self) -> tuple[str, ...]:
+        """Those of the kinds that there are with gcc alone."""
+        return tuple(dict.fromkeys(kind for fault in self._faults for kind in fault.kinds_by_gcc))
+
+
+class Strike(NamedTuple):
+    """A fault and its pace."""
+
+    name: str
+    strike: Counted | ByTurns
+    #: Seconds from one strike to the next, on the average.
+    every: float
 
 
 def keep_striking(strike: Strike, deployment: Deployment, seed: int, over: threading.Event) -> None:

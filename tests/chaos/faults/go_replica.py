@@ -6,11 +6,13 @@ import random
 import threading
 
 from tests.chaos.deployment import LEASE_SECONDS, Deployment
+from tests.chaos.faults.fault import counting
 from tests.support.go_replica import GoReplica
 
 SHORTEST, LONGEST = 2.0, 6.0
 
 
+@counting("go")
 def go_beside_ours(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
     """Have it tick for some seconds, several times a second.
 

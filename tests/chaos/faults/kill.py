@@ -6,54 +6,82 @@ import random
 import signal
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import psutil
 
 from tests.chaos.faults import points
-from tests.support.waiting import HUNG
+from tests.chaos.faults.fault import ByTurns, Counted, counting
+from tests.chaos.victims import kind_of
+from tests.support.waiting import HUNG, eventually
 
 if TYPE_CHECKING:
     from tests.chaos.deployment import Deployment
 
 #: What is killed: all of a process, or only one half of it, which the other half must not outlive for long.
 WAYS = ("both", "main", "child")
+#: Each way, and each kind of process that writes in transactions.
+_KINDS = (*(f"kill of: {way}" for way in WAYS), *(f"kill of: {kind}" for kind in ("worker", "notifier")))
 
 
-def kill_in_a_transaction(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
-    """Kill a process that is about to write in some relation, and start another in its place."""
-    del over
-    stage = chance.choice(points.STAGES)
-    with points.closed(deployment, chance.choice(stage)) as gate:
-        waiting = gate.wait(3)
-        if not waiting:
-            return
-        name = chance.choice(waiting)
-        with deployment.victims.hurting(name) as victim, deployment.lock:
-            if victim is None or not gate.in_transaction([name]):
+class Killed(NamedTuple):
+    """What became of a process that was killed."""
+
+    #: Whether it was this that ended what was to be killed, and it has ended.
+    died: bool
+    #: What is left of it, which is to end by itself.
+    orphans: list[psutil.Process]
+
+
+def _in_a_transaction(stage: str) -> Counted:
+    @counting("kill in a transaction", f"kill at: {stage}", *_KINDS)
+    def fault(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
+        """Kill a process that is about to write in some relation, and start another in its place.
+
+        It counts when the transaction was still open once the process had ended.
+        """
+        del over
+        with points.closed(deployment, chance.choice(points.STAGES[stage])) as gate:
+            waiting = gate.wait(3)
+            if not waiting:
+                return
+            name = chance.choice(waiting)
+            with deployment.victims.hurting(name) as victim, deployment.lock:
+                if victim is None or not gate.in_transaction([name]):
+                    return
+                way = _way(deployment, name, chance)
+                killed = kill(deployment, name, way)
+                if killed.died and gate.in_transaction([name]):
+                    for effect in ("in a transaction", f"at: {stage}", f"of: {way}", f"of: {kind_of(name)}"):
+                        deployment.log.effect(f"kill {effect}")
+                gate.open()
+                replace(deployment, name, way)
+        outlived(deployment, name, killed.orphans)
+
+    return fault
+
+
+def _at_random(kind: str) -> Counted:
+    @counting("kill at random", f"kill at random: {kind}")
+    def fault(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
+        """Kill one of this kind, whatever it does, and start another in its place. It counts when it died of that."""
+        del over
+        with deployment.victims.one_of(kind, chance) as name, deployment.lock:
+            if name is None:
                 return
             way = _way(deployment, name, chance)
-            orphans = kill(deployment, name, way)
-            gate.open()
-            deployment.log.effect("kill in a transaction")
-            deployment.log.effect(f"kill in a transaction: {way}")
-            deployment.log.effect(f"kill in a transaction: {name.rstrip('0123456789')}")
+            killed = kill(deployment, name, way)
+            if killed.died:
+                deployment.log.effect("kill at random")
+                deployment.log.effect(f"kill at random: {kind}")
             replace(deployment, name, way)
-    outlived(deployment, name, orphans)
+        outlived(deployment, name, killed.orphans)
+
+    return fault
 
 
-def kill_at_random(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
-    """Kill a scheduler, a notifier or a worker, whatever it does, and start another in its place."""
-    del over
-    kind = chance.choices(("worker", "notifier", "scheduler"), (1, 1, 2))[0]
-    with deployment.victims.one_of(kind, chance) as name, deployment.lock:
-        if name is None:
-            return
-        way = _way(deployment, name, chance)
-        orphans = kill(deployment, name, way)
-        deployment.log.effect(f"kill at random: {kind}")
-        replace(deployment, name, way)
-    outlived(deployment, name, orphans)
+kill_in_a_transaction = ByTurns(*(_in_a_transaction(stage) for stage in points.STAGES))
+kill_at_random = ByTurns(*(_at_random(kind) for kind in ("worker", "notifier", "scheduler", "scheduler")))
 
 
 def _way(deployment: Deployment, name: str, chance: random.Random) -> str:
@@ -62,20 +90,29 @@ def _way(deployment: Deployment, name: str, chance: random.Random) -> str:
     return way if not name.startswith("scheduler") and deployment.processes[name].workers else "both"
 
 
-def kill(deployment: Deployment, name: str, way: str) -> list[psutil.Process]:
-    """Kill a process in this way; return what is left of it, which is to end by itself."""
+def kill(deployment: Deployment, name: str, way: str) -> Killed:
+    """Kill a process in this way."""
     process = deployment.processes[name]
     with deployment.log.during("kill", outage=False, note=f"{name} {way}"):
+        children = process.workers
         if way == "child":
-            for child in process.workers:
+            for child in children:
                 child.kill()
-            return [psutil.Process(process.popen.pid)]
+            eventually(lambda: all(_ended(child) for child in children))
+            return Killed(bool(children), [psutil.Process(process.popen.pid)])
         if way == "main":
-            children = process.workers
             process.popen.send_signal(signal.SIGKILL)
-            return children
+            return Killed(process.popen.wait(HUNG) == -signal.SIGKILL, children)
         deployment.kill(name)
-    return []
+    return Killed(process.popen.returncode == -signal.SIGKILL, [])
+
+
+def _ended(process: psutil.Process) -> bool:
+    """Return whether it has ended, even if its parent has not noticed."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def replace(deployment: Deployment, name: str, way: str) -> None:

@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from tests.chaos.faults.damage import (
     GARBAGE,
@@ -19,7 +18,7 @@ from tests.chaos.faults.damage import (
     on_the_wire,
     treating,
 )
-from tests.chaos.faults.sinks import LATE, fail
+from tests.chaos.faults.sinks import LATE, failing
 from tests.chaos.surroundings.mailbox import TARGET
 from tests.chaos.surroundings.outside import Outside
 from tests.support.http_server import banner_drip, greeting
@@ -68,4 +67,4 @@ DAMAGES = (
     SILENCE,
     GARBAGE,
 )
-fail_email = partial(fail, TARGET, server="email", damages=DAMAGES)
+fail_email = failing("email", TARGET, DAMAGES)

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from tests.chaos.faults.fault import ByTurns
+from tests.chaos.faults.fault import ByTurns, Counted, counting
 
 if TYPE_CHECKING:
     from tests.chaos.deployment import Deployment
     from tests.support.proxy import Proxy
 
-#: Does its damage to connections and waits; returns how many connections were hurt.
-Damage: TypeAlias = "Callable[[list[Proxy], random.Random, Callable[[float], object]], int]"
+#: Does its damage to connections, and waits.
+Damage: TypeAlias = "Callable[[list[Proxy], random.Random, Callable[[float], object]], None]"
 
 #: Seconds: shorter and longer than the lease.
 SHORT, LONG = 0.3, 5.0
@@ -22,64 +22,64 @@ SHORT, LONG = 0.3, 5.0
 LAG = 0.25
 
 
-def _reset(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> int:
+def _reset(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> None:
     del chance, wait
-    return sum(proxy.reset() for proxy in proxies)
+    for proxy in proxies:
+        proxy.hurt += proxy.reset()
 
 
-def _cut(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> int:
+def _cut(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> None:
     """In the middle of an answer, even of a single message."""
-    hurt = sum(proxy.cut_after(chance.randrange(400)) for proxy in proxies)
+    for proxy in proxies:
+        proxy.cut_after(chance.randrange(400))
     wait(1.0)
-    return hurt
 
 
-def _late(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> int:
+def _late(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> None:
     """Requests arrive and are done; their answers come later."""
-    hurt = sum(proxy.stall() for proxy in proxies)
+    for proxy in proxies:
+        proxy.stall()
     wait(chance.uniform(SHORT, LONG))
     for proxy in proxies:
         proxy.flow()
-    return hurt
 
 
-def _never(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> int:
+def _never(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> None:
     """Requests arrive and are done; their answers are lost with the connection: a half-open one."""
-    hurt = sum(proxy.stall() for proxy in proxies)
+    for proxy in proxies:
+        proxy.stall()
     wait(chance.uniform(SHORT, LONG))
     for proxy in proxies:
         proxy.reset()
-    return hurt
 
 
-def _silent(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> int:
+def _silent(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> None:
     """Nothing passes on the connections that there are, and nothing is closed. New ones work."""
-    hurt = sum(proxy.silence() for proxy in proxies)
+    for proxy in proxies:
+        proxy.silence()
     wait(chance.uniform(SHORT, LONG))
     for proxy in proxies:
         proxy.end_silence()
-    return hurt
 
 
-def _parted(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> int:
+def _parted(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> None:
     """Nothing passes on any connection, new ones as well."""
     for proxy in proxies:
         proxy.deaf = True
     try:
-        return _silent(proxies, chance, wait)
+        _silent(proxies, chance, wait)
     finally:
         for proxy in proxies:
             proxy.deaf = False
             proxy.end_silence()
 
 
-def _slow(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> int:
+def _slow(proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> None:
     for proxy in proxies:
         proxy.lag = chance.uniform(0.01, LAG)
     wait(chance.uniform(SHORT, LONG))
     for proxy in proxies:
         proxy.lag = 0.0
-    return len(proxies)
 
 
 DAMAGES: dict[str, Damage] = {
@@ -95,9 +95,10 @@ DAMAGES: dict[str, Damage] = {
 _STILL = {"late answers", "lost answers", "silent", "parted"}
 
 
-def to_one(name: str) -> Callable[[Deployment, random.Random, threading.Event], None]:
+def to_one(name: str) -> Counted:
     """Return the fault that does this to one process, whose replicas are well."""
 
+    @counting("network", f"network: {name}")
     def fault(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
         kind = chance.choices(("worker", "notifier", "scheduler"), (3, 1, 1))[0]
         with deployment.victims.one_of(kind, chance) as victim:
@@ -106,28 +107,36 @@ def to_one(name: str) -> Callable[[Deployment, random.Random, threading.Event], 
             sides = [deployment.postgres_proxies[victim], deployment.redis_proxies[victim]]
             proxies = chance.choice([sides[:1], sides[1:], sides])
             with deployment.log.during("network", outage=False, note=f"{name}: {victim}"):
-                hurt = DAMAGES[name](proxies, chance, over.wait)
+                hurt = hurting(name, proxies, chance, over.wait)
         _count(deployment, name, hurt)
 
     return fault
 
 
-def to_all(name: str) -> Callable[[Deployment, random.Random, threading.Event], None]:
+def to_all(name: str) -> Counted:
     """Return the fault that does this to all processes, between them and one server or both."""
 
+    @counting("network", f"network: {name}, to all")
     def fault(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
         sides = [list(deployment.postgres_proxies.values()), list(deployment.redis_proxies.values())]
         proxies = chance.choice([sides[0], sides[1], sides[0] + sides[1]])
         with deployment.log.during("network", outage=name in _STILL, note=f"{name}: all"):
-            hurt = DAMAGES[name](proxies, chance, over.wait)
+            hurt = hurting(name, proxies, chance, over.wait)
         _count(deployment, f"{name}, to all", hurt)
 
     return fault
 
 
-def _count(deployment: Deployment, name: str, hurt: int) -> None:
-    deployment.log.effect("network", int(hurt > 0))
-    deployment.log.effect(f"network: {name}", int(hurt > 0))
+def hurting(name: str, proxies: list[Proxy], chance: random.Random, wait: Callable[[float], object]) -> bool:
+    """Do this damage; return whether anything met it: connections that are silent anyway do not notice."""
+    before = sum(proxy.hurt for proxy in proxies)
+    DAMAGES[name](proxies, chance, wait)
+    return sum(proxy.hurt for proxy in proxies) > before
+
+
+def _count(deployment: Deployment, name: str, hurt: bool) -> None:
+    deployment.log.effect("network", int(hurt))
+    deployment.log.effect(f"network: {name}", int(hurt))
 
 
 network_of_one = ByTurns(*(to_one(name) for name in DAMAGES))

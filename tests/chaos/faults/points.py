@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: What workers write, in the order of a run: the claim, its row, what is swept, the end with its events.
 CLAIM, BATCH = ("sweep_state",), ("secret_wraps", "secrets", "agents", "sync_jobs", "sessions", "gitops_observations")
 FINISH, OUTBOX = ("sweep_run",), ("notification_event", "notification_delivery")
-STAGES = (CLAIM, BATCH, FINISH, OUTBOX)
+STAGES = {"claim": CLAIM, "batch": BATCH, "end of a run": FINISH, "outbox": OUTBOX}
 
 #: Seconds of a gate after which those who wait may fail.
 LONG = 0.25

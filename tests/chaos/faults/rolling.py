@@ -8,7 +8,10 @@ import threading
 from datetime import timedelta
 from http import HTTPStatus
 
+from app.storage.postgres import only_row
 from tests.chaos.deployment import LEASE_SECONDS, SETTINGS, Deployment
+from tests.chaos.faults.fault import counting
+from tests.chaos.victims import kind_of
 from tests.support.waiting import HUNG_PROCESS, eventually
 
 #: What is rolled out in turn: the interval of all sweepers and the lease, seconds.
@@ -19,11 +22,19 @@ INTERVALS = tuple(timedelta(seconds=seconds) for seconds in sorted({seconds for 
 _VARIABLES = [name for name in SETTINGS if name.startswith("SB_SWEEP_") and name.endswith("_INTERVAL")]
 
 
+_NEWEST = "SELECT coalesce(max(n), 0) FROM chaos.change"
+_CADENCES = "SELECT count(DISTINCT cadence) FROM chaos.change WHERE relation = 'sweep_run' AND op = 'insert' AND n > %s"
+
+
+@counting("rolling", "intervals mixed")
 def roll(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
     """Roll the next release out: each process ends by SIGTERM, and another one takes its place.
 
-    Each counts that had lived until then, and ended with status 0.
+    Each counts that had lived until then, and ended with status 0; and the whole when runs have begun meanwhile by
+    different intervals.
     """
+    with deployment.sql() as sql:
+        (since,) = only_row(sql.execute(_NEWEST))
     interval, lease = RELEASES[deployment.releases % len(RELEASES)]
     deployment.releases += 1
     deployment.rolled = {**dict.fromkeys(_VARIABLES, f"{interval}s"), "SB_WORKER_LOCK_LEASE": f"{lease:g}s"}
@@ -31,10 +42,14 @@ def roll(deployment: Deployment, chance: random.Random, over: threading.Event) -
     with deployment.log.during("rolling", outage=False, note=f"{interval}s"):
         for name in names:
             if over.wait(chance.uniform(0, 0.5)):
-                return
+                break
             replace(deployment, name)
+    with deployment.sql() as sql:
+        (cadences,) = only_row(sql.execute(_CADENCES, [since]))
+    deployment.log.effect("intervals mixed", int(cadences > 1))
 
 
+@counting("rolling")
 def replace_one(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
     """Replace any process, with the settings that it had."""
     del over
@@ -53,7 +68,7 @@ def replace(deployment: Deployment, name: str) -> None:
                 return  # it is not up yet
             process.popen.send_signal(signal.SIGTERM)
             status = process.popen.wait(HUNG_PROCESS)
-            if status in ENDINGS[name.rstrip("0123456789")]:
+            if status in ENDINGS[kind_of(name)]:
                 deployment.log.effect("rolling")
             else:
                 deployment.remarks.append(f"{name} ended with status {status} when it was replaced")

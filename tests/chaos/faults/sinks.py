@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 from tests.chaos.deployment import Deployment
 from tests.chaos.faults.damage import (
@@ -20,12 +19,16 @@ from tests.chaos.faults.damage import (
     RESET,
     SILENCE,
     STRANGE_CERTIFICATE,
-    UNSEEN,
     Damage,
     answering,
+    fail_with,
+    next_of,
     on_the_wire,
     treating,
+    ways,
 )
+from tests.chaos.faults.fault import Counted
+from tests.chaos.faults.telling import attempts_that_failed
 from tests.chaos.surroundings.commands import sb_worker
 from tests.chaos.surroundings.outside import ELSEWHERE, Outside
 from tests.chaos.surroundings.wire import Treat
@@ -121,41 +124,24 @@ DAMAGES = (*TRANSIENT, *PERMANENT)
 SLACKS = (HANDSHAKE_CUT, STRANGE_CERTIFICATE, answering("invalid_blocks", _status(400, b"invalid_blocks")))
 
 
-def fail(  # noqa: PLR0913 - a receiver, and what a strike is given
-    target: str,
-    deployment: Deployment,
-    chance: random.Random,
-    over: threading.Event,
-    *,
-    server: str,
-    damages: Sequence[Damage],
-) -> None:
-    """Have one receiver fail for some seconds in one of its ways, and put it back into use.
+def failing(server: str, target: str, damages: Sequence[Damage]) -> Counted:
+    """Return the fault that has one receiver fail for some seconds in one of its ways, and puts it back into use.
 
-    It counts when an attempt met the fault. Sweeps go on.
+    It counts when an attempt met the fault, or has told of it. Sweeps go on.
     """
-    damage = _next(deployment, target, chance, damages)
-    met: list[str] = []
-    seconds = chance.uniform(SHORTEST, LONGEST)
-    with (
-        deployment.log.during("sink", outage=False, note=f"{target}: {damage.name}"),
-        damage.during(deployment.outside, server, met),
-    ):
-        over.wait(seconds)
-    if met or damage.name in UNSEEN:
-        deployment.log.effect("sink")
-    if damage.name in {"401", "410"}:
-        sb_worker(deployment, "notify", "enable", target, allowed={0, 1})
-    if deployment.outside.went_elsewhere:
-        deployment.remarks.append(f"{target}: a redirect was followed")
+
+    def fault(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
+        damage = next_of(deployment, server, chance, damages)
+        told = attempts_that_failed(deployment, target, damage.told) if damage.told else None
+        seconds = chance.uniform(SHORTEST, LONGEST)
+        fail_with(deployment, "sink", server, damage, told=told, wait=lambda: over.wait(seconds))
+        if damage.name in {"401", "410"}:
+            sb_worker(deployment, "notify", "enable", target, allowed={0, 1})
+        if deployment.outside.went_elsewhere:
+            deployment.remarks.append(f"{target}: a redirect was followed")
+
+    return Counted(fault, ("sink", f"sink: {server}", *ways(server, damages)))
 
 
-def _next(deployment: Deployment, target: str, chance: random.Random, damages: Sequence[Damage]) -> Damage:
-    """Return each way once, in an order of chance, before the first one comes again."""
-    done = [fault.note for fault in deployment.log.faults if fault.note.startswith(f"{target}: ")]
-    least = min(done.count(f"{target}: {damage.name}") for damage in damages)
-    return chance.choice([each for each in damages if done.count(f"{target}: {each.name}") == least])
-
-
-fail_webhook = partial(fail, "webhook", server="webhook", damages=(*DAMAGES, *TAKEN_AND_CUT))
-fail_slack = partial(fail, "slack", server="slack", damages=(*DAMAGES, *SLACKS))
+fail_webhook = failing("webhook", "webhook", (*DAMAGES, *TAKEN_AND_CUT))
+fail_slack = failing("slack", "slack", (*DAMAGES, *SLACKS))

@@ -6,52 +6,75 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING
 
 import psutil
 
+from tests.chaos.deployment import LEASE_SECONDS, Deployment
 from tests.chaos.faults import points
-
-if TYPE_CHECKING:
-    from tests.chaos.deployment import Deployment
+from tests.chaos.faults.fault import ByTurns, Counted, counting
 
 #: Seconds: below the limit of an idle transaction (0.75), between it and the lease (3), and above that.
 PAUSES, WEIGHTS = ((0.1, 0.7), (0.8, 2.8), (3.2, 6.0)), (5, 3, 2)
+SHORTER, LONGER, SEVERAL = "stop: shorter than the lease", "stop: longer than the lease", "several stopped at once"
 
 
-def stop_in_a_transaction(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
-    """Stop all who wait to write in some relation (or their children alone), and let them go on later."""
-    relation = chance.choice(chance.choice(points.STAGES))
-    with ExitStack() as stack, points.closed(deployment, relation) as gate:
-        stopped: list[str] = []
-        for name in gate.wait(3):
-            victim = stack.enter_context(deployment.victims.hurting(name))
-            if victim is not None and stack.enter_context(stop(deployment, name, chance)):
-                stopped.append(name)
-        landed = gate.in_transaction(stopped)
-        hold = chance.random() < 0.1  # the statement runs into its limit meanwhile
-        if not hold:
-            gate.open()
-        _count(deployment, stopped, landed, f"stop in a transaction: {relation}")
-        pause = chance.uniform(*chance.choices(PAUSES, WEIGHTS)[0]) if stopped else 0.0
-        over.wait(min(pause, 0.6))
-        if hold:
-            gate.open()
-        over.wait(max(0.0, pause - 0.6))
+def _in_a_transaction(stage: str) -> Counted:
+    @counting("stop in a transaction", f"stop at: {stage}", SHORTER, LONGER, SEVERAL)
+    def fault(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
+        """Stop all who wait to write in some relation (or their children alone), and let them go on later.
+
+        Those count whose transaction was open while they stood still.
+        """
+        with ExitStack() as stack, points.closed(deployment, chance.choice(points.STAGES[stage])) as gate:
+            stopped: list[str] = []
+            for name in gate.wait(3):
+                victim = stack.enter_context(deployment.victims.hurting(name))
+                if victim is not None and stack.enter_context(stop(deployment, name, chance)):
+                    stopped.append(name)
+            since = time.monotonic()
+            landed = gate.in_transaction(stopped)
+            hold = chance.random() < 0.1  # the statement runs into its limit meanwhile
+            if not hold:
+                gate.open()
+            _count(deployment, stopped, landed, stage)
+            pause = chance.uniform(*chance.choices(PAUSES, WEIGHTS)[0]) if stopped else 0.0
+            over.wait(min(pause, 0.6))
+            if hold:
+                gate.open()
+            over.wait(max(0.0, pause - 0.6))
+            if landed:
+                stood = time.monotonic() - since
+                deployment.log.effect(LONGER if stood > _longest_lease(deployment) else SHORTER)
+
+    return fault
 
 
-def stop_at_random(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
-    """Stop a scheduler, a notifier or a worker, whatever it does."""
-    kind = chance.choices(("worker", "notifier", "scheduler"), (1, 1, 2))[0]
-    with deployment.victims.one_of(kind, chance) as name:
-        if name is None:
-            return
-        with stop(deployment, name, chance) as stopped:
-            if stopped:
-                deployment.log.effect(f"stop at random: {kind}")
-                over.wait(chance.uniform(*chance.choices(PAUSES, WEIGHTS)[0]))
+def _at_random(kind: str) -> Counted:
+    @counting("stop at random", f"stop at random: {kind}")
+    def fault(deployment: Deployment, chance: random.Random, over: threading.Event) -> None:
+        """Stop one of this kind, whatever it does. It counts when it stood still."""
+        with deployment.victims.one_of(kind, chance) as name:
+            if name is None:
+                return
+            with stop(deployment, name, chance) as stopped:
+                if stopped:
+                    deployment.log.effect("stop at random")
+                    deployment.log.effect(f"stop at random: {kind}")
+                    over.wait(chance.uniform(*chance.choices(PAUSES, WEIGHTS)[0]))
+
+    return fault
+
+
+stop_in_a_transaction = ByTurns(*(_in_a_transaction(stage) for stage in points.STAGES))
+stop_at_random = ByTurns(*(_at_random(kind) for kind in ("worker", "notifier", "scheduler", "scheduler")))
+
+
+def _longest_lease(deployment: Deployment) -> float:
+    """Return the lease that any process may have, seconds: a release that rolls through has another one."""
+    return max(LEASE_SECONDS, float(deployment.rolled.get("SB_WORKER_LOCK_LEASE", "0s").rstrip("s")))
 
 
 @contextmanager
@@ -81,10 +104,10 @@ def _stopped(pid: int) -> bool:
     return any(process.status() == psutil.STATUS_STOPPED or threading.Event().wait(0.002) for _ in range(100))
 
 
-def _count(deployment: Deployment, stopped: list[str], landed: set[str], where: str) -> None:
+def _count(deployment: Deployment, stopped: list[str], landed: set[str], stage: str) -> None:
     deployment.log.effect("stop in a transaction", len(landed))
-    deployment.log.effect(where, len(landed))
+    deployment.log.effect(f"stop at: {stage}", len(landed))
     if len(landed) > 1:
-        deployment.log.effect("several stopped at once")
+        deployment.log.effect(SEVERAL)
     if len(landed) < len(stopped):
         deployment.log.effect("stop between transactions", len(stopped) - len(landed))
