@@ -8,6 +8,8 @@ from typing import Any
 from psycopg import Connection
 from psycopg.types.json import Jsonb
 
+from app.sweeping.schedule import microseconds
+
 _RUN = """
 INSERT INTO secrets_bridge_worker.sweep_run (name, slot, covered, token, worker, started_at, finished_at, outcome,
        changed, batches, counts, error_class, sqlstate, requested_by)
@@ -44,6 +46,10 @@ class Ledger:
     def slot(self, ago: float) -> datetime:
         """Return the slot that was so many before the current one."""
         return self.current - ago * self.interval
+
+    def begins(self, ago: float, slots: int, off: int = 0) -> bool:
+        """Return whether a slot is the first of so many that are one of a longer cadence, or so many behind it."""
+        return bool((microseconds(self.slot(ago)) // (self.interval // timedelta(microseconds=1)) - off) % slots == 0)
 
     def run(self, ago: float = 0, outcome: str = "success", **columns: Any) -> int:
         """Write one run and return its id; by default it began at once and took a tenth of a second."""

@@ -9,6 +9,7 @@ import pytest
 from psycopg import Connection
 
 from actors.wraps_expired import WrapsExpired, wraps_expired
+from app.core.values import format_duration
 from app.overview.history import verifying
 from app.overview.history.findings import MOST_KEPT, Check, Findings
 from app.overview.history.transaction import looking_back
@@ -16,18 +17,19 @@ from app.overview.history.verifying import Known, verify
 from tests.overview.ledger import Ledger
 from tests.support.replica import Replica
 from tests.support.rows import column
+from tests.support.slots import steady
 from tests.support.waiting import eventually
 from tests.sweeping.steering.hand import hand
 
-SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
+SECOND, EVERY = timedelta(seconds=1), steady()
 NAME = "wraps-expired"
 
 
-def known(*, held: bool | None = False, enabled: bool = True, every: timedelta = MINUTE) -> Known:
+def known(*, held: bool | None = False, enabled: bool = True, every: timedelta = EVERY) -> Known:
     return Known({NAME: every}, lambda _name: enabled, 6 * SECOND, lambda _name: held)
 
 
-def found(sql: Connection[Any], by: Known | None = None, window: timedelta = 24 * HOUR) -> Findings:
+def found(sql: Connection[Any], by: Known | None = None, window: timedelta = 1440 * EVERY) -> Findings:
     with looking_back(sql) as cursor:
         (findings,) = (each for each in verify(cursor, by or known(), window) if each.name == NAME)
     return findings
@@ -45,7 +47,7 @@ def in_the_next_slot(sql: Connection[Any]) -> None:
 
 @pytest.fixture
 def ledger(sql: Connection[Any]) -> Ledger:
-    return Ledger(sql, NAME, MINUTE)
+    return Ledger(sql, NAME, EVERY)
 
 
 def test_what_real_runs_have_written_is_consistent(replica: Replica, sql: Connection[Any]) -> None:
@@ -121,7 +123,7 @@ def test_a_fencing_token_that_does_not_grow_is_found(ledger: Ledger, sql: Connec
 def test_a_run_that_ends_after_its_successor_has_begun_is_found(ledger: Ledger, sql: Connection[Any]) -> None:
     ids = ledger.runs(9)
     change = "UPDATE secrets_bridge_worker.sweep_run SET finished_at = finished_at + %s WHERE id = %s"
-    sql.execute(change, [MINUTE + SECOND, ids[4]])
+    sql.execute(change, [EVERY + SECOND, ids[4]])
     assert found(sql).kept == []  # so long may a claim have waited for the fence
     sql.execute(change, [3 * SECOND, ids[4]])
     findings = found(sql)
@@ -157,7 +159,7 @@ def test_an_open_run_of_before_the_window_is_found(ledger: Ledger, sql: Connecti
     ledger.run(500, "running")
     ledger.run(9, covered=490)
     ledger.runs(8)
-    assert dict(found(sql, window=HOUR).number) == {Check.RUNNING: 1}
+    assert dict(found(sql, window=60 * EVERY).number) == {Check.RUNNING: 1}
 
 
 @pytest.mark.parametrize(
@@ -174,7 +176,7 @@ def test_an_open_run_of_before_the_window_is_found(ledger: Ledger, sql: Connecti
         ("error_class = 'Timeout'", "with an error"),
         ("outcome = 'failure'", "without an error"),
         ("token = NULL", "no fencing token"),
-        ("started_at = slot - interval '31 s'", "half an interval before"),
+        (f"started_at = slot - interval '{(EVERY / 2 + SECOND).total_seconds()} s'", "half an interval before"),
     ],
 )
 def test_numbers_and_times_that_do_not_fit_are_found(
@@ -244,7 +246,7 @@ def test_a_window_begins_with_what_was_claimed_before_it(ledger: Ledger, sql: Co
     ledger.run(30, covered=60)  # one too few, although that is seen only with the run before the window
     ledger.run(20, covered=9)
     ledger.runs(19)
-    findings = found(sql, window=HOUR)
+    findings = found(sql, window=60 * EVERY)
     assert dict(findings.number) == {Check.EVERY: 1}
     assert findings.since == ledger.slot(30)
 
@@ -302,9 +304,9 @@ def test_real_runs_by_hand_are_consistent(replica: Replica, sql: Connection[Any]
 
 
 def test_a_changed_cadence_that_processes_tell_is_judged_by_it(ledger: Ledger, sql: Connection[Any]) -> None:
-    ledger.process(100, 40, cadences={NAME: 300}, host="old")
+    ledger.process(100, 40, cadences={NAME: (5 * EVERY).total_seconds()}, host="old")
     ledger.process(40, None, host="new")
-    fives = [ago for ago in range(95, 40, -1) if ledger.slot(ago).minute % 5 == 0]
+    fives = [ago for ago in range(95, 40, -1) if ledger.begins(ago, 5)]
     for ago in fives:
         ledger.run(ago, worker="old:1")
     gap = fives[-1] - 39 - 1
@@ -321,10 +323,10 @@ def test_where_processes_disagree_a_run_is_judged_by_the_cadence_of_its_own(
     ledger: Ledger, sql: Connection[Any]
 ) -> None:
     ledger.process(100, None, host="fast")
-    ledger.process(100, None, host="slow", cadences={NAME: 300})
+    ledger.process(100, None, host="slow", cadences={NAME: (5 * EVERY).total_seconds()})
     for ago in range(30, -1, -1):
         ledger.run(ago, worker="fast:1")
-    fives = [ledger.slot(ago) for ago in range(25, 5, -1) if ledger.slot(ago).minute % 5 == 0]
+    fives = [ledger.slot(ago) for ago in range(25, 5, -1) if ledger.begins(ago, 5)]
     query = "DELETE FROM secrets_bridge_worker.sweep_run WHERE slot > %s AND slot < %s"
     sql.execute(query, [fives[0], fives[1]])
     findings = found(sql)
@@ -337,11 +339,11 @@ def test_a_slot_of_another_cadence_is_judged_by_that_of_the_process_that_claimed
 ) -> None:
     """It was sent by a scheduler that had the new interval already, to a worker that had the old one still."""
     ledger.process(100, None, host="fast")
-    ledger.process(100, None, host="slow", cadences={NAME: 300})
+    ledger.process(100, None, host="slow", cadences={NAME: (5 * EVERY).total_seconds()})
     for ago in range(30, 20, -1):
         ledger.run(ago, worker="fast:1")
-    sent = next(ago for ago in range(9, 0, -1) if ledger.slot(ago).minute % 5 == 3)
-    fives = [ago for ago in range(20, sent, -1) if ledger.slot(ago).minute % 5 == 0]
+    sent = next(ago for ago in range(9, 0, -1) if ledger.begins(ago, 5, 3))
+    fives = [ago for ago in range(20, sent, -1) if ledger.begins(ago, 5)]
     ledger.run(sent, worker="slow:1", covered=len(fives) - 1)  # the last one is the one that it lies in
     for ago in range(sent - 1, -1, -1):
         ledger.run(ago, worker="fast:1")
@@ -351,14 +353,14 @@ def test_a_slot_of_another_cadence_is_judged_by_that_of_the_process_that_claimed
 def test_a_changed_cadence_that_nobody_tells_is_seen_by_the_distance_of_slots(
     ledger: Ledger, sql: Connection[Any]
 ) -> None:
-    fives = [ago for ago in range(95, 40, -1) if ledger.slot(ago).minute % 5 == 0]
+    fives = [ago for ago in range(95, 40, -1) if ledger.begins(ago, 5)]
     for ago in fives:
         ledger.run(ago)
     ledger.run(39, covered=fives[-1] - 39 - 1)
     ledger.runs(38)
     findings = found(sql)
     assert findings.kept == []
-    assert any("every 5m" in note for note in findings.notes)
+    assert any(f"every {format_duration(5 * EVERY)}" in note for note in findings.notes)
 
 
 def test_many_rows_are_read_some_at_a_time(
@@ -368,7 +370,7 @@ def test_many_rows_are_read_some_at_a_time(
     ledger.runs(49)
     seen: list[tuple[int, int]] = []
     with looking_back(sql) as cursor:
-        (findings,) = verify(cursor, known(), HOUR, lambda done, of: seen.append((done, of)))
+        (findings,) = verify(cursor, known(), 60 * EVERY, lambda done, of: seen.append((done, of)))
     assert findings.runs == 50
     assert [done for done, _ in seen] == [7, 14, 21, 28, 35, 42, 49, 50]
     assert {of for _, of in seen} == {50}

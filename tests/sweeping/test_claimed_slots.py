@@ -20,8 +20,8 @@ from app.sweeping.lock import Tick
 from app.sweeping.schedule import microseconds, slot_at
 from tests.support.replica import Replica
 from tests.support.rows import column, rows
-from tests.support.waiting import eventually
-from tests.sweeping.runs.looking import RUNS, SECOND, STATE, expired, now_slot
+from tests.support.waiting import HUNG, eventually
+from tests.sweeping.runs.looking import MINUTE, RUNS, SECOND, STATE, STEADY, expired, now_slot
 from tests.sweeping.steering.hand import hand
 
 # How far the newest slot and the beginning of its run are ahead, as parts of an interval; the lease is 0.01 of it.
@@ -33,11 +33,11 @@ def test_a_tick_far_ahead_of_the_databases_clock_means_the_newest_slot(replica: 
     """Redis's clock is ahead of PostgreSQL's, so that its tick is."""
     tick = replica.acquire(wraps_expired, WrapsExpired())
     assert isinstance(tick, Tick)
-    before = now_slot(sql)
+    before = now_slot(sql, MINUTE)
     with capture_logs() as records:
         clocks._reported.clear()
         state = replica.runner.run(wraps_expired, WrapsExpired(), replace(tick, slot=before + 600 * 60_000_000))
-    assert before <= state.claimed.slot <= now_slot(sql)
+    assert before <= state.claimed.slot <= now_slot(sql, MINUTE)
     assert [record["clock"] for record in records if record["event"] == "a clock is, or was, ahead"] == ["redis"]
 
 
@@ -54,47 +54,48 @@ def test_a_database_clock_that_was_ahead_mutes_nothing(replica: Replica, sql: Co
     assert timedelta(days=29) < record["ahead"] < timedelta(days=31)
 
 
-@pytest.mark.parametrize(("ahead", "runs"), [("29 min", False), ("50 min", True), ("59 min", True)])
+@pytest.mark.parametrize(("ahead", "runs"), [(0.48, False), (0.83, True), (0.98, True)])
 def test_a_newest_slot_further_ahead_than_a_tick_may_be_keeps_no_slot_from_its_run(
-    replica: Replica, redis: redis_py.Redis, sql: Connection[Any], ahead: str, runs: bool
+    replica: Replica, redis: redis_py.Redis, sql: Connection[Any], ahead: float, runs: bool
 ) -> None:
     """A tick is half an interval early at most; what is more was claimed by a clock that was ahead."""
-    hourly = WrapsExpired(interval=timedelta(hours=1))
-    replica.run(wraps_expired, hourly)
+    steady = WrapsExpired(interval=STEADY)
+    replica.run(wraps_expired, steady)
     redis.flushall()
-    sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = now() + %s::interval", [ahead])
-    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = now() + %s::interval", [ahead])
+    sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = now() + %s", [ahead * STEADY])
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = now() + %s", [ahead * STEADY])
     if runs:
-        replica.run(wraps_expired, hourly)
+        replica.run(wraps_expired, steady)
         assert [run["outcome"] for run in rows(sql, RUNS)] == ["interrupted", "success"]
     else:
         with pytest.raises(NotDue):
-            replica.run(wraps_expired, hourly)
+            replica.run(wraps_expired, steady)
 
 
 def test_what_a_clock_ahead_has_run_is_run_again_when_its_time_has_come(replica: Replica, sql: Connection[Any]) -> None:
     """A clock was far ahead for long: it has run the slot of this moment, and all behind it."""
-    hourly = WrapsExpired(interval=timedelta(hours=1))
-    replica.run(wraps_expired, hourly)
-    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot + interval '60 h'")
-    slot = now_slot(sql, hourly.interval)
+    steady = WrapsExpired(interval=STEADY)
+    replica.run(wraps_expired, steady)
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot + %s", [60 * STEADY])
+    slot = now_slot(sql, steady.interval)
     sql.execute(
         "INSERT INTO secrets_bridge_worker.sweep_run (name, slot, worker, started_at, outcome) SELECT 'wraps-expired',"
-        " to_timestamp(%s / 1e6) + n * interval '1 h', 'x', now(), 'success' FROM generate_series(1, 60) AS n",
-        [slot],
+        " to_timestamp(%s / 1e6) + n * %s, 'x', now(), 'success' FROM generate_series(1, 60) AS n",
+        [slot, STEADY],
     )
     replica.redis.flushall()
     with pytest.raises(NotDue):  # this very slot was run
-        replica.run(wraps_expired, hourly)
+        replica.run(wraps_expired, steady)
 
     for _ in range(3):  # the next ones are not: time goes on
-        sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - interval '1 h'")
+        sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - %s", [STEADY])
         sql.execute(
-            "UPDATE secrets_bridge_worker.sweep_run SET slot = slot - id * interval '1 h' WHERE outcome = 'success'"
-            " AND slot = (SELECT max(slot) FROM secrets_bridge_worker.sweep_run WHERE outcome = 'success')"
+            "UPDATE secrets_bridge_worker.sweep_run SET slot = slot - id * %s WHERE outcome = 'success'"
+            " AND slot = (SELECT max(slot) FROM secrets_bridge_worker.sweep_run WHERE outcome = 'success')",
+            [STEADY],
         )
         replica.redis.flushall()
-        replica.run(wraps_expired, hourly)
+        replica.run(wraps_expired, steady)
     outcomes = column(sql, "SELECT outcome FROM secrets_bridge_worker.sweep_run ORDER BY id")
     assert (outcomes.count("success"), outcomes.count("interrupted")) == (4, 60)
 
@@ -156,10 +157,10 @@ def test_what_another_claims_by_a_clock_ahead_in_the_meantime_is_put_right_too(
     replica: Replica, sql: Connection[Any], owner_database: str
 ) -> None:
     """It waits for the fence with an older view of it: what it then finds there is new to it."""
-    hourly = WrapsExpired(interval=timedelta(hours=1))
-    replica.run(wraps_expired, hourly)
-    sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = slot - interval '1 h'")
-    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - interval '1 h'")
+    steady = WrapsExpired(interval=STEADY)
+    replica.run(wraps_expired, steady)
+    sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = slot - %s", [STEADY])
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - %s", [STEADY])
     replica.redis.flushall()
     with psycopg.connect(owner_database) as other:
         other.execute(
@@ -170,11 +171,11 @@ def test_what_another_claims_by_a_clock_ahead_in_the_meantime_is_put_right_too(
             "INSERT INTO secrets_bridge_worker.sweep_run (name, slot, token, worker, started_at, finished_at, outcome)"
             " SELECT name, last_slot, token, 'x', now(), now(), 'success' FROM secrets_bridge_worker.sweep_state"
         )
-        run = threading.Thread(target=replica.run, args=(wraps_expired, hourly))
+        run = threading.Thread(target=replica.run, args=(wraps_expired, steady))
         run.start()
         eventually(lambda: column(sql, _BLOCKED) == [1])
         other.commit()
-        run.join()
+        run.join(HUNG)
     assert [run["outcome"] for run in rows(sql, RUNS)] == ["success", "interrupted", "success"]
 
 
@@ -182,26 +183,26 @@ def test_a_tick_of_another_cadence_stands_for_the_slot_of_ours_that_it_lies_in(
     replica: Replica, sql: Connection[Any]
 ) -> None:
     """Schedulers and workers get a new interval one after the other."""
-    hourly = WrapsExpired(interval=timedelta(hours=1))
+    steady = WrapsExpired(interval=STEADY)
     row = sql.execute("SELECT now()").fetchone()
     assert row is not None
-    tick = replica.acquire(wraps_expired, hourly)
+    tick = replica.acquire(wraps_expired, steady)
     assert isinstance(tick, Tick)
     soon = slot_at(microseconds(row[0]), SECOND) + 7_000_000
-    replica.runner.run(wraps_expired, hourly, replace(tick, slot=soon))
+    replica.runner.run(wraps_expired, steady, replace(tick, slot=soon))
     (slot,) = column(sql, "SELECT slot FROM secrets_bridge_worker.sweep_run")
-    assert microseconds(slot) % 3_600_000_000 == 0
+    assert microseconds(slot) == now_slot(sql, STEADY)
 
 
 def test_a_slot_of_another_cadence_is_what_stands_when_the_next_one_is_given_back(
     replica: Replica, sql: Connection[Any]
 ) -> None:
-    hourly = WrapsExpired(interval=timedelta(hours=1))
-    replica.run(wraps_expired, hourly)
+    steady = WrapsExpired(interval=STEADY)
+    replica.run(wraps_expired, steady)
     for table, column_ in (("sweep_run", "slot"), ("sweep_state", "last_slot")):
         query = f"UPDATE secrets_bridge_worker.{table} SET {column_} = {column_} - interval '7 s'"
         sql.execute(query.encode())
     replica.redis.flushall()
-    replica.run(wraps_expired, hourly)
+    replica.run(wraps_expired, steady)
     (state,) = rows(sql, STATE)
     assert state["last_slot"] - state["previous_slot"] == timedelta(seconds=7)

@@ -19,17 +19,19 @@ from structlog.testing import capture_logs
 from app.core.errors import LeaseLost
 from app.sweeping import clocks
 from app.sweeping.lock import Locks, Refusal, Tick
+from app.sweeping.schedule import slot_at
 from app.sweeping.target_locks import RedisTargetLocks
 from tests.support.ports import reserved_port
 from tests.support.rights.acl import GrantedRedis, as_user
+from tests.support.slots import steady
 from tests.support.waiting import HUNG, eventually
 
 NAME = "wraps-expired"
 KEY = "secrets-bridge:lock:worker:sweeper:wraps-expired"
 TICK = "{secrets-bridge:lock:worker:sweeper:wraps-expired}:tick"
 MINUTE = timedelta(minutes=1)
-HOUR = timedelta(hours=1)
-HOUR_US = 3_600_000_000
+STEADY = steady()
+STEADY_US = STEADY // timedelta(microseconds=1)
 
 
 @pytest.fixture
@@ -54,9 +56,9 @@ def renewing(client: redis.Redis, lease: float) -> Iterator[Locks]:
 
 
 def server_slot(client: redis.Redis) -> int:
-    """Return the hour that is current by the server's clock."""
+    """Return the slot of the steady cadence that is current by the server's clock."""
     seconds, _ = client.time()
-    return (seconds - seconds % 3600) * 1_000_000
+    return slot_at(seconds * 1_000_000, STEADY)
 
 
 def acquired(answer: Tick | Refusal) -> Tick:
@@ -135,7 +137,7 @@ def test_two_of_ours_exclude_each_other(client: redis.Redis) -> None:
 def run(client: redis.Redis, slot: int) -> int | None:
     """Take the lock for a tick of this slot, and mark what it stands for as done; return that."""
     mine = locks(client)
-    tick = acquired(mine.acquire(NAME, slot=slot, sent=None, interval=HOUR))
+    tick = acquired(mine.acquire(NAME, slot=slot, sent=None, interval=STEADY))
     mine.release(tick, done=True)
     return tick.slot
 
@@ -143,42 +145,42 @@ def run(client: redis.Redis, slot: int) -> int | None:
 def test_a_finished_slot_and_all_before_it_are_done(client: redis.Redis) -> None:
     now = server_slot(client)
     assert run(client, now) == now
-    for slot in (now - HOUR_US, now):
-        assert locks(client).acquire(NAME, slot=slot, sent=None, interval=HOUR) is Refusal.DONE
+    for slot in (now - STEADY_US, now):
+        assert locks(client).acquire(NAME, slot=slot, sent=None, interval=STEADY) is Refusal.DONE
 
 
 def test_a_tick_at_the_end_of_its_slot_whose_run_claims_the_next_one_has_done_that(client: redis.Redis) -> None:
     """PostgreSQL is asked a moment after Redis: the slot may have changed in between."""
     now = server_slot(client)
     mine = locks(client)
-    tick = acquired(mine.acquire(NAME, slot=now, sent=None, interval=HOUR))
+    tick = acquired(mine.acquire(NAME, slot=now, sent=None, interval=STEADY))
     assert tick.slot is not None
-    before = replace(tick, slot=tick.slot - HOUR_US)
+    before = replace(tick, slot=tick.slot - STEADY_US)
     mine.release(before, done=True, claimed=tick.slot)
-    assert mine.acquire(NAME, slot=tick.slot, sent=None, interval=HOUR) is Refusal.DONE
+    assert mine.acquire(NAME, slot=tick.slot, sent=None, interval=STEADY) is Refusal.DONE
 
 
 def test_a_claimed_slot_that_has_not_begun_by_this_clock_is_not_done(client: redis.Redis) -> None:
     """Of a PostgreSQL whose clock is ahead: its tick is still to come, and would be lost."""
     mine = locks(client)
-    tick = acquired(mine.acquire(NAME, slot=server_slot(client), sent=None, interval=HOUR))
+    tick = acquired(mine.acquire(NAME, slot=server_slot(client), sent=None, interval=STEADY))
     assert tick.slot is not None
-    mine.release(tick, done=True, claimed=tick.slot + HOUR_US)
+    mine.release(tick, done=True, claimed=tick.slot + STEADY_US)
     assert client.get(TICK) == str(tick.slot).encode()
 
 
 def test_what_was_not_finished_is_not_done(client: redis.Redis) -> None:
     mine = locks(client)
     for _ in range(2):
-        mine.release(acquired(mine.acquire(NAME, slot=1, sent=None, interval=HOUR)), done=False)
+        mine.release(acquired(mine.acquire(NAME, slot=1, sent=None, interval=STEADY)), done=False)
     assert client.get(TICK) is None
 
 
 def test_a_scheduler_whose_clock_is_behind_means_the_newest_slot(client: redis.Redis) -> None:
     now = server_slot(client)
-    assert run(client, now - 5 * HOUR_US) == now
-    client.set(TICK, now - HOUR_US)  # as if an hour had passed
-    assert run(client, now - 4 * HOUR_US) == now
+    assert run(client, now - 5 * STEADY_US) == now
+    client.set(TICK, now - STEADY_US)  # as if a slot had passed
+    assert run(client, now - 4 * STEADY_US) == now
 
 
 @pytest.mark.parametrize("ahead", [10 * 60, 3600, 86_400, 100 * 365 * 86_400], ids=str)
@@ -211,7 +213,7 @@ def test_a_tick_a_little_ahead_means_its_own_slot(client: redis.Redis) -> None:
 def test_the_mark_never_goes_back(client: redis.Redis) -> None:
     now = server_slot(client)
     mine = locks(client)
-    slow = acquired(mine.acquire(NAME, slot=now, sent=None, interval=HOUR))
+    slow = acquired(mine.acquire(NAME, slot=now, sent=None, interval=STEADY))
     client.delete(KEY)
     client.set(TICK, now + 1)
     mine.release(slow, done=True)
@@ -221,7 +223,7 @@ def test_the_mark_never_goes_back(client: redis.Redis) -> None:
 @pytest.mark.parametrize("ahead", [2, 1000])
 def test_a_mark_of_a_clock_that_was_ahead_counts_for_nothing(client: redis.Redis, ahead: int) -> None:
     now = server_slot(client)
-    client.set(TICK, now + ahead * HOUR_US)
+    client.set(TICK, now + ahead * STEADY_US)
     assert run(client, now) == now
     assert client.get(TICK) == b"%d" % now
 

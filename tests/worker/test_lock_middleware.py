@@ -20,6 +20,7 @@ from app.sweeping.lock import Locks, Refusal, Tick, lock_key
 from app.sweeping.schedule import Every
 from app.worker.middleware.lock import SweepLock
 from tests.support.replica import Replica
+from tests.support.slots import steady
 from tests.support.waiting import eventually
 from tests.worker.test_broker import Served
 
@@ -28,11 +29,11 @@ DAY = timedelta(days=1)
 
 def test_the_slot_that_a_run_claimed_is_what_the_others_find_done(replica: Replica) -> None:
     """A tick taken at the very end of a slot, whose run claims the next one: nobody need ask PostgreSQL for that."""
-    settings = AgentsStale(interval=DAY)
+    settings = AgentsStale(interval=steady())
     tick = replica.acquire(agents_stale, settings, slot=0)
     assert isinstance(tick, Tick)
     assert tick.slot is not None
-    lock.current.set(replace(tick, slot=tick.slot - DAY // timedelta(microseconds=1)))
+    lock.current.set(replace(tick, slot=tick.slot - settings.tick // timedelta(microseconds=1)))
 
     outcome = SweepActor(replica.runner, agents_stale, settings).run()
     SweepLock(replica.locks).after_process_message(sentinel.broker, sentinel.message, result=outcome)

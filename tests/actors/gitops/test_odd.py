@@ -32,6 +32,7 @@ from tests.support.argocd import (
 from tests.support.http_server import Receiver, Reply, Seen
 from tests.support.replica import Replica
 from tests.support.rows import column, rows
+from tests.support.slots import steady
 from tests.support.tls import Authority
 from tests.support.waiting import HUNG, eventually
 
@@ -361,11 +362,11 @@ def test_what_a_failed_run_had_claimed_is_due_for_its_retry(
     """Else the retry would find nothing due, and count as a success."""
     insert_observations(sql, insert_endpoint(sql, "good", good.url), "good")
     sql.execute("ALTER TABLE argocd_endpoints RENAME COLUMN last_health_at TO other")
-    hour = settings(interval=timedelta(hours=1))
+    own = settings(interval=steady())
     for _ in range(3):
-        assert str(replica.fails(gitops_poller, hour)) == "UndefinedColumn 42703"
+        assert str(replica.fails(gitops_poller, own)) == "UndefinedColumn 42703"
     sql.execute("ALTER TABLE argocd_endpoints RENAME COLUMN other TO last_health_at")
-    replica.run(gitops_poller, hour)
+    replica.run(gitops_poller, own)
     assert states(sql) == {"good": "applied"}
 
 

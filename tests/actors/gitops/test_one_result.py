@@ -27,6 +27,7 @@ from tests.support.argocd import (
 from tests.support.http_server import Receiver
 from tests.support.replica import Replica
 from tests.support.rows import column, rows
+from tests.support.slots import steady
 from tests.support.waiting import HUNG, eventually
 
 
@@ -37,13 +38,13 @@ def test_each_observation_is_polled_once_a_slot(
     names = [f"app-{number:02}" for number in range(45)]
     stand_in.applications |= {name: document(name, "Progressing") for name in names}
     insert_observations(sql, insert_endpoint(sql, "main", server.url), *names)
-    hour = settings(interval=timedelta(hours=1))
-    replica.run(gitops_poller, hour)
+    own = settings(interval=steady())
+    replica.run(gitops_poller, own)
     assert len(server.seen) == 90
     # A second run of the same slot, as after a failure, finds nothing to claim.
     sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = 'epoch'")
     sql.execute("DELETE FROM secrets_bridge_worker.sweep_run")
-    replica.run(gitops_poller, hour)
+    replica.run(gitops_poller, own)
     assert len(server.seen) == 90
     assert set(column(sql, "SELECT polls_count FROM gitops_observations")) == {1}
 

@@ -17,11 +17,14 @@ from psycopg import Connection
 from psycopg.conninfo import make_conninfo
 
 from app.cli.main import main
+from app.core.values import format_duration
 from app.demo.servers import Redis
+from app.overview.words import length
 from app.sweeping.lock import lock_key
 from tests.overview.ledger import Ledger
 from tests.support.ports import reserved_port
 from tests.support.rows import column
+from tests.support.slots import steady
 from tests.support.waiting import HUNG, eventually
 
 SECOND, MINUTE, HOUR = timedelta(seconds=1), timedelta(minutes=1), timedelta(hours=1)
@@ -30,19 +33,25 @@ Ask = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture
+def every() -> timedelta:
+    """Return the cadence: of hours, so that times of a day name slots, and none of them ends while a test runs."""
+    return steady(HOUR)
+
+
+@pytest.fixture
 def env(
-    database: str, redis_server: Redis, redis: redis_py.Redis, monkeypatch: pytest.MonkeyPatch
+    database: str, redis_server: Redis, redis: redis_py.Redis, every: timedelta, monkeypatch: pytest.MonkeyPatch
 ) -> pytest.MonkeyPatch:
     del redis  # emptied
     monkeypatch.setenv("DATABASE_URL", database)
     monkeypatch.setenv("REDIS_URL", redis_server.url())
-    monkeypatch.setenv("SB_SWEEP_WRAPS_INTERVAL", "1h")
+    monkeypatch.setenv("SB_SWEEP_WRAPS_INTERVAL", format_duration(every))
     return monkeypatch
 
 
 @pytest.fixture
 def ask(env: pytest.MonkeyPatch) -> Ask:
-    """Return what asks about a slot, by default that of five hours ago, and returns status and answer."""
+    """Return what asks about a slot and returns status and answer."""
 
     def asked(*words: str) -> tuple[int, dict[str, Any]]:
         result = CliRunner().invoke(main, ["why", NAME, *words, "-o", "json"])
@@ -53,9 +62,8 @@ def ask(env: pytest.MonkeyPatch) -> Ask:
 
 
 @pytest.fixture
-def ledger(sql: Connection[Any]) -> Ledger:
-    """A ledger of hourly slots, so that none of them ends while a test runs, but once an hour."""
-    return Ledger(sql, NAME, HOUR)
+def ledger(sql: Connection[Any], every: timedelta) -> Ledger:
+    return Ledger(sql, NAME, every)
 
 
 def told(answer: Mapping[str, Any]) -> str:
@@ -82,7 +90,7 @@ def test_any_moment_of_the_slot_will_do_and_so_will_a_time_ago(ask: Ask, ledger:
         (ledger.slot(5) + 59 * MINUTE).isoformat(),
         f"{ledger.slot(5) + MINUTE:%Y-%m-%d %H:%M}",
         f"{ledger.slot(5):%H:%M}",
-        "5h",
+        f"{5 * ledger.interval // MINUTE}m",
     ):
         assert ask(when)[1]["slot"] == ledger.slot(5).isoformat(), when
 
@@ -148,7 +156,7 @@ def test_the_lock_was_held_by_the_run_before(ask: Ask, ledger: Ledger) -> None:
     status, answer = ask(ledger.slot(5).isoformat())
     assert (status, answer["kind"]) == (0, "covered")
     assert f"its lock was held by the run of slot {ledger.slot(6):%Y-%m-%d %H:%M:%S} UTC by host:1" in told(answer)
-    assert "30m into this slot" in told(answer)
+    assert f"{length(ledger.interval / 2)} into this slot" in told(answer)
 
 
 def test_the_lock_was_held_by_a_stranger(ask: Ask, ledger: Ledger) -> None:
@@ -157,7 +165,7 @@ def test_the_lock_was_held_by_a_stranger(ask: Ask, ledger: Ledger) -> None:
     status, answer = ask(ledger.slot(5).isoformat())
     assert (status, answer["kind"]) == (3, "foreign_lock")
     assert "held by somebody who is no run of ours" in answer["answer"]
-    assert "(42m)" in answer["answer"]
+    assert f"({length(ledger.interval * 0.7)})" in answer["answer"]
     ledger.run(4, covered=1)
     assert ask(ledger.slot(5).isoformat())[0] == 0
 
@@ -334,15 +342,16 @@ def test_the_cadence_of_then_is_told_by_processes(ask: Ask, ledger: Ledger) -> N
     ledger.run(5, slot=ledger.slot(5) + 10 * MINUTE)
     status, answer = ask((ledger.slot(5) + 12 * MINUTE).isoformat())
     assert (status, answer["slot"]) == (0, (ledger.slot(5) + 10 * MINUTE).isoformat())
-    assert "its slots are every 10m of then; now it is run every 1h" in told(answer)
+    now = format_duration(ledger.interval)
+    assert f"its slots are every 10m of then; now it is run every {now}" in told(answer)
 
 
 @pytest.mark.parametrize("run", [True, False])
 def test_a_slot_within_a_longer_one_of_another_process(ask: Ask, ledger: Ledger, run: bool) -> None:
     """Intervals of workers are changed one after the other: each counts by its own."""
     ledger.process(50, None)
-    ledger.process(50, None, host="slow", cadences={NAME: 7200.0})
-    even = next(ago for ago in (10, 11) if ledger.slot(ago).hour % 2 == 0)
+    ledger.process(50, None, host="slow", cadences={NAME: (2 * ledger.interval).total_seconds()})
+    even = next(ago for ago in (10, 11) if ledger.begins(ago, 2))
     ledger.run(even + 4)
     if run:
         ledger.run(even, covered=3)

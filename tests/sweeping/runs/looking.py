@@ -16,6 +16,7 @@ from app.sweeping.schedule import microseconds, slot_at
 from app.sweeping.strategy import Passing, Run, Step
 from app.sweeping.sweeper import Sweeper
 from tests.support.rows import column
+from tests.support.slots import steady
 from tests.support.waiting import eventually
 
 RUNS = "SELECT * FROM secrets_bridge_worker.sweep_run ORDER BY id"
@@ -26,7 +27,7 @@ SELECT count(*) FILTER (WHERE outcome <> 'interrupted') AS runs,
        sum(covered) AS covered, extract(epoch FROM max(slot) - min(slot))::int + 1 AS span
   FROM secrets_bridge_worker.sweep_run WHERE outcome <> 'failure'
 """
-SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
+SECOND, MINUTE, STEADY = timedelta(seconds=1), timedelta(minutes=1), steady()
 LENGTHS = claims.Lengths(SECOND, lease=MINUTE)
 PAST = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -41,7 +42,8 @@ def expired(sql: Connection[Any], count: int, *, consumed: bool = False) -> None
     )
 
 
-def now_slot(sql: Connection[Any], interval: timedelta = MINUTE) -> int:
+def now_slot(sql: Connection[Any], interval: timedelta) -> int:
+    """Return the slot of a cadence that is current by the database's clock."""
     row = sql.execute("SELECT now()").fetchone()
     assert row is not None
     return slot_at(microseconds(row[0]), interval)

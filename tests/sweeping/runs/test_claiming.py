@@ -24,6 +24,7 @@ from tests.sweeping.runs.looking import (
     RUNS,
     SECOND,
     STATE,
+    STEADY,
     await_next_second,
     expired,
     now_slot,
@@ -32,9 +33,9 @@ from tests.sweeping.runs.looking import (
 
 def test_a_run_leaves_one_row_in_the_ledger_and_one_event(replica: Replica, sql: Connection[Any]) -> None:
     expired(sql, 1200)
-    slot = now_slot(sql)
+    slot = now_slot(sql, STEADY)
 
-    sweep = replica.run(wraps_expired, WrapsExpired(), slot)
+    sweep = replica.run(wraps_expired, WrapsExpired(interval=STEADY), slot)
 
     (run,) = rows(sql, RUNS)
     assert sweep.changed == 1200
@@ -59,11 +60,11 @@ def test_an_idle_run_is_one_transaction_and_no_event(replica: Replica, sql: Conn
 def test_a_slot_is_claimed_once_even_when_redis_forgot_it(
     replica: Replica, sql: Connection[Any], redis: redis_py.Redis
 ) -> None:
-    slot = now_slot(sql)
-    replica.run(wraps_expired, WrapsExpired(), slot)
+    slot = now_slot(sql, STEADY)
+    replica.run(wraps_expired, WrapsExpired(interval=STEADY), slot)
     redis.flushall()
     with pytest.raises(NotDue) as refused:
-        replica.run(wraps_expired, WrapsExpired(), slot)
+        replica.run(wraps_expired, WrapsExpired(interval=STEADY), slot)
     assert refused.value.reason is Reason.SUPERSEDED
     assert len(rows(sql, RUNS)) == 1
 

@@ -24,6 +24,7 @@ from tests.support.rows import column, insert_agent, rows
 from tests.sweeping.runs.looking import (
     PAST,
     RUNS,
+    STEADY,
     expired,
     now_slot,
     wrapped,
@@ -37,9 +38,9 @@ def test_a_failed_run_gives_its_slot_back_and_shows_no_row_content(replica: Repl
         " $$ BEGIN RAISE insufficient_privilege USING MESSAGE = 'no: ' || NEW.name; END $$"
     )
     sql.execute("CREATE TRIGGER refuse BEFORE UPDATE ON agents FOR EACH ROW EXECUTE FUNCTION refuse()")
-    slot = now_slot(sql)
+    slot = now_slot(sql, STEADY)
 
-    error = replica.fails(agents_stale, AgentsStale(), slot)
+    error = replica.fails(agents_stale, AgentsStale(interval=STEADY), slot)
 
     assert str(error) == "InsufficientPrivilege 42501"
     assert error.__cause__ is None
@@ -47,7 +48,7 @@ def test_a_failed_run_gives_its_slot_back_and_shows_no_row_content(replica: Repl
     (run,) = rows(sql, RUNS)
     assert (run["outcome"], run["error_class"], run["sqlstate"]) == ("failure", "InsufficientPrivilege", "42501")
     sql.execute("DROP TRIGGER refuse ON agents")
-    assert replica.run(agents_stale, AgentsStale(), slot).changed == 1
+    assert replica.run(agents_stale, AgentsStale(interval=STEADY), slot).changed == 1
     assert "canary" not in json.dumps([repr(replica.events), repr(rows(sql, RUNS)), str(error)])
 
 
@@ -59,13 +60,13 @@ def test_a_run_whose_last_commit_got_through_keeps_its_slot(replica: Replica, sq
         raise Unheard
 
     expired(sql, 10)
-    slot = now_slot(sql)
+    slot = now_slot(sql, STEADY)
     replica.runner.on_batch = unheard
-    replica.fails(wraps_expired, WrapsExpired(), slot)
+    replica.fails(wraps_expired, WrapsExpired(interval=STEADY), slot)
     assert sorted(run["outcome"] for run in rows(sql, RUNS)) == ["failure", "success"]
     replica.runner.on_batch = lambda _seconds: None
     with pytest.raises(NotDue):
-        replica.run(wraps_expired, WrapsExpired(), slot)
+        replica.run(wraps_expired, WrapsExpired(interval=STEADY), slot)
 
 
 def test_a_run_that_fails_by_a_lost_answer_reports_what_was_committed(replica: Replica, sql: Connection[Any]) -> None:
@@ -130,7 +131,7 @@ def test_a_slot_whose_failure_could_not_be_written_down_is_run_by_its_retry(
 ) -> None:
     """PostgreSQL went away in the middle of the run, and stayed away while the failure was to be written."""
     expired(sql, 300)
-    slot = now_slot(sql)
+    slot = now_slot(sql, STEADY)
 
     def gone(run: Run, sizer: BatchSizer) -> None:
         sizer.rows = 100
@@ -139,13 +140,13 @@ def test_a_slot_whose_failure_could_not_be_written_down_is_run_by_its_retry(
 
     with monkeypatch.context() as away:
         away.setattr(failures, "fail", lambda *_: (_ for _ in ()).throw(psycopg.OperationalError))
-        replica.fails(wrapped(wraps_expired, gone), WrapsExpired(), slot)
+        replica.fails(wrapped(wraps_expired, gone), WrapsExpired(interval=STEADY), slot)
     (run,) = rows(sql, RUNS)
     changed, rest = run["changed"], 300 - run["changed"]
     assert run["outcome"] == "running"
     assert 0 < changed < 300
 
-    assert replica.run(wraps_expired, WrapsExpired(), slot).changed == rest
+    assert replica.run(wraps_expired, WrapsExpired(interval=STEADY), slot).changed == rest
     assert [(run["outcome"], run["changed"]) for run in rows(sql, RUNS)] == [
         ("interrupted", changed),
         ("success", rest),

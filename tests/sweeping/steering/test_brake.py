@@ -20,6 +20,7 @@ from actors.secrets_stale import SecretsStale, secrets_stale
 from actors.wraps_expired import WrapsExpired, wraps_expired
 from app.core.errors import NotDue, Reason
 from app.core.events import Kind, Severity
+from app.core.values import format_duration
 from app.overview.model import State
 from app.overview.sources.standings import Watched
 from app.overview.watch import FleetWatch
@@ -28,6 +29,7 @@ from app.sweeping.actor import SweepActor
 from app.sweeping.lock import Refusal, Tick
 from app.sweeping.runner import RunFailed
 from app.sweeping.scans.due import Due
+from app.sweeping.schedule import moment
 from app.sweeping.steering import brake, pauses
 from app.sweeping.steering.limits import parse_brake
 from app.sweeping.steering.server import identity
@@ -35,7 +37,7 @@ from tests.support.replica import Replica
 from tests.support.rights.acl import as_user
 from tests.support.rows import FIXED, insert_environment, insert_secret, rows
 from tests.sweeping.steering.hand import WHO, hand
-from tests.sweeping.steering.test_by_hand import RUNS, STATE, back, current
+from tests.sweeping.steering.test_by_hand import RUNS, STATE, STEADY, back, current
 
 HOUR = timedelta(hours=1)
 NAME = "wraps-expired"
@@ -45,7 +47,7 @@ LEFT = "SELECT count(*) FROM secret_wraps"
 
 
 def braked_by(text: str) -> WrapsExpired:
-    return WrapsExpired(interval=HOUR, brake=parse_brake(text))
+    return WrapsExpired(interval=STEADY, brake=parse_brake(text))
 
 
 TENFOLD = braked_by("10x")
@@ -63,14 +65,14 @@ def history(sql: Connection[Any], *changed: int) -> None:
     """Have the slot before this one have been run, and earlier ones that have changed so many rows."""
     sql.execute(
         "INSERT INTO secrets_bridge_worker.sweep_run (name, slot, worker, started_at, outcome, changed)"
-        " SELECT %s, now() - n * interval '1 h', 'x', now() - n * interval '1 h', 'success', changed"
+        " SELECT %s, now() - n * %s, 'x', now() - n * interval '1 h', 'success', changed"
         " FROM unnest(%s::bigint[]) WITH ORDINALITY AS run (changed, n)",
-        [NAME, list(changed)],
+        [NAME, STEADY, list(changed)],
     )
     sql.execute(
         "INSERT INTO secrets_bridge_worker.sweep_state (name, last_slot, previous_slot, token)"
-        " VALUES (%s, date_bin('1 h', now(), 'epoch') - interval '1 h', 'epoch', 1)",
-        [NAME],
+        " VALUES (%s, %s, 'epoch', 1)",
+        [NAME, moment(current(sql)) - STEADY],
     )
 
 
@@ -78,7 +80,7 @@ def run(replica: Replica, settings: WrapsExpired = TENFOLD) -> int:
     """Run the current slot; return how many rows it changed, -1 when it is held."""
     replica.redis.flushall()
     with replica.runner.pool.connection() as connection:
-        slot = current(connection, HOUR)
+        slot = current(connection)
     try:
         return replica.run(wraps_expired, settings, slot).changed
     except NotDue as error:
@@ -121,7 +123,7 @@ def test_a_share_of_the_table_is_the_limit(replica: Replica, sql: Connection[Any
     """Also for a sweeper's very first run."""
     for number in range(100):
         insert_secret(sql, str(number), FIXED if number < due else LATER)
-    settings = SecretsStale(interval=HOUR, brake=parse_brake("25%,10x"))
+    settings = SecretsStale(interval=STEADY, brake=parse_brake("25%,10x"))
     if changed == due:
         assert replica.run(secrets_stale, settings).changed == due
         return
@@ -146,7 +148,7 @@ def test_it_is_told_once_in_public_words_and_every_replica_knows(replica: Replic
     with Replica(replica.runner.pool, replica.redis, lease=timedelta(minutes=1), name="test:2") as another:
         for each in (replica, another, replica):
             assert run(each) == -1
-            back(sql, "1 h")  # the next slot
+            back(sql, 1)  # the next slot
     (event,) = replica.events
     assert (event.severity, event.kind, event.title) == (Severity.ERROR, Kind.NOTICE, TITLE)
     assert event.detail == (
@@ -160,7 +162,7 @@ def test_it_is_told_once_in_public_words_and_every_replica_knows(replica: Replic
 def test_ticks_that_are_held_count_as_not_due_and_others_do_not_ask(replica: Replica, sql: Connection[Any]) -> None:
     history(sql, 100)
     expired(sql, 1_500)
-    slot = current(sql, HOUR)
+    slot = current(sql)
     tick = replica.acquire(wraps_expired, TENFOLD, slot)
     assert isinstance(tick, Tick)
     token = lock.current.set(tick)
@@ -177,7 +179,7 @@ def test_the_slots_that_it_held_are_no_catch_up_and_are_covered_in_the_end(
     expired(sql, 1_500)
     assert run(replica) == -1
     for _ in range(3):
-        back(sql, "1 h")
+        back(sql, 1)
         assert run(replica) == -1
     sql.execute("DELETE FROM secret_wraps WHERE id IN (SELECT id FROM secret_wraps LIMIT 900)")
     assert run(replica) == 600  # few enough again
@@ -214,7 +216,7 @@ def test_who_approves_has_it_run_at_once_and_is_written_down(replica: Replica, s
     assert (rows(sql, RUNS)[-1]["requested_by"], state(sql)["braked_for"]) == (WHO, None)
     assert state(sql)["approved_at"] is None  # it is done
     expired(sql, 1_500)
-    back(sql, "1 h")
+    back(sql, 1)
     assert run(replica, settings) == -1  # and holds for nothing else
 
 
@@ -225,11 +227,11 @@ def test_an_approval_holds_for_all_the_runs_that_it_takes_and_expires(replica: R
     replica.runner.budget = timedelta(milliseconds=1)
     assert hand(replica, wraps_expired, TENFOLD, approved=True).handed_over
     assert state(sql)["approved_by"] == WHO
-    back(sql, "1 h")
+    back(sql, 1)
     assert 0 < run(replica) < 5_000
     left = rows(sql, LEFT)[0]["count"]
     assert left > 1_000
-    back(sql, "1 h")
+    back(sql, 1)
     sql.execute("UPDATE secrets_bridge_worker.sweep_state SET approved_at = now() - interval '61 min'")
     replica.runner.budget = timedelta(hours=1)
     sql.execute("DELETE FROM secrets_bridge_worker.sweep_run WHERE changed > 100")
@@ -241,18 +243,18 @@ def test_an_approval_holds_for_all_the_runs_that_it_takes_and_expires(replica: R
 
 def test_a_catch_up_is_never_held_however_many_runs_it_takes(replica: Replica, sql: Connection[Any]) -> None:
     history(sql, 100)
-    back(sql, "2 h")
+    back(sql, 2)
     expired(sql, 5_000)
     replica.runner.budget = timedelta(milliseconds=1)
     assert run(replica) > 0
     assert rows(sql, RUNS)[-1]["covered"] == 2
     replica.runner.budget = timedelta(hours=1)
-    back(sql, "1 h")
+    back(sql, 1)
     sql.execute("DELETE FROM secrets_bridge_worker.sweep_run WHERE changed > 100")
     assert run(replica) > 1_000
     assert rows(sql, LEFT)[0]["count"] == 0
     expired(sql, 1_500)
-    back(sql, "1 h")
+    back(sql, 1)
     sql.execute("DELETE FROM secrets_bridge_worker.sweep_run WHERE changed > 100")
     assert run(replica) == -1
 
@@ -261,7 +263,7 @@ def test_a_clock_that_only_jumped_is_no_restore(replica: Replica, sql: Connectio
     history(sql, 100)
     assert run(replica) == 0
     assert state(sql)["server"] is not None
-    back(sql, "1000 h")
+    back(sql, 1000)
     expired(sql, 1_500)
     assert run(replica) == 1_500
 
@@ -275,7 +277,7 @@ def test_another_server_is_a_restored_backup_or_a_failover_and_its_catch_up_is_j
     known = state(sql)["server"]
     stored = server.replace("now", known.partition(":")[0])
     sql.execute("UPDATE secrets_bridge_worker.sweep_state SET server = %s", [stored])
-    back(sql, "3 h")
+    back(sql, 3)
     expired(sql, 1_500)
     assert run(replica) == -1
     assert "the database seems to be a restored backup" in replica.events[-1].detail
@@ -287,37 +289,37 @@ def test_another_server_is_a_restored_backup_or_a_failover_and_its_catch_up_is_j
 def test_a_mark_newer_than_the_ledger_is_a_restored_backup(replica: Replica, sql: Connection[Any]) -> None:
     history(sql, 100)
     assert run(replica) == 0
-    slot = current(sql, HOUR)
-    back(sql, "3 h")
+    slot = current(sql)
+    back(sql, 3)
     expired(sql, 1_500)
-    hour = 3_600_000_000
+    length = STEADY // timedelta(microseconds=1)
     replica.redis.flushall()
     tick = replica.acquire(wraps_expired, TENFOLD, slot)
     assert isinstance(tick, Tick)
     with pytest.raises(NotDue) as held:
-        replica.runner.run(wraps_expired, TENFOLD, replace(tick, mark=slot - 2 * hour))
+        replica.runner.run(wraps_expired, TENFOLD, replace(tick, mark=slot - 2 * length))
     assert held.value.reason is Reason.BRAKED
     sql.execute("UPDATE secrets_bridge_worker.sweep_state SET braked_at = NULL, braked_for = NULL")
-    assert replica.runner.run(wraps_expired, TENFOLD, replace(tick, mark=slot - 3 * hour)).sweep.changed == 1_500
+    assert replica.runner.run(wraps_expired, TENFOLD, replace(tick, mark=slot - 3 * length)).sweep.changed == 1_500
 
 
 def test_the_lock_tells_the_mark_that_redis_has(replica: Replica, sql: Connection[Any]) -> None:
-    replica.run(wraps_expired, TENFOLD, current(sql, HOUR))
-    tick = replica.locks.acquire(NAME, slot=None, sent=None, interval=HOUR)
+    replica.run(wraps_expired, TENFOLD, current(sql))
+    tick = replica.locks.acquire(NAME, slot=None, sent=None, interval=STEADY)
     assert isinstance(tick, Tick)
-    assert tick.mark == current(sql, HOUR)
+    assert tick.mark == current(sql)
 
 
 def test_what_was_paused_is_caught_up_although_its_ticks_were_marked(replica: Replica, sql: Connection[Any]) -> None:
     history(sql, 100)
     pauses.pause(sql, [NAME], HOUR, "x", "y")
-    slot = current(sql, HOUR)
+    slot = current(sql)
     with pytest.raises(NotDue):
         replica.run(wraps_expired, TENFOLD, slot)
-    back(sql, "3 h")
+    back(sql, 3)
     pauses.resume(sql, [NAME], "x")
     expired(sql, 1_500)
-    tick = replica.locks.acquire(NAME, slot=None, sent=None, interval=HOUR)
+    tick = replica.locks.acquire(NAME, slot=None, sent=None, interval=STEADY)
     assert isinstance(tick, Tick)
     assert replica.runner.run(wraps_expired, TENFOLD, replace(tick, mark=slot)).sweep.changed == 1_500
 
@@ -328,7 +330,7 @@ def test_without_the_setting_it_holds_nothing_and_lets_go_of_what_it_held(
     history(sql, 100)
     expired(sql, 1_500)
     assert run(replica) == -1
-    assert run(replica, WrapsExpired(interval=HOUR)) == 1_500
+    assert run(replica, WrapsExpired(interval=STEADY)) == 1_500
     assert state(sql)["braked_for"] is None
 
 
@@ -344,7 +346,7 @@ def test_what_cannot_be_counted_in_time_is_held_and_told(replica: Replica, sql: 
     expired(sql, 1)
     slow = Due("secret_wraps", "pg_sleep(600) IS NOT NULL", "expires_at")
     with capture_logs() as logs, pytest.raises(NotDue):
-        replica.run(replace(wraps_expired, due=lambda _own: slow), TENFOLD, current(sql, HOUR))
+        replica.run(replace(wraps_expired, due=lambda _own: slow), TENFOLD, current(sql))
     assert [record["sqlstate"] for record in logs if record["event"] == "rows that are due not counted"] == ["57014"]
     assert (state(sql)["braked_for"], state(sql)["braked_rows"]) == ("uncounted", None)
     (event,) = replica.events
@@ -376,7 +378,7 @@ def test_what_a_run_counts_under_another_name_is_what_is_usual_of_it(
         " SELECT 'u', %s, %s, 60, '2026-01-01Z', '{}' FROM generate_series(1, %s)",
         [project, environment, due],
     )
-    settings = RevealSessionsExpired(interval=HOUR, brake=parse_brake("10x"))
+    settings = RevealSessionsExpired(interval=STEADY, brake=parse_brake("10x"))
     if held:
         with pytest.raises(NotDue):
             replica.run(reveal_sessions_expired, settings)
@@ -396,7 +398,7 @@ def test_a_large_table_is_judged_by_its_statistics(replica: Replica, sql: Connec
         assert 2_400 < (brake._rows(cursor, "secret_wraps") or 0) < 2_800
     assert run(replica, braked_by("25%")) == 600
     sql.execute("UPDATE secret_wraps SET expires_at = '2026-01-01'")
-    back(sql, "1 h")
+    back(sql, 1)
     assert run(replica, braked_by("25%")) == -1
 
 
@@ -428,7 +430,7 @@ def test_the_gauge_shows_it_in_every_replica_and_nobody_asks_for_a_scheduler(
     history(sql, 100)
     expired(sql, 1_500)
     assert run(replica) == -1
-    back(sql, "10 h")
+    back(sql, 10)
     with ConnectionPool[Connection[Any]](database, kwargs={"autocommit": True}, min_size=0, max_size=1) as pool:
         watched = [Watched(NAME, "secret_wraps", HOUR)]
         watch = FleetWatch(pool, as_user(redis), watched, namespace="secrets-bridge", retention=HOUR)
@@ -438,9 +440,9 @@ def test_the_gauge_shows_it_in_every_replica_and_nobody_asks_for_a_scheduler(
     assert [record for record in logs if "overdue" in record["event"]] == []
 
 
-@pytest.mark.parametrize(("hours", "changed"), [(1, -1), (3, 5_000)])
+@pytest.mark.parametrize(("slots", "changed"), [(1, -1), (3, 5_000)])
 def test_a_run_that_failed_lets_no_mass_pass_and_each_slot_that_was_tried_in_vain_counts_once(
-    replica: Replica, sql: Connection[Any], database: str, hours: int, changed: int
+    replica: Replica, sql: Connection[Any], database: str, slots: int, changed: int
 ) -> None:
     history(sql, *(200,) * 20)
     replica.runner.lease = timedelta(seconds=3)
@@ -449,7 +451,7 @@ def test_a_run_that_failed_lets_no_mass_pass_and_each_slot_that_was_tried_in_vai
         with pytest.raises(RunFailed):
             run(replica)
     expired(sql, 5_000)
-    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - %s * interval '1 h'", [hours])
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - %s", [slots * STEADY])
     assert run(replica) == changed
 
 
@@ -470,10 +472,11 @@ def test_what_cannot_be_counted_is_held_whatever_the_reason(
 def test_a_hold_of_one_interval_ends_with_the_next_slot_however_late_that_is(
     replica: Replica, sql: Connection[Any]
 ) -> None:
-    settings = braked_by("10x,1h")
+    settings = braked_by(f"10x,{format_duration(STEADY)}")
     history(sql, 100)
     expired(sql, 1_500)
     assert run(replica, settings) == -1
-    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET braked_at = now() - interval '59 min 57 s'")
-    back(sql, "1 h")
+    almost = STEADY - timedelta(seconds=3)
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET braked_at = now() - %s", [almost])
+    back(sql, 1)
     assert run(replica, settings) == 1_500

@@ -23,12 +23,14 @@ from app.sweeping.schedule import microseconds, slot_at
 from app.sweeping.steering.order import Order
 from tests.support.replica import Replica
 from tests.support.rows import FIXED, insert_agent, insert_wrap, rows
+from tests.support.slots import steady
 from tests.support.waiting import HUNG
 from tests.sweeping.steering.hand import WHO, hand
 
 RUNS = "SELECT * FROM secrets_bridge_worker.sweep_run ORDER BY id"
 STATE = "SELECT * FROM secrets_bridge_worker.sweep_state"
-HOUR, DAYS = timedelta(hours=1), timedelta(days=3)
+STEADY = steady()
+SETTINGS = WrapsExpired(interval=STEADY)
 TICK = "{secrets-bridge:lock:worker:sweeper:wraps-expired}:tick"
 
 
@@ -36,20 +38,22 @@ def now(sql: Connection[Any]) -> int:
     return microseconds(rows(sql, "SELECT now()")[0]["now"])
 
 
-def current(sql: Connection[Any], interval: timedelta) -> int:
-    return slot_at(now(sql), interval)
+def current(sql: Connection[Any]) -> int:
+    """Return the slot of the steady cadence that is current by the database's clock."""
+    return slot_at(now(sql), STEADY)
 
 
-def back(sql: Connection[Any], length: str) -> None:
-    """Have all that was run have been run so much earlier."""
-    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - %s::interval", [length])
-    sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = slot - %s::interval", [length])
+def back(sql: Connection[Any], slots: float) -> None:
+    """Have all that was run have been run so many slots earlier."""
+    length = slots * STEADY
+    sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = last_slot - %s", [length])
+    sql.execute("UPDATE secrets_bridge_worker.sweep_run SET slot = slot - %s", [length])
 
 
 def test_its_slot_is_the_moment_at_which_it_begins_and_says_who_asked(replica: Replica, sql: Connection[Any]) -> None:
     insert_wrap(sql, FIXED)
     before = now(sql)
-    state = hand(replica, wraps_expired, WrapsExpired(interval=HOUR))
+    state = hand(replica, wraps_expired, SETTINGS)
     (run,) = rows(sql, RUNS)
     assert before < microseconds(run["slot"]) <= now(sql)
     assert run["slot"] == run["started_at"]
@@ -66,36 +70,34 @@ def test_a_run_of_a_tick_says_nobody(replica: Replica, sql: Connection[Any]) -> 
 def test_the_tick_of_its_slot_is_not_run_again_and_the_next_one_is(
     replica: Replica, sql: Connection[Any], redis: redis_py.Redis
 ) -> None:
-    hourly = WrapsExpired(interval=HOUR)
-    hand(replica, wraps_expired, hourly)
-    slot = current(sql, HOUR)
-    assert replica.acquire(wraps_expired, hourly, slot) is Refusal.DONE  # PostgreSQL is not asked
+    hand(replica, wraps_expired, SETTINGS)
+    slot = current(sql)
+    assert replica.acquire(wraps_expired, SETTINGS, slot) is Refusal.DONE  # PostgreSQL is not asked
     redis.flushall()
     with pytest.raises(NotDue) as refused:
-        replica.run(wraps_expired, hourly, slot)
+        replica.run(wraps_expired, SETTINGS, slot)
     assert refused.value.reason is Reason.SUPERSEDED
 
-    back(sql, "1 h")
+    back(sql, 1)
     redis.flushall()
-    replica.run(wraps_expired, hourly, current(sql, HOUR))
+    replica.run(wraps_expired, SETTINGS, current(sql))
     run = rows(sql, RUNS)[-1]
-    assert (microseconds(run["slot"]), run["covered"]) == (current(sql, HOUR), 0)
+    assert (microseconds(run["slot"]), run["covered"]) == (current(sql), 0)
 
 
 def test_the_mark_in_redis_is_that_of_its_slot_and_of_none_to_come(
     replica: Replica, sql: Connection[Any], redis: redis_py.Redis
 ) -> None:
-    hand(replica, wraps_expired, WrapsExpired(interval=HOUR))
-    assert int(redis.get(TICK) or 0) == current(sql, HOUR)
+    hand(replica, wraps_expired, SETTINGS)
+    assert int(redis.get(TICK) or 0) == current(sql)
 
 
 def test_after_the_tick_of_its_slot_it_runs_all_the_same_as_often_as_it_is_asked_for(
     replica: Replica, sql: Connection[Any]
 ) -> None:
-    hourly = WrapsExpired(interval=HOUR)
-    replica.run(wraps_expired, hourly, current(sql, HOUR))
+    replica.run(wraps_expired, SETTINGS, current(sql))
     for _ in range(3):
-        hand(replica, wraps_expired, hourly)
+        hand(replica, wraps_expired, SETTINGS)
     slots = [run["slot"] for run in rows(sql, RUNS)]
     assert slots == sorted(set(slots))
     assert len(slots) == 4
@@ -104,31 +106,29 @@ def test_after_the_tick_of_its_slot_it_runs_all_the_same_as_often_as_it_is_asked
 def test_it_covers_the_slots_that_nobody_ran_and_the_next_tick_none_of_them_again(
     replica: Replica, sql: Connection[Any], redis: redis_py.Redis
 ) -> None:
-    hourly = WrapsExpired(interval=HOUR)
-    replica.run(wraps_expired, hourly, current(sql, HOUR))
-    back(sql, "4 h")
+    replica.run(wraps_expired, SETTINGS, current(sql))
+    back(sql, 4)
     redis.flushall()
-    assert hand(replica, wraps_expired, hourly).claimed.claim.covered == 3
-    back(sql, "3 h")
+    assert hand(replica, wraps_expired, SETTINGS).claimed.claim.covered == 3
+    back(sql, 3)
     redis.flushall()
-    replica.run(wraps_expired, hourly, current(sql, HOUR))
+    replica.run(wraps_expired, SETTINGS, current(sql))
     assert [run["covered"] for run in rows(sql, RUNS)] == [0, 3, 2]
 
 
 def test_after_a_slot_that_was_claimed_early_it_gets_the_next_moment(replica: Replica, sql: Connection[Any]) -> None:
-    daily = WrapsExpired(interval=DAYS)
-    replica.run(wraps_expired, daily)
+    replica.run(wraps_expired, SETTINGS)
     sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = now() + interval '1 h'")
     (early,) = rows(sql, STATE)
-    state = hand(replica, wraps_expired, daily)
+    state = hand(replica, wraps_expired, SETTINGS)
     assert state.claimed.slot == microseconds(early["last_slot"]) + 1
     assert state.claimed.claim.covered == 0
 
 
 def test_a_clock_that_was_far_ahead_does_not_keep_it(replica: Replica, sql: Connection[Any]) -> None:
-    replica.run(wraps_expired, WrapsExpired(interval=HOUR))
+    replica.run(wraps_expired, SETTINGS)
     sql.execute("UPDATE secrets_bridge_worker.sweep_state SET last_slot = now() + interval '30 d'")
-    state = hand(replica, wraps_expired, WrapsExpired(interval=HOUR))
+    state = hand(replica, wraps_expired, SETTINGS)
     assert state.claimed.slot <= now(sql)
     assert microseconds(rows(sql, STATE)[0]["last_slot"]) == state.claimed.slot
 
@@ -137,30 +137,29 @@ def test_a_clock_that_was_far_ahead_does_not_keep_it(replica: Replica, sql: Conn
 def test_one_that_fails_gives_exactly_the_slot_before_back(
     replica: Replica, sql: Connection[Any], redis: redis_py.Redis, ran_before: bool
 ) -> None:
-    hourly = AgentsStale(interval=HOUR)
+    settings = AgentsStale(interval=STEADY)
     insert_agent(sql, "old", last_seen_at=FIXED)
     if ran_before:
-        replica.run(agents_stale, hourly, current(sql, HOUR))
-        back(sql, "90 min")  # not a slot of the cadence
+        replica.run(agents_stale, settings, current(sql))
+        back(sql, 1.5)  # not a slot of the cadence
         redis.flushall()
     last = [row["last_slot"] for row in rows(sql, STATE)]
     sql.execute("ALTER TABLE agents ADD CONSTRAINT no CHECK (status <> 'stale') NOT VALID")
     sql.execute("ALTER TABLE agents RENAME COLUMN status TO state")
     with pytest.raises(SweepFailed):
-        hand(replica, agents_stale, hourly)
+        hand(replica, agents_stale, settings)
     sql.execute("ALTER TABLE agents DROP CONSTRAINT no")
     (failed,) = (run for run in rows(sql, RUNS) if run["outcome"] == "failure")
     assert (failed["requested_by"], failed["sqlstate"]) == (WHO, "42703")
     (state,) = rows(sql, STATE)
     assert [state["last_slot"]] == (last or [rows(sql, "SELECT timestamptz 'epoch' AS never")[0]["never"]])
     sql.execute("ALTER TABLE agents RENAME COLUMN state TO status")
-    replica.run(agents_stale, hourly, current(sql, HOUR))  # the tick of its slot is not marked as done
+    replica.run(agents_stale, settings, current(sql))  # the tick of its slot is not marked as done
     assert [event.title for event in replica.events if event.title == "flag stale agents failed"] != []
 
 
 def test_one_that_fails_in_a_later_step_gives_it_back_as_well(replica: Replica, sql: Connection[Any]) -> None:
-    hourly = WrapsExpired(interval=HOUR)
-    replica.run(wraps_expired, hourly, current(sql, HOUR))
+    replica.run(wraps_expired, SETTINGS, current(sql))
     before = rows(sql, STATE)[0]["last_slot"]
     insert_wrap(sql, FIXED)
 
@@ -173,7 +172,7 @@ def test_one_that_fails_in_a_later_step_gives_it_back_as_well(replica: Replica, 
 
     replica.runner.on_progress = fail
     with pytest.raises(SweepFailed):
-        hand(replica, wraps_expired, hourly)
+        hand(replica, wraps_expired, SETTINGS)
     assert rows(sql, STATE)[0]["last_slot"] == before
 
 

@@ -12,7 +12,7 @@ import redis as redis_py
 from psycopg import Connection
 from psycopg_pool import ConnectionPool
 
-from actors.wraps_expired import WrapsExpired, wraps_expired
+from actors.wraps_expired import wraps_expired
 from app.core.errors import NotDue, Reason
 from app.overview.gauges import FleetGauges
 from app.overview.model import State
@@ -26,10 +26,9 @@ from tests.support.replica import Replica
 from tests.support.rights.acl import as_user
 from tests.support.rows import FIXED, column, insert_wrap, rows
 from tests.sweeping.steering.hand import hand
-from tests.sweeping.steering.test_by_hand import RUNS, STATE, back, current
+from tests.sweeping.steering.test_by_hand import RUNS, SETTINGS, STATE, back, current
 
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
-HOURLY = WrapsExpired(interval=HOUR)
 NAME = "wraps-expired"
 PAUSES = "SELECT * FROM secrets_bridge_worker.sweeper_pause ORDER BY id"
 
@@ -42,7 +41,7 @@ def pause(sql: Connection[Any], length: timedelta = HOUR, name: str = NAME) -> N
 def paused(replica: Replica, sql: Connection[Any]) -> bool:
     """Return whether the current tick finds its sweeper paused."""
     try:
-        replica.run(wraps_expired, HOURLY, current(sql, HOUR))
+        replica.run(wraps_expired, SETTINGS, current(sql))
     except NotDue as error:
         if error.reason is Reason.PAUSED:
             return True
@@ -67,29 +66,29 @@ def test_a_run_that_has_begun_goes_on(replica: Replica, sql: Connection[Any]) ->
         " expires_at) SELECT '\\x01', '\\x02', '\\x03', 'k', '\\x04', 1, '2026-01-01' FROM generate_series(1, 1200)"
     )
     replica.runner.on_batch = lambda _seconds: None if pauses.current(sql) else pause(sql)
-    assert replica.run(wraps_expired, HOURLY).changed == 1200
+    assert replica.run(wraps_expired, SETTINGS).changed == 1200
     assert rows(sql, RUNS)[0]["batches"] > 1
 
 
 def test_the_mark_keeps_other_replicas_from_asking_and_the_next_tick_after_it_runs_and_covers(
     replica: Replica, sql: Connection[Any]
 ) -> None:
-    replica.run(wraps_expired, HOURLY, current(sql, HOUR))
-    back(sql, "3 h")
+    replica.run(wraps_expired, SETTINGS, current(sql))
+    back(sql, 3)
     replica.redis.flushall()
     pause(sql)
-    slot = current(sql, HOUR)
-    tick = replica.acquire(wraps_expired, HOURLY, slot)
+    slot = current(sql)
+    tick = replica.acquire(wraps_expired, SETTINGS, slot)
     assert isinstance(tick, Tick)
     token = lock.current.set(tick)
-    outcome = SweepActor(replica.runner, wraps_expired, HOURLY).run()
+    outcome = SweepActor(replica.runner, wraps_expired, SETTINGS).run()
     lock.current.reset(token)
     replica.locks.release(tick, done=outcome.done, claimed=outcome.claimed)
-    assert replica.acquire(wraps_expired, HOURLY, slot) is Refusal.DONE
+    assert replica.acquire(wraps_expired, SETTINGS, slot) is Refusal.DONE
 
     assert pauses.resume(sql, [NAME], "another@desk") == [NAME]
     replica.redis.flushall()  # as if it were the next slot
-    replica.run(wraps_expired, HOURLY, slot)
+    replica.run(wraps_expired, SETTINGS, slot)
     assert rows(sql, RUNS)[-1]["covered"] == 2
     assert rows(sql, PAUSES)[0]["resumed_by"] == "another@desk"
 
@@ -114,9 +113,9 @@ def test_a_run_by_hand_may_be_made_all_the_same(replica: Replica, sql: Connectio
     insert_wrap(sql, FIXED)
     pause(sql)
     with pytest.raises(NotDue) as refused:
-        hand(replica, wraps_expired, HOURLY)
+        hand(replica, wraps_expired, SETTINGS)
     assert refused.value.reason is Reason.PAUSED
-    assert hand(replica, wraps_expired, HOURLY, despite_pause=True).sweep.changed == 1
+    assert hand(replica, wraps_expired, SETTINGS, despite_pause=True).sweep.changed == 1
     assert len(rows(sql, RUNS)) == 1
 
 
@@ -140,7 +139,7 @@ def test_old_ones_are_pruned_with_the_ledger_and_no_others(replica: Replica, sql
             " VALUES (%s, now() - interval '20 d', now() + %s::interval, 'x', %s, now() + %s::interval)",
             [NAME, until, reason, resumed],
         )
-    hand(replica, wraps_expired, HOURLY, despite_pause=True)
+    hand(replica, wraps_expired, SETTINGS, despite_pause=True)
     assert column(sql, "SELECT reason FROM secrets_bridge_worker.sweeper_pause ORDER BY id") == ["over", "holds"]
 
 
