@@ -138,6 +138,7 @@ class _Exporter(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans; those that cannot be sent are lost."""
+        self._session.reason = ""
         result = self._exporter.export(spans)
         if result is SpanExportResult.SUCCESS:
             if self._lost:
@@ -156,12 +157,13 @@ class _Exporter(SpanExporter):
 
 
 class _Session(requests.Session):
-    """Connections to the collector: no proxies and passwords of the environment; remembers how the last one went."""
+    """Connections to the collector: no proxies and passwords of the environment; remembers how the first one went."""
 
     def __init__(self) -> None:
         super().__init__()
         self.trust_env = False
-        #: A status, or the class of the error.
+        #: A status, or the class of the error, of the first request of an export. Later ones may have no time left, which
+        #: says nothing of the collector.
         self.reason = ""
 
     def request(self, *args: Any, **words: Any) -> requests.Response:
@@ -169,7 +171,7 @@ class _Session(requests.Session):
         try:
             response = super().request(*args, **words)
         except Exception as error:
-            self.reason = type(error).__name__
+            self.reason = self.reason or type(error).__name__
             raise
-        self.reason = str(response.status_code)
+        self.reason = self.reason or str(response.status_code)
         return response

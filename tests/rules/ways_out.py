@@ -198,7 +198,7 @@ def traces(given: Given) -> str:
         given.set(
             OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
             OTEL_EXPORTER_OTLP_CERTIFICATE=str(given.trusted.file),
-            OTEL_EXPORTER_OTLP_TIMEOUT="1",
+            OTEL_EXPORTER_OTLP_TIMEOUT="3",
         )
         exporter = _Exporter("")
         span = TracerProvider(shutdown_on_exit=False).get_tracer("x").start_span("x")
