@@ -162,8 +162,8 @@ class _Session(requests.Session):
     def __init__(self) -> None:
         super().__init__()
         self.trust_env = False
-        #: A status, or the class of the error, of the first request of an export. Later ones may have no time left, which
-        #: says nothing of the collector.
+        #: A status, or the class of the error, of the first request of an export. Later ones may have no time left,
+        #: which says nothing of the collector.
         self.reason = ""
 
     def request(self, *args: Any, **words: Any) -> requests.Response:

@@ -17,6 +17,7 @@ from app.storage.postgres import only_row
 from tests.chaos import preload
 from tests.chaos.faults import points
 from tests.chaos.faults.fault import ByTurns, counting
+from tests.support.processes import process_status
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:
@@ -226,9 +227,9 @@ def _count(deployment: Deployment, note: str, times: int) -> None:
 
 def _stand_still(processes: list[psutil.Process]) -> bool:
     """Return whether they have stopped, but for those that had ended already."""
-    still = {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}
+    still = {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
     for _ in range(100):  # the signal is on its way for a moment
-        if all(process.status() in still for process in processes):
+        if all(process_status(process.pid) in still for process in processes):
             return bool(processes)
         time.sleep(0.002)
     return False
