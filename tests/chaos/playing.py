@@ -95,9 +95,9 @@ def play(  # noqa: PLR0913 - what a round is played with
         found = history.read(deployment, watch, cadences, leftovers=leftovers, lease=made.lease, calm=calm)
         effects = dict(deployment.log.effects)
         played_on = versions(deployment)
-    too_few = [*deployment.log.broken, *_too_few(made, effects, seconds)]
+    missing = [*deployment.log.broken, *too_few(made.floors, effects, seconds)]
     violations = checks.run(found, timed=timed)
-    return Played(made.name, seed, seconds, found, effects, violations, too_few, made.text, played_on)
+    return Played(made.name, seed, seconds, found, effects, violations, missing, made.text, played_on)
 
 
 def _last(
@@ -132,7 +132,3 @@ def _go_on(deployment: Deployment, watch: Watch, baseline: Baseline, *, names: s
         if names <= since and baseline.held.keys() & held(deployment).keys():
             return
         time.sleep(0.1)
-
-
-def _too_few(made: Round, effects: Mapping[str, int], seconds: float) -> list[str]:
-    return too_few(made.floors, effects, seconds)
