@@ -220,7 +220,7 @@ _ADAPTED = (
     command = "fetch"
 end""",
     ),
-    (  # one command for all messages
+    (  # one command for all messages; and whoever takes some is known, also to a Redis that has forgotten who is there
         b"""    local message_ids = {}
     for i=1,prefetch do
         local message_id = redis.call("lpop", queue_full_name)
@@ -238,6 +238,7 @@ end""",
 
     if next(message_ids) ~= nil then
         redis.call("sadd", queue_acks, unpack(message_ids))
+        redis.call("zadd", heartbeats, "NX", timestamp, worker_id)
 """,
     ),
     (  # a look at the queues that there are, for KEYS
