@@ -43,6 +43,8 @@ class _Run:
     again: bool = False
     #: Slots after this one are its own no more: the fence was set back to there.
     until: int | None = None
+    #: Where the fence was set back to last before its claim, if ever.
+    back: int | None = None
 
     @property
     def own(self) -> bool:
@@ -108,7 +110,7 @@ class _Sweeper:
                 yield f"{self._of(claim)} was claimed after run {run.claim.run} had done it"
             else:
                 run.again = True
-        self._runs[claim.run] = _Run(claim)
+        self._runs[claim.run] = _Run(claim, back=self._back[1] if self._back[0] else None)
 
     def _end(self, change: Change) -> Iterator[str]:
         run = self._runs.get(change.after["id"])
@@ -138,15 +140,24 @@ class _Sweeper:
             reach = self._reach(run)
             if last is None:
                 if run.own:
+                    yield from self._first(run)
                     last = reach
-                    if run.claim.covered:
-                        yield f"{self._of(run.claim)} covers {run.claim.covered}, and is the first"
                 continue
             if reach <= last:
                 continue  # set back to before what others have taken
             found = [list(self._wrong(run, last, cadence)) for cadence in self._of_cadence(run.claim.change)]
             yield from min(found, key=len)
             last = reach
+
+    def _first(self, run: _Run) -> Iterator[str]:
+        """Judge the first one that stands: it covers nothing, or all from where the fence was set back to."""
+        if run.back is not None:
+            found = [
+                list(self._wrong(run, run.back - cadence, cadence)) for cadence in self._of_cadence(run.claim.change)
+            ]
+            yield from min(found, key=len)
+        elif run.claim.covered:
+            yield f"{self._of(run.claim)} covers {run.claim.covered}, and is the first"
 
     def _reach(self, run: _Run) -> int:
         """Return the end of what it has taken: its slot, or where the fence was set back to."""

@@ -14,7 +14,7 @@ from tests.chaos.checks.notifications import identity
 from tests.chaos.checks.transactions import SWEPT
 from tests.chaos.fault_log import Fault
 from tests.chaos.history import History, Received
-from tests.chaos.small.book import BEGAN, POLLER, SECOND, WRAPS, small
+from tests.chaos.small.book import BEGAN, POLLER, SECOND, WRAPS, Book, small
 from tests.chaos.small.edits import Mutation
 from tests.chaos.small.mutations import LATE, MUTATIONS
 from tests.chaos.small.wrong_locks import holding, released
@@ -94,6 +94,28 @@ def test_slots_that_a_clock_ahead_had_run_are_run_again_when_their_time_has_come
     book.step(7, 0, "success")
 
     assert checks.run(dataclasses.replace(book.history(), commits={})) == []
+
+
+@pytest.mark.parametrize(("slot", "covered"), [(9, 1), (609, 601)])
+@pytest.mark.parametrize(("more", "found"), [(0, set()), (1, {"slots"}), (-1, {"slots"})])
+def test_a_run_covers_all_since_a_clock_was_set_back_to_before_all_runs(
+    slot: int, covered: int, more: int, found: set[str]
+) -> None:
+    book = Book()
+    book.transaction(3600.5)
+    book.claim(1, WRAPS, 3600)
+    book.step(1, 0, "success")
+    book.transaction(8.1)
+    book.claim(2, WRAPS, 8)
+    book.run(1, outcome="interrupted")
+    book.transaction(8.3)
+    book.run(2, outcome="failure")
+    book.state(WRAPS, last_slot=(BEGAN + 7 * SECOND).isoformat())
+    book.transaction(slot + 0.1)
+    book.claim(3, WRAPS, slot, covered + more)
+    book.step(3, 0, "success")
+
+    assert {violation.check for violation in checks.run(dataclasses.replace(book.history(), commits={}))} == found
 
 
 def test_a_run_by_hand_serves_the_slot_that_it_lies_in() -> None:
