@@ -42,6 +42,8 @@ HERE = Path(__file__).parent
 CONTROL_PLANE = ROOT / "app" / "demo" / "control_plane.sql"
 ROLE = "secrets_bridge_worker_role"
 LEASE_SECONDS = 3.0
+#: Lines of a log that are shown of a process that has ended by itself.
+LAST_WORDS = 5
 COMMANDS = {
     "scheduler": SCHEDULER,
     "worker": (*WORKER, "--queues", "sweeps"),
@@ -298,4 +300,5 @@ class Deployment:
     def _note_death(self, name: str, process: Process) -> None:
         status = process.popen.poll()
         if status is not None and not self._orchestrator.boot_failed(process):
-            self.deaths.append(f"{name} ended by itself with status {status}")
+            said = process.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_WORDS:]
+            self.deaths.append("\n    ".join([f"{name} ended by itself with status {status}", *said]))
