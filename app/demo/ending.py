@@ -27,12 +27,13 @@ _asked = False
 _deferred = False
 
 # Waits for the end of its input, that is of the demo; then until PostgreSQL has gone, which the kernel has told to.
+# What was cut while it made its cluster may still write for a moment: then a directory is not empty once more.
 _SWEEP = """
 trap '' INT TERM HUP
 cat
 left=150
 while [ -e "$1/pg/data/postmaster.pid" ] && [ $left -gt 0 ]; do left=$((left - 1)); sleep 0.2; done
-rm -rf "$1"
+until rm -rf "$1" || [ $left -le 0 ]; do left=$((left - 1)); sleep 0.2; done
 """
 
 

@@ -53,7 +53,7 @@ def test_nothing_is_left_after(number: signal.Signals, status: int, directory: P
         assert child.stdout is not None
         assert child.stdout.readline() == b"up\n"
         started = psutil.Process(child.pid).children(recursive=True)
-        assert psutil.STATUS_STOPPED in {process_status(process.pid) for process in started}
+        eventually(lambda: psutil.STATUS_STOPPED in {process_status(process.pid) for process in started})
 
         child.send_signal(number)
 

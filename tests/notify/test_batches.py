@@ -21,7 +21,7 @@ from app.core.events import Event, Kind, Severity
 from app.notify import dead_letters, notifier
 from app.notify.delivery import send
 from app.notify.delivery.batch import ClaimedDelivery
-from app.notify.delivery.send import send_side_by_side
+from app.notify.delivery.send import SIDE_BY_SIDE, send_side_by_side
 from app.notify.delivery.settle import settle
 from app.notify.policy import BREAKER_FAILURES, MOST_AT_ONCE
 from app.notify.routing import targets
@@ -179,7 +179,8 @@ def test_a_breaker_that_opens_in_the_middle_stops_what_is_not_sent(harness: Open
     here.work()
     assert here.states["delivered"] == 20
     asked = here.states["pending server_error"]
-    assert BREAKER_FAILURES <= asked < 20  # with those that were under way
+    # Each of those side by side may have come late, and had the failures before it forgotten.
+    assert BREAKER_FAILURES <= asked <= SIDE_BY_SIDE * BREAKER_FAILURES
     assert here.states["pending"] == 70 - asked
     receiver.answer = Reply(200)
     here.later(HOUR)
