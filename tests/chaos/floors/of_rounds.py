@@ -32,7 +32,8 @@ KILL = (
     each(8, "kill in a transaction"),
     each(2, "kill at random", "kill at random: scheduler"),
     each(0.5, *_KILLED_ANYWHERE),
-    each(1, *_KILLED_AT, *_KILLED),
+    each(1, *_KILLED_AT),
+    some(4, *_KILLED),
 )
 STOPS = (
     each(20, "stop in a transaction"),
