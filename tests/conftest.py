@@ -31,9 +31,9 @@ from redis import backoff
 
 from app.core.logging import LogLines
 from app.demo.binaries import redis_programs
+from app.demo.ports import reserved_port
 from app.demo.servers import Postgres
 from app.storage import migrations
-from tests.support.ports import reserved_port
 from tests.support.replica import Replica
 from tests.support.rights.acl import GrantedRedis
 from tests.support.rights.grants import ROLE, as_role, granted

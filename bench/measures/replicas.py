@@ -13,12 +13,12 @@ import psutil
 import psycopg
 import redis as redis_py
 
+from app.demo.ports import reserved_port
 from bench.measurement import Arms, Figure, Measurement, NotHere, Size, measurement
 from bench.meters import family, family_cpu, one, proportional_mebibytes, rates
 from bench.receiver import receiver
 from bench.results import ROOT
 from bench.world import World, world
-from tests.support.ports import reserved_port
 from tests.support.processes import SCHEDULER, WORKER, Process
 from tests.support.waiting import eventually
 

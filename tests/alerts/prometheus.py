@@ -11,11 +11,11 @@ from typing import Any, Self
 
 import httpx
 
+from app.demo.ports import reserved_port
 from app.supervisor.parent_death import signal_at_parent_death
 from tests.alerts import rules
 from tests.alerts.rules import PACKAGE
 from tests.support.packages import program
-from tests.support.ports import reserved_port
 from tests.support.waiting import HUNG, eventually
 
 JOB = "worker"

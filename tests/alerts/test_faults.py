@@ -18,6 +18,7 @@ import redis as redis_py
 from psycopg import Connection
 
 from actors import SWEEPERS
+from app.demo.ports import reserved_port
 from app.demo.servers import Postgres
 from app.storage import migrations
 from tests.alerts import rules
@@ -26,7 +27,6 @@ from tests.alerts.prometheus import Alert, Prometheus
 from tests.conftest import CONTROL_PLANE
 from tests.support.http_server import Receiver, Reply
 from tests.support.packages import program
-from tests.support.ports import reserved_port
 from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
 from tests.support.rights.acl import GrantedRedis
 from tests.support.rights.grants import ROLE, as_role, grant, granted

@@ -15,10 +15,10 @@ from prometheus_client import REGISTRY
 
 from app.cli.main import main
 from app.core import metrics
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
 from tests.alerts import rules
 from tests.support.packages import program
-from tests.support.ports import reserved_port
 from tests.support.processes import QUICK, Process, environment
 from tests.support.waiting import HUNG_PROCESS, eventually
 

@@ -21,6 +21,7 @@ import psycopg
 import redis as redis_py
 from psycopg import Connection
 
+from app.demo.ports import reserved_port
 from app.demo.servers import Postgres, Redis
 from app.storage import migrations
 from tests.chaos import preload
@@ -32,7 +33,6 @@ from tests.chaos.surroundings.outside import Outside
 from tests.chaos.victims import Victims
 from tests.support.argocd import ON
 from tests.support.go_replica import Held
-from tests.support.ports import reserved_port
 from tests.support.processes import QUICK, ROOT, SCHEDULER, WORKER, Process, environment
 from tests.support.proxy import Proxy
 from tests.support.rights.acl import PASSWORD, USER, users

@@ -1,7 +1,7 @@
 """All faults at once, for a short while: what `make chaos` does for ten minutes a round.
 
-Redis's clock is left out here, and is in the rounds: a key that was set while that clock was ahead lives on for as long
-once it is set back, and a lock whose holder was killed meanwhile is held until then.
+Redis's clock is left out here, and is in the rounds: what Redis is to keep for a minute, such as that a connection
+rests which was just discovered, it keeps for as long as that clock was ahead.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.ports import reserved_port
+from app.demo.ports import reserved_port
 from tests.support.processes import BIN, ROOT, Process
 
 #: The newest commit of the release before this one, whose schema is a version behind. To be moved on with each release.

@@ -16,11 +16,11 @@ from psycopg import Connection
 
 from app import __version__
 from app.demo.binaries import postgres_programs
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
 from app.supervisor import procfile
 from tests.deploy import kustomize
 from tests.support.packages import program
-from tests.support.ports import reserved_port
 from tests.support.processes import ROOT, Process, environment
 from tests.support.rights.grants import as_role
 from tests.support.waiting import HUNG_PROCESS

@@ -13,8 +13,8 @@ from psycopg import Connection
 
 from actors import SWEEPERS
 from app.cli.checks.redis import acl_rules
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
-from tests.support.ports import reserved_port
 from tests.support.processes import QUICK, ROOT, SCHEDULER, WORKER, Process, environment, finished
 from tests.support.rights.acl import ACL, PASSWORD, USER, GrantedRedis
 from tests.support.rights.grants import as_role, grant

@@ -12,6 +12,7 @@ import pytest
 import redis as redis_py
 from psycopg import Connection
 
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
 from tests.deploy.container import Container
 from tests.deploy.dockerfile import Context, stages
@@ -19,7 +20,6 @@ from tests.deploy.image import Built, build
 from tests.deploy.kustomize import pods
 from tests.deploy.memory import limited
 from tests.deploy.namespaces import MountNamespace
-from tests.support.ports import reserved_port
 from tests.support.processes import QUICK, ROOT
 from tests.support.rows import FIXED, column, insert_agent, insert_wrap
 from tests.support.waiting import eventually

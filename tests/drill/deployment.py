@@ -15,10 +15,10 @@ import psycopg
 import redis as redis_py
 from psycopg import Connection
 
+from app.demo.ports import reserved_port
 from app.demo.servers import Postgres
 from app.storage import migrations
 from tests.support.http_server import Receiver
-from tests.support.ports import reserved_port
 from tests.support.processes import ROOT, SCHEDULER, WORKER, Process, environment, finished
 from tests.support.rights.acl import GrantedRedis
 from tests.support.rights.grants import granted

@@ -9,9 +9,9 @@ from typing import Self
 
 import psycopg
 
+from app.demo.ports import reserved_port
 from app.demo.servers import Postgres, Redis
 from app.storage import migrations
-from tests.support.ports import reserved_port
 
 CONTROL_PLANE = Path(__file__).parents[2] / "app" / "demo" / "control_plane.sql"
 

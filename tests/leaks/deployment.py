@@ -15,6 +15,7 @@ from typing import Any, Self
 import redis as redis_py
 from psycopg import Connection
 
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
 from app.storage import migrations
 from tests.leaks import places
@@ -27,7 +28,6 @@ from tests.leaks.planting.scene import Scene
 from tests.leaks.planting.servers import Interposer, StrictPostgres
 from tests.leaks.watching import Watch
 from tests.support.http_server import Receiver
-from tests.support.ports import reserved_port
 from tests.support.processes import ROOT, SCHEDULER, WORKER, Process, environment
 from tests.support.rights.grants import grant
 from tests.support.smtp_server import SmtpServer

@@ -18,10 +18,10 @@ from psycopg.rows import dict_row
 
 from actors.agents_stale import agents_stale
 from actors.wraps_expired import wraps_expired
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
 from app.overview.model import Blocker
 from app.overview.sources import backlogs, blockers, locks
-from tests.support.ports import reserved_port
 from tests.support.rows import FIXED, column, insert_agent, insert_wrap
 from tests.support.waiting import HUNG, eventually
 

@@ -15,9 +15,9 @@ from typing import Any, Self
 import httpx
 import pytest
 
+from app.demo.ports import reserved_port
 from app.supervisor.parent_death import signal_at_parent_death
 from tests.support.packages import program
-from tests.support.ports import reserved_port
 from tests.support.waiting import HUNG, eventually
 
 #: What keeps it from the network and from settings of anybody else.

@@ -21,12 +21,12 @@ from psycopg import Connection
 
 from app.demo import data
 from app.demo.argocd import Argocd
+from app.demo.ports import reserved_port
 from app.demo.receiver import Receiver
 from app.demo.servers import Postgres, Redis
 from app.demo.web import Answer, Web
 from app.storage import migrations
 from tests.page.browser import Browser
-from tests.support.ports import reserved_port
 from tests.support.processes import BIN, ROOT, Process, environment
 
 #: Seconds of life before the pictures; the last of them with a sweeper that fails.

@@ -14,8 +14,8 @@ import pytest
 import redis as redis_py
 from psycopg import Connection
 
+from app.demo.ports import reserved_port
 from tests.rules.sockets import family, listening
-from tests.support.ports import reserved_port
 from tests.support.processes import BIN, BY_FORK_SERVER, QUICK, ROOT, SCHEDULER, WORKER, Process, environment
 from tests.support.rights.acl import GrantedRedis
 from tests.support.rows import FIXED, column, insert_agent

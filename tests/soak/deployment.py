@@ -10,12 +10,12 @@ from typing import Self
 import psycopg
 import redis as redis_py
 
+from app.demo.ports import reserved_port
 from app.demo.servers import Postgres, Redis
 from app.storage import migrations
 from tests.soak import load, rates
 from tests.support import argocd
 from tests.support.http_server import Receiver, Reply, Seen
-from tests.support.ports import reserved_port
 from tests.support.processes import ROOT, Process, environment
 from tests.support.rights.acl import PASSWORD, users
 from tests.support.rights.grants import grant

@@ -13,6 +13,7 @@ import pytest
 import redis as redis_py
 
 from app.core.errors import BootError
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
 from app.storage import postgres
 from app.storage.postgres_dsn import parse_database_url
@@ -20,7 +21,6 @@ from app.storage.redis import connect
 from app.storage.redis_dsn import parse_redis_url
 from app.storage.settings import DatabaseSettings, RedisSettings
 from tests.storage.between import HAProxy, PgBouncer
-from tests.support.ports import reserved_port
 from tests.support.processes import environment, finished
 from tests.support.proxy import Proxy
 from tests.support.rights.grants import ROLE

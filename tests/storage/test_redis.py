@@ -16,13 +16,13 @@ import redis as redis_py
 
 from app.core.errors import BootError
 from app.demo.binaries import redis_programs
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
 from app.storage.redis import Client, check_shards, connect, queue_prefix
 from app.storage.redis_connection import time_limit
 from app.storage.redis_dsn import parse_redis_url
 from app.storage.redis_reasons import reason
 from app.storage.settings import DatabaseSettings, RedisSettings
-from tests.support.ports import reserved_port
 from tests.support.proxy import Proxy
 from tests.support.rights.acl import GrantedRedis
 from tests.support.waiting import HUNG, eventually

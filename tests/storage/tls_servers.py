@@ -11,9 +11,9 @@ from typing import Any
 
 import psycopg
 
+from app.demo.ports import reserved_port
 from app.demo.servers import Postgres, Redis, _other_user
 from tests.support.packages import postgres_with_tls, program
-from tests.support.ports import reserved_port
 from tests.support.tls import Authority
 
 # Who may come in, and how: postgres anyhow, the others by the way of their name, anybody else not at all.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from app.demo.ports import reserved_port
 from app.supervisor import health
 from tests.support.http_server import Receiver, Reply
-from tests.support.ports import reserved_port
 from tests.support.waiting import HUNG_PROCESS
 
 ROOT = Path(health.__file__).parents[2]

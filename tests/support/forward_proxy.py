@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
+from app.demo.ports import reserved_port
 from tests.support import packages
-from tests.support.ports import reserved_port
 from tests.support.waiting import HUNG, eventually
 
 

@@ -17,8 +17,8 @@ from typing import Any, Self
 import httpx
 import psutil
 
+from app.demo.ports import reserved_port
 from app.supervisor.parent_death import signal_at_parent_death
-from tests.support.ports import reserved_port
 from tests.support.waiting import HUNG, HUNG_PROCESS, eventually
 
 ROOT = Path(__file__).parents[2]

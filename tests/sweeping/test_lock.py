@@ -17,11 +17,11 @@ from redis.crc import key_slot
 from structlog.testing import capture_logs
 
 from app.core.errors import LeaseLost
+from app.demo.ports import reserved_port
 from app.sweeping import clocks
 from app.sweeping.lock import Locks, Refusal, Tick
 from app.sweeping.schedule import slot_at
 from app.sweeping.target_locks import RedisTargetLocks
-from tests.support.ports import reserved_port
 from tests.support.rights.acl import GrantedRedis, as_user
 from tests.support.slots import steady
 from tests.support.waiting import HUNG, eventually

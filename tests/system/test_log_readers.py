@@ -14,9 +14,9 @@ import psutil
 import pytest
 from psycopg import Connection
 
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
 from app.supervisor.parent_death import signal_at_parent_death
-from tests.support.ports import reserved_port
 from tests.support.processes import BIN, QUICK, ROOT, SCHEDULER, WORKER, Process, environment
 from tests.support.rows import column
 from tests.support.waiting import HUNG_PROCESS, eventually

@@ -19,10 +19,10 @@ import pytest
 import redis as redis_py
 from psycopg import Connection
 
+from app.demo.ports import reserved_port
 from app.demo.servers import Postgres, Redis
 from app.storage import migrations
 from tests.conftest import CONTROL_PLANE
-from tests.support.ports import reserved_port
 from tests.support.processes import BIN, BY_FORK_SERVER, PATIENT, QUICK, SCHEDULER, WORKER, Process, environment
 from tests.support.rights.grants import ROLE, as_role, granted
 from tests.support.rows import column, insert_wrap, rows

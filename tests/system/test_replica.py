@@ -17,9 +17,9 @@ import pytest
 import redis as redis_py
 from psycopg import Connection
 
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
 from tests.support.http_server import Receiver
-from tests.support.ports import reserved_port
 from tests.support.processes import QUICK, Process, environment, finished
 from tests.support.rows import FIXED, column, insert_agent
 from tests.support.waiting import HUNG, eventually

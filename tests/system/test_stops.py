@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import redis as redis_py
 
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
-from tests.support.ports import reserved_port
 from tests.support.processes import QUICK, SCHEDULER, WORKER, Process, environment
 from tests.support.rights.acl import GrantedRedis
 from tests.support.waiting import HUNG_PROCESS, eventually

@@ -11,10 +11,10 @@ import pytest
 import redis as redis_py
 from psycopg import Connection
 
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
 from tests.support.argocd import ON, TOKEN, Argo, document, insert_endpoint, insert_observations
 from tests.support.http_server import Receiver, Reply, Rude
-from tests.support.ports import reserved_port
 from tests.support.processes import PATIENT, QUICK, SCHEDULER, WORKER, Process, environment
 from tests.support.rows import FIXED, column, insert_agent
 from tests.support.waiting import eventually

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import redis
 
+from app.demo.ports import reserved_port
 from tests.chaos.faults.fault import ByTurns, counting
-from tests.support.ports import reserved_port
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Self
 
-from tests.support.ports import reserved_port
+from app.demo.ports import reserved_port
 
 #: What is done to a connection instead of passing it on, until the event is set.
 Treat = Callable[[socket.socket, threading.Event], None]

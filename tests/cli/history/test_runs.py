@@ -16,11 +16,11 @@ from rich.console import Console
 
 from app.cli.history import runs
 from app.cli.main import main
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
 from app.overview.history.recent import recent
 from app.overview.history.transaction import looking_back
 from tests.overview.ledger import Ledger
-from tests.support.ports import reserved_port
 
 Run = Callable[..., Result]
 MINUTE = timedelta(minutes=1)

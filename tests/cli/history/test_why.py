@@ -18,11 +18,11 @@ from psycopg.conninfo import make_conninfo
 
 from app.cli.main import main
 from app.core.values import format_duration
+from app.demo.ports import reserved_port
 from app.demo.servers import Redis
 from app.overview.words import length
 from app.sweeping.lock import lock_key
 from tests.overview.ledger import Ledger
-from tests.support.ports import reserved_port
 from tests.support.rows import column
 from tests.support.slots import steady
 from tests.support.waiting import HUNG, eventually
